@@ -1,0 +1,59 @@
+# Six commands; `make help` lists them. The environment lives in .venv and is renewed when settings.ini or setup.py change.
+SHELL := bash
+.DEFAULT_GOAL := help
+.PHONY: help demo test lab format docs bench
+
+PYTHON ?= 3.11
+BIN := .venv/bin
+READY := .venv/.installed
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+# Tests: no window opens, no GPU is used, and two notebooks at a time share the machine. Tests on the data sets run when
+# CELLSEG_DATA names their folder; those marked slow or gpu do not.
+test: export MPLBACKEND := Agg
+test: export OMP_NUM_THREADS := 1
+test: export TF_CPP_MIN_LOG_LEVEL := 3
+test: export CUDA_VISIBLE_DEVICES :=
+test: export CELLSEG_TESTS_STARTED := $(shell date +%s)
+
+help: ## list these commands
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+
+demo: $(READY) ## a real image: nuclei outlined, counted, measured and scored
+	@$(BIN)/cellseg demo
+
+test: $(READY) ## every notebook, then every test
+	@$(BIN)/nbdev_test --n_workers 2 --timing --flags "$(if $(CELLSEG_DATA),data)"
+	@$(BIN)/python -m pytest tests
+
+lab: $(READY) ## open the lessons in JupyterLab
+	@$(BIN)/jupyter lab --notebook-dir=nbs nbs/lessons
+
+format: $(READY) ## clean the notebooks; write the modules and README.md from them
+	@$(BIN)/nbdev_export
+	@$(BIN)/nbdev_clean
+	@$(BIN)/python -m cellseg_nb._docs_render
+
+docs: format ## the documentation site in _docs (needs Quarto)
+	@if quarto --version > /dev/null 2>&1; then \
+	  $(BIN)/nbdev_docs --n_workers 2; \
+	else \
+	  $(BIN)/python -m cellseg_nb._docs_render --pages && \
+	  echo "The pages are prepared in _proc. Quarto, which renders them, is missing: https://quarto.org/docs/get-started"; \
+	fi
+
+bench: $(READY) ## speed and memory beside other packages
+	@set -e; for script in tests/bench/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+# uv makes the environment. Where uv is missing, pip brings it; where pip may not install into the system's Python,
+# uv gets a folder of its own (.uv).
+$(READY): settings.ini setup.py
+	@set -e; \
+	if uv --version > /dev/null 2>&1; then uv=uv; \
+	elif python3 -m uv --version > /dev/null 2>&1; then uv="python3 -m uv"; \
+	elif python3 -m pip install --quiet uv 2> /dev/null; then uv="python3 -m uv"; \
+	else python3 -m venv .uv; .uv/bin/python -m pip install --quiet uv; uv=.uv/bin/uv; fi; \
+	echo "Installing into .venv; the first time this downloads a few GB ..."; \
+	test -x $(BIN)/python || $$uv venv --quiet --seed --python $(PYTHON) .venv; \
+	$$uv pip install --quiet --python $(BIN)/python -e '.[dev]'; \
+	touch $@

@@ -1,0 +1,428 @@
+"""The command `cellseg`, as a person uses it: results, error lines, exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from typer.testing import CliRunner
+
+import cellseg_nb
+from cellseg_nb.data.io import read_labels, write_image, write_labels
+from cellseg_nb.data.simulate import simulate_nuclei
+from cellseg_nb.run.cli import app
+
+BUNDLE = Path(cellseg_nb.__file__).parent / "bundles" / "nuclei" / "model.json"
+START = [sys.executable, "-c", "from cellseg_nb.run.cli import main; main()"]
+
+
+def run(*arguments, code=0):
+    """Run a verb in this process; errors must be free of tracebacks."""
+    result = CliRunner().invoke(app, [str(one) for one in arguments])
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result
+
+
+def error_of(*arguments, code=2):
+    """The only line on the error stream of a verb that fails."""
+    result = run(*arguments, code=code)
+    assert result.stderr.count("\n") == 1, result.stderr
+    return result.stderr.strip()
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Two simulated images with their truth."""
+    for number in (1, 2):
+        image, labels = simulate_nuclei((96, 112), n_nuclei=6, seed=number)
+        write_image(tmp_path / "images" / f"cell{number}.tif", image, "YX", pixel_size_um=0.5)
+        write_labels(tmp_path / "masks" / f"cell{number}_masks.tif", labels)
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+# --- start ---------------------------------------------------------------------------------------
+
+
+def test_help_is_quick_and_loads_nothing_heavy():
+    code = "import sys, cellseg_nb, cellseg_nb.run.cli; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    heavy = (
+        "torch fastai tensorflow monai pandas numba skimage matplotlib scipy numpy pydantic rich"
+    )
+    assert not set(heavy.split()) & set(loaded.stdout.split())
+    before = os.times()
+    subprocess.run([*START, "--help"], capture_output=True, check=True)
+    after = os.times()  # processor time, which other programs on the machine hardly change
+    used = (
+        after.children_user - before.children_user + after.children_system - before.children_system
+    )
+    assert used < 0.5
+
+
+def test_version_and_help_name_every_verb():
+    assert run("--version").stdout == f"cellseg {cellseg_nb.__version__}\n"
+    shown = run("--help").stdout
+    for verb in ("demo", "segment", "evaluate", "train", "data", "model"):
+        assert f"  {verb} " in shown
+
+
+@pytest.mark.parametrize(
+    "line", ["", "frobnicate", "segment", "segment a.tif --nonsense", "evaluate --truth x"]
+)
+def test_usage_errors_exit_2(line):
+    run(*line.split(), code=2)
+
+
+# --- segment -------------------------------------------------------------------------------------
+
+
+def test_segment_needs_no_option_but_the_model(images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = run("segment", images / "cell1.tif", "--model", "otsu")
+    assert "objects in 1 image\n" in shown.stdout and "cellseg_out" in shown.stdout
+    assert sorted(path.name for path in Path("cellseg_out").iterdir()) == [
+        ".resume",
+        "cell1_labels.tif",
+        "cell1_overlay.png",
+        "counts.csv",
+        "objects.csv",
+        "report.html",
+        "run.json",
+    ]
+
+
+def test_segment_tables_agree_with_the_label_images(images, out):
+    run("segment", images, "--out", out, "--model", "otsu")
+    counts, objects = pd.read_csv(out / "counts.csv"), pd.read_csv(out / "objects.csv")
+    assert list(counts["image"]) == ["cell1", "cell2"]
+    for row in counts.itertuples():
+        labels = read_labels(out / f"{row.image}_labels.tif")
+        assert (
+            labels.shape == (96, 112)
+            and labels.max() == row.count == (objects["image"] == row.image).sum()
+        )
+        assert row.density_per_mm2 == pytest.approx(row.count / (96 * 112 * 0.25e-6))
+    facts = json.loads((out / "run.json").read_text())
+    assert facts["model"]["name"] == "otsu" and facts["settings"]["min_area_px"] is None
+    assert len(facts["inputs"]) == 2 and len(facts["inputs"][0]["sha256"]) == 64
+    assert facts["versions"]["cellseg_nb"] == cellseg_nb.__version__
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/jpeg") == 2 and "http" not in page and "<script" not in page
+
+
+def test_bad_image_among_good_ones(images, out):
+    (images / "notes.tif").write_text("these are notes")
+    whole = (images / "cell1.tif").read_bytes()
+    (images / "broken.tif").write_bytes(whole[: len(whole) // 2])
+    result = run("segment", images, images / "gone.tif", "--out", out, "--model", "otsu", code=1)
+    assert "in 2 images" in result.stdout
+    lines = result.stderr.strip().split("\n")
+    assert len(lines) == 3
+    assert lines[0] == f"error: {images / 'gone.tif'}: there is no file or folder"
+    assert lines[1].startswith(f"error: {images / 'broken.tif'}: ") and "cut off" in lines[1]
+    assert lines[2].startswith(f"error: {images / 'notes.tif'}: cannot be read")
+    assert (out / "cell2_labels.tif").exists() and not (out / "broken_labels.tif").exists()
+    assert len(json.loads((out / "run.json").read_text())["failures"]) == 3
+    assert "Not done: 3" in (out / "report.html").read_text()
+
+
+def test_nothing_could_be_done(images, out, tmp_path):
+    line = error_of("segment", tmp_path / "none.tif", "--out", out, "--model", "otsu")
+    assert line == f"error: {tmp_path / 'none.tif'}: there is no file or folder"
+    assert not out.exists()
+    (tmp_path / "notes.tif").write_text("these are notes")
+    line = error_of("segment", tmp_path / "notes.tif", "--out", out, "--model", "otsu")
+    assert line.startswith(f"error: {tmp_path / 'notes.tif'}: cannot be read")
+    (tmp_path / "empty").mkdir()
+    assert "there is no image in the folder" in error_of(
+        "segment", tmp_path / "empty", "--model", "otsu"
+    )
+    line = error_of("segment", images, "--out", images / "cell1.tif", "--model", "otsu")
+    assert line == f"error: the output {images / 'cell1.tif'} is a file; name a folder"
+    assert "no model 'nucleus'" in error_of("segment", images, "--out", out, "--model", "nucleus")
+
+
+@pytest.mark.parametrize(
+    "options, reason",
+    [
+        (["--threshold", "2"], "threshold = 2.0: Input should be less than 1"),
+        (["--pixel-size", "0"], "pixel_size_um = 0.0: Input should be greater than 0"),
+        (["--min-area", "5", "--min-area-um2", "5"], "smallest area in px or in µm², not both"),
+        (["--tile", "64", "--overlap", "64"], "overlap_px must be smaller than tile_px"),
+        (["--z", "top"], "z = 'top'"),
+    ],
+)
+def test_settings_that_make_no_sense(images, out, options, reason):
+    assert reason in error_of("segment", images, "--out", out, *options)
+    assert not out.exists()
+
+
+def test_resume(images, out, monkeypatch):
+    from cellseg_nb.run import analyse
+
+    segment_file, done = analyse.segment_file, []
+
+    def stop_at_the_second(path, *arguments):
+        if done:
+            raise KeyboardInterrupt
+        done.append(path.name)
+        return segment_file(path, *arguments)
+
+    monkeypatch.setattr(analyse, "segment_file", stop_at_the_second)
+    stopped = run("segment", images, "--out", out, "--model", "otsu", code=130)
+    assert stopped.stderr.startswith("stopped; what was finished is kept")
+    monkeypatch.setattr(analyse, "segment_file", segment_file)
+    before = (out / "cell1_labels.tif").stat().st_mtime_ns
+    assert (
+        "in 2 images, 1 finished before"
+        in run("segment", images, "--out", out, "--model", "otsu").stdout
+    )
+    assert (out / "cell1_labels.tif").stat().st_mtime_ns == before
+    # other settings, another picture under the same path, and --overwrite are computed
+    again = run("segment", images, "--out", out, "--model", "otsu", "--min-area", 60)
+    assert "finished before" not in again.stdout
+    write_image(images / "cell1.tif", np.zeros((50, 50), np.uint16), "YX")
+    again = run("segment", images, "--out", out, "--model", "otsu", "--min-area", 60)
+    assert "1 finished before" in again.stdout
+    assert list(pd.read_csv(out / "counts.csv")["count"])[0] == 0
+    again = run("segment", images, "--out", out, "--model", "otsu", "--min-area", 60, "--overwrite")
+    assert "finished before" not in again.stdout
+
+
+def test_error_of_a_library_stops_one_image_only(images, out, monkeypatch):
+    from cellseg_nb.run import analyse
+
+    segment_file = analyse.segment_file
+
+    def fail_at_the_first(path, *arguments):
+        if path.name == "cell1.tif":
+            raise RuntimeError("out of\nmemory")
+        return segment_file(path, *arguments)
+
+    monkeypatch.setattr(analyse, "segment_file", fail_at_the_first)
+    line = error_of("segment", images, "--out", out, "--model", "otsu", code=1)
+    assert line == f"error: {images / 'cell1.tif'}: RuntimeError: out of memory"
+    assert (out / "cell2_labels.tif").exists()
+
+
+def test_equal_names_from_two_folders(images, out, tmp_path):
+    write_image(tmp_path / "other" / "cell1.png", np.zeros((20, 20), np.uint8), "YX")
+    line = error_of("segment", images, tmp_path / "other", "--out", out, "--model", "otsu")
+    assert line == (
+        f"error: {images / 'cell1.tif'} and {tmp_path / 'other' / 'cell1.png'} would both write "
+        "cell1_labels.tif; segment them into different output folders, or rename one"
+    )
+    run("segment", images, "--out", out, "--model", "otsu")
+    kept = (out / "cell1_labels.tif").read_bytes()
+    assert "another file of this name" in error_of(
+        "segment", tmp_path / "other", "--out", out, "--model", "otsu"
+    )
+    assert (out / "cell1_labels.tif").read_bytes() == kept
+
+
+def test_channels_planes_and_units(out, tmp_path):
+    image, _ = simulate_nuclei((64, 80), n_nuclei=4, seed=3)
+    stack = np.stack([image, image // 2])
+    write_image(tmp_path / "two.ome.tif", stack, "CYX", channels=["DAPI", "GFP"])
+    line = error_of("segment", tmp_path / "two.ome.tif", "--out", out, "--model", "otsu")
+    assert "DAPI" in line and "GFP" in line
+    for channel in ("DAPI", "0"):
+        run(
+            "segment",
+            tmp_path / "two.ome.tif",
+            "--out",
+            out,
+            "--model",
+            "otsu",
+            "--channel",
+            channel,
+        )
+    assert (out / "two_labels.tif").exists()
+    write_image(tmp_path / "deep.ome.tif", stack, "ZYX")
+    assert "z" in error_of("segment", tmp_path / "deep.ome.tif", "--out", out, "--model", "otsu")
+    run("segment", tmp_path / "deep.ome.tif", "--out", out, "--model", "otsu", "--z", "max")
+    tifffile.imwrite(tmp_path / "plain.tif", image)
+    small = [
+        "segment",
+        tmp_path / "plain.tif",
+        "--out",
+        out,
+        "--model",
+        "otsu",
+        "--min-area-um2",
+        "30",
+    ]
+    assert "needs the pixel size" in error_of(*small)
+    run(*small, "--pixel-size", "0.5")
+    areas = pd.read_csv(out / "objects.csv")["area_um2"]
+    assert len(areas) and areas.min() >= 30
+
+
+def test_colour_warns_once(out, tmp_path):
+    image, _ = simulate_nuclei((64, 80), n_nuclei=4, seed=3)
+    colour = np.stack([image // 300, image // 400, image // 500], axis=-1).astype(np.uint8)
+    for name in ("a", "b"):
+        write_image(tmp_path / "colour" / f"{name}.png", colour, "YXC")
+    shown = run("segment", tmp_path / "colour", "--out", out, "--model", "otsu")
+    assert shown.stderr.count("warning: ") == 1 and "2 of 2 images are in colour" in shown.stderr
+
+
+def test_names_are_escaped_in_the_report(images, out):
+    (images / "cell1.tif").rename(images / "<b>&1.tif")
+    run("segment", images, "--out", out, "--model", "otsu")
+    page = (out / "report.html").read_text()
+    assert "&lt;b&gt;&amp;1" in page and "<b>&1" not in page
+
+
+@pytest.mark.skipif(not BUNDLE.exists(), reason="the model nuclei is not in this version")
+def test_model_nuclei(images, out, tmp_path):
+    run("segment", images, "--out", out, "--diameter", 24)
+    shown = run(
+        "evaluate", "--truth", tmp_path / "masks", "--pred", out, "--json", tmp_path / "scores.json"
+    )
+    assert "AP@.5" in shown.stdout
+    assert json.loads((tmp_path / "scores.json").read_text())["groups"][0]["ap_50"] > 0.3
+    assert "nuclei " in run("model", "list").stdout
+    assert json.loads(run("model", "show", "nuclei").stdout)["licence"]
+
+
+# --- evaluate ------------------------------------------------------------------------------------
+
+
+def test_evaluate_by_group(images, out, tmp_path):
+    run("segment", images, "--out", out, "--model", "otsu")
+    (tmp_path / "index.csv").write_text("file,stain\ncell1,DAPI\ncell2,Hoechst\n")
+    shown = run(
+        *(
+            "evaluate",
+            "--truth",
+            tmp_path / "masks",
+            "--pred",
+            out,
+            "--json",
+            tmp_path / "scores.json",
+        ),
+        *("--index", tmp_path / "index.csv", "--by", "stain"),
+    )
+    rows = [line.split()[0] for line in shown.stdout.split("\n")[:4]]
+    assert rows == ["group", "DAPI", "Hoechst", "all"]
+    assert "pooled" in shown.stdout
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert [row["group"] for row in scores["groups"]] == ["DAPI", "Hoechst", "all"]
+    assert [row["stain"] for row in scores["images"]] == ["DAPI", "Hoechst"]
+
+
+def test_evaluate_refuses(images, out, tmp_path):
+    truth = tmp_path / "masks"
+    labels = read_labels(truth / "cell1_masks.tif")
+    # a float label image
+    tifffile.imwrite(tmp_path / "float.tif", labels.astype(np.float32))
+    line = error_of(
+        "evaluate", "--truth", truth / "cell1_masks.tif", "--pred", tmp_path / "float.tif"
+    )
+    assert line.startswith(f"error: {tmp_path / 'float.tif'} ") and "float32" in line
+    # another size: both files are named
+    write_labels(tmp_path / "small.tif", labels[:50])
+    line = error_of(
+        "evaluate", "--truth", truth / "cell1_masks.tif", "--pred", tmp_path / "small.tif"
+    )
+    assert line == (
+        f"error: {truth / 'cell1_masks.tif'} has shape (96, 112) and {tmp_path / 'small.tif'} has (50, 112); "
+        "truth and prediction must have the same size"
+    )
+    # a missing prediction
+    write_labels(tmp_path / "pred" / "cell1_labels.tif", labels)
+    line = error_of("evaluate", "--truth", truth, "--pred", tmp_path / "pred")
+    assert line == f"error: {tmp_path / 'pred'} has no prediction for 1 image: cell2"
+    shown = run("evaluate", "--truth", truth, "--pred", tmp_path / "pred", "--allow-missing")
+    assert "warning: 1 without prediction, counted as nothing found" in shown.stderr
+    # missing folder, missing column
+    assert "there is no file or folder" in error_of(
+        "evaluate", "--truth", truth, "--pred", tmp_path / "no"
+    )
+    (tmp_path / "index.csv").write_text("file,kind\ncell1,a\n")
+    index = ["evaluate", "--truth", truth, "--pred", truth, "--index", tmp_path / "index.csv"]
+    assert "has no column 'colour'; its columns are: file, kind" in error_of(
+        *index, "--by", "colour"
+    )
+    assert "has no row for 1 image: cell2" in error_of(*index, "--by", "kind")
+
+
+# --- train, data, model --------------------------------------------------------------------------
+
+
+def test_train_passes_configuration_and_names_wrong_keys(tmp_path, monkeypatch):
+    from cellseg_nb.train import learner
+
+    calls = []
+    monkeypatch.setattr(
+        learner, "train", lambda *arguments: calls.append(arguments) or "the folder"
+    )
+    config = tmp_path / "mine.yml"
+    config.write_text("name: mine\ntraining:\n  epochs: 3\n")
+    assert (
+        run("train", config, "training.epochs=5", "--out", tmp_path / "run", "--resume").stdout
+        == "model: the folder\n"
+    )
+    resolved, folder, resume = calls[0]
+    assert resolved.training.epochs == 5 and folder == tmp_path / "run" and resume
+    config.write_text("name: mine\ntraining:\n  epochen: 3\n")
+    line = error_of("train", config)
+    assert line.startswith(f"error: {config}: unknown key 'training.epochen'; allowed here: epochs")
+    assert "no configuration" in error_of("train", tmp_path / "none.yml")
+
+
+def test_data(tmp_path):
+    shown = run("data", "list").stdout
+    assert "dsb2018" in shown and "CC0" in shown
+    assert (Path(run("data", "get", "sample").stdout.strip()) / "img2d.tif").exists()
+    assert "there is no data set 'x'" in error_of("data", "get", "x")
+    simulate = [
+        "data",
+        "simulate",
+        "--images",
+        2,
+        "--size",
+        64,
+        "--nuclei",
+        4,
+        "--seed",
+        7,
+        "--out",
+    ]
+    run(*simulate, tmp_path / "a")
+    run(*simulate, tmp_path / "b")
+    for kind in ("images", "masks"):
+        names = [path.name for path in sorted((tmp_path / "a" / kind).iterdir())]
+        assert names == ["simulated0000.tif", "simulated0001.tif"]
+        for name in names:
+            first, second = (read_labels(tmp_path / folder / kind / name) for folder in "ab")
+            assert (first == second).all()
+
+
+def test_model_list_and_unknown_model():
+    assert "otsu" in run("model", "list").stdout
+    assert error_of("model", "show", "none").startswith("error: no model 'none'")
+
+
+def test_debug_shows_the_traceback_before_and_after_the_verb():
+    plain = subprocess.run([*START, "data", "get", "x"], capture_output=True, text=True)
+    assert plain.returncode == 2 and plain.stderr.startswith("error: there is no data set 'x'")
+    for arguments in (["--debug", "data", "get", "x"], ["data", "get", "x", "--debug"]):
+        debug = subprocess.run([*START, *arguments], capture_output=True, text=True)
+        assert (
+            debug.returncode != 0 and "Traceback" in debug.stderr and "ValueError" in debug.stderr
+        )
