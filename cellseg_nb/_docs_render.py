@@ -1,8 +1,8 @@
 """What the documentation needs beyond nbdev: parameter tables, introductions, sliders, README.md.
 
 Written by hand and imported only while documentation is made. settings.ini names `TableRenderer`,
-`keep_introduction` and `keep_widget_links`. `python -m cellseg_nb._docs_render` writes README.md
-from nbs/index.ipynb; with `--pages` it prepares the site's pages in _proc. Neither needs Quarto.
+`keep_introduction` and `keep_widget_links`. `python -m cellseg_nb._docs_render` drops the pictures
+of real cells from the notebooks and writes README.md from nbs/index.ipynb; with `--pages` it prepares the site's pages in _proc. Neither needs Quarto.
 """
 
 import inspect
@@ -12,12 +12,13 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-from execnb.nbio import mk_cell
+from execnb.nbio import mk_cell, read_nb, write_nb
 from fastcore.docments import DocmentTbl
 from nbdev.config import get_config
 from nbdev.processors import Processor
 from nbdev.showdoc import BasicMarkdownRenderer
 
+LIVE = "# Shown live only"
 SECTION = r"^{title}\n-+\n(.*?)(?=^\S[^\n]*\n-{{3,}}\n|\Z)"
 TITLE = re.compile(r"\s*# [^\n]*\n*(> [^\n]*\n*)*")
 RELATIVE_LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#|/)([^)\s]+)")
@@ -195,6 +196,17 @@ def write_readme():
     (config.config_path / "README.md").write_text(text, encoding="utf-8")
 
 
+def drop_live_pictures():
+    """Empty the outputs of cells that start with `LIVE`: the repository holds simulated pictures only."""
+    for path in sorted(get_config().nbs_path.rglob("*.ipynb")):
+        notebook = read_nb(path)
+        live = [cell for cell in notebook.cells if cell.source.startswith(LIVE)]
+        if any(cell.outputs for cell in live):
+            for cell in live:
+                cell.outputs = []
+            write_nb(notebook, path)
+
+
 def prepare_pages() -> Path:  # the folder _proc, from which Quarto renders the site
     """Do all of the documentation build that needs no Quarto: run nbdev's notebook processing."""
     from nbdev.quarto import refresh_quarto_yml
@@ -205,4 +217,8 @@ def prepare_pages() -> Path:  # the folder _proc, from which Quarto renders the 
 
 
 if __name__ == "__main__":
-    prepare_pages() if "--pages" in sys.argv else write_readme()
+    if "--pages" in sys.argv:
+        prepare_pages()
+    else:
+        drop_live_pictures()
+        write_readme()

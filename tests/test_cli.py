@@ -146,6 +146,7 @@ def test_nothing_could_be_done(images, out, tmp_path):
     (tmp_path / "notes.tif").write_text("these are notes")
     line = error_of("segment", tmp_path / "notes.tif", "--out", out, "--model", "otsu")
     assert line.startswith(f"error: {tmp_path / 'notes.tif'}: cannot be read")
+    assert not out.exists()
     (tmp_path / "empty").mkdir()
     assert "there is no image in the folder" in error_of(
         "segment", tmp_path / "empty", "--model", "otsu"

@@ -69,16 +69,6 @@ def test_import_loads_nothing_heavy(code):
     assert loaded.strip().splitlines()[-1] == "[]", f"loaded: {loaded}"
 
 
-def test_help_is_quick():
-    seconds = (
-        "import resource, subprocess\n"
-        f"subprocess.run([{str(BIN / 'cellseg')!r}, '--help'], check=True, capture_output=True)\n"
-        "used = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
-        "print(used.ru_utime + used.ru_stime)"
-    )
-    assert min(float(run_python(seconds)) for _ in range(3)) < 0.5
-
-
 # Versions that break without a word when they do not fit
 
 

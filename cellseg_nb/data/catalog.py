@@ -79,7 +79,7 @@ SIMULATED_SPLITS = {
     "test": (30_000, 40),
 }  # seed, images
 
-
+# %% ../../nbs/data/01_catalog.ipynb #cc32f2ee
 def datasets() -> dict[str, Dataset]:  # by name
     """List the data sets."""
     known = (
@@ -120,7 +120,7 @@ def datasets() -> dict[str, Dataset]:  # by name
     )
     return {one.name: one for one in known}
 
-
+# %% ../../nbs/data/01_catalog.ipynb #3df1b71d
 def _dataset(name):
     known = datasets()
     if name not in known:
@@ -163,7 +163,7 @@ def _sample_folder():
             return folder / "data" / "images"
     raise ImportError("the sample image comes with the package stardist: pip install stardist")
 
-
+# %% ../../nbs/data/01_catalog.ipynb #dd1f6d74
 def locate(
     name: str,  # data set
 ) -> Path | None:  # its folder; None = not on this computer
@@ -233,7 +233,7 @@ def _fetch_rest(address, part, progress, timeout):
                     progress(done, total)
     return total
 
-
+# %% ../../nbs/data/01_catalog.ipynb #3d47c88b
 def download(
     address: str,  # http or https
     path: str | Path,  # where to write it; its folder is made when missing
@@ -360,7 +360,7 @@ def _gray_if_gray(pixels):
         return np.ascontiguousarray(pixels[..., 0])
     return pixels
 
-
+# %% ../../nbs/data/01_catalog.ipynb #124e1f12
 def convert_dsb2018(
     source: str | Path,  # the unpacked archive: one folder per image, images/*.png and masks/*.png
     target: str | Path,  # becomes {train,test}/{images,masks}/<name>.png
@@ -446,7 +446,7 @@ def _simulated(seed):
     n_nuclei = int(np.random.default_rng(seed).integers(8, 31))
     return simulate_nuclei((256, 256), n_nuclei, seed=seed)
 
-
+# %% ../../nbs/data/01_catalog.ipynb #f07b142e
 @dataclass(frozen=True)
 class Sample:
     """One image of a data set, read when it is asked for.

@@ -185,7 +185,7 @@ def _arranged(path, pixels, axes, rgb):
     pixels = pixels.transpose(order)
     return pixels, "".join(axes[n] for n in order), rgb
 
-
+# %% ../../nbs/data/00_io.ipynb #8b52c639
 def _native(pixels):
     """In this computer's byte order (ImageJ writes the other one), black-and-white as 0 and 255."""
     if pixels.dtype == bool:
@@ -228,7 +228,7 @@ def _one_series(path, tif, series):
         raise ValueError(f"{path} holds {len(candidates)} images; choose with series=: {listed}")
     return candidates[series]
 
-
+# %% ../../nbs/data/00_io.ipynb #d310e939
 def _tiff_pixels(path, tif, axes, series):
     one = _one_series(path, tif, series)
     page = one.keyframe
@@ -268,7 +268,7 @@ def _opened_tiff(path):
     if trouble is not None:
         raise trouble
 
-
+# %% ../../nbs/data/00_io.ipynb #6e694c99
 def _read_tiff(path, axes, series):
     with _opened_tiff(path) as tif:
         one, page, pixels, named, rgb = _tiff_pixels(path, tif, axes, series)
@@ -339,7 +339,7 @@ def _readable(path):
         raise ValueError(f"{path} is empty (0 bytes)")
     return path
 
-
+# %% ../../nbs/data/00_io.ipynb #ea3dfb25
 def _decoded(path, read, *arguments):
     """Run a reader; what its library raises about broken content becomes a ValueError."""
     from PIL.Image import DecompressionBombError
@@ -367,7 +367,7 @@ def _decoded(path, read, *arguments):
             raise
         raise ValueError(f"{path} cannot be read: cut off or damaged ({error})") from error
 
-
+# %% ../../nbs/data/00_io.ipynb #91f0693a
 def read_image(
     path: str | Path,  # TIFF, ImageJ TIFF, OME-TIFF, PNG or JPEG
     axes: str | None = None,  # axes of the stored array, such as "ZYX"; None = as the file says
@@ -420,7 +420,7 @@ def _imagej_metadata(axes, edges, channels, shape):
         metadata["Labels"] = list(channels) * n_planes
     return metadata
 
-
+# %% ../../nbs/data/00_io.ipynb #750bd64d
 def _write_tiff(path, pixels, axes, edges, channels, rgb):
     import tifffile
 
@@ -446,7 +446,7 @@ def _write_tiff(path, pixels, axes, edges, channels, rgb):
     with atomic_path(path) as temporary:
         tifffile.imwrite(temporary, pixels, **options)
 
-
+# %% ../../nbs/data/00_io.ipynb #7c46e342
 def _write_png(path, pixels, axes, edges, channels):
     from PIL import Image as Picture
 
@@ -471,7 +471,7 @@ def _edges_to_write(pixel_size_um, axes):
         return (np.nan, *pixel_edges(tuple(pixel_size_um[1:]), 2))
     return pixel_edges(pixel_size_um, n_spatial)
 
-
+# %% ../../nbs/data/00_io.ipynb #d689f578
 def write_image(
     path: str | Path,  # .ome.tif, .tif or .png; its folder is made when missing
     pixels: np.ndarray,  # one axis per letter of `axes`
@@ -530,7 +530,7 @@ def _picture_labels(path, _):
     pixels = _picture_array(path, indices=True)
     return pixels, pixels.ndim == 3
 
-
+# %% ../../nbs/data/00_io.ipynb #c0b3b821
 def read_labels(
     path: str | Path,  # TIFF or PNG
     series: int | None = None,  # which image of a file that holds several; 0 is the first
@@ -563,7 +563,7 @@ def read_labels(
         )
     return check_labels(_native(pixels), str(path))
 
-
+# %% ../../nbs/data/00_io.ipynb #9ca43abb
 def write_labels(
     path: str | Path,  # .tif, .ome.tif, or .png for ids up to 65,535
     labels: np.ndarray,  # label image; integer; (Y, X) or (Z, Y, X)
@@ -622,7 +622,7 @@ def _plane_index(image, axis, index, word):
         raise ValueError(f"{where} has {size} {word}, counted from 0; there is no {option}={index}")
     return int(index)
 
-
+# %% ../../nbs/data/00_io.ipynb #51e676b2
 def select_plane(
     image: Image,
     channel: int | str | None = None,  # index from 0 or name; needed where there are several

@@ -68,7 +68,7 @@ def _place(labels, inside, mask, number, placed, overlap):
             return False
     return True
 
-
+# %% ../../nbs/data/02_simulate.ipynb #6dc7579f
 def _arrange(rng, shape, diameters, clustering, overlap, irregularity, min_visible_px):
     """Place nuclei one after the other; return the label image and where each lies."""
     labels, placed = np.zeros(shape, np.int32), []

@@ -72,7 +72,9 @@ def resize(
         return image.copy()
     zoom = np.array(shape) / image.shape
     if order > 0 and image.dtype != np.float32:
-        smooth = ndimage.zoom(image.astype(np.float32), zoom, order=order, grid_mode=True, mode="nearest")
+        smooth = ndimage.zoom(
+            image.astype(np.float32), zoom, order=order, grid_mode=True, mode="nearest"
+        )
         return smooth.astype(image.dtype)
     return ndimage.zoom(image, zoom, order=order, grid_mode=True, mode="nearest")
 

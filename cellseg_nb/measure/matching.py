@@ -13,6 +13,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
+from fastcore.basics import patch
 from numba import njit
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
@@ -39,7 +40,9 @@ def exact_threshold(
         else:
             exact = Fraction(str(threshold))
     except (ValueError, ArithmeticError, TypeError):
-        raise ValueError(f"an IoU threshold must be a number, such as 0.5; found {threshold!r}") from None
+        raise ValueError(
+            f"an IoU threshold must be a number, such as 0.5; found {threshold!r}"
+        ) from None
     if not 0 < exact <= 1:
         raise ValueError(f"an IoU threshold must be above 0 and at most 1; found {threshold}")
     return exact
@@ -104,7 +107,7 @@ def _runs(
     pixels = np.diff(ends, prepend=-1)
     return truth[ends].astype(np.uint64), pred[ends].astype(np.uint64), pixels.astype(np.uint64)
 
-
+# %% ../../nbs/measure/00_matching.ipynb #5975ee0e
 def count_pairs(
     truth: np.ndarray,  # label image; integer; (Y, X) or (Z, Y, X); 0 = background
     pred: np.ndarray,  # label image; integer; same shape
@@ -262,7 +265,14 @@ def _hits(
 # %% ../../nbs/measure/00_matching.ipynb #c83fdd67
 SCORES = ("ap", "precision", "recall", "f1", "pq", "mean_matched_iou")
 
+# %% ../../nbs/measure/00_matching.ipynb #02d73952
+def _ratio(matching: "Matching", part: np.ndarray, whole: np.ndarray | int) -> np.ndarray:
+    """Divide; 0/0 is 1 where both images are empty and 0 elsewhere."""
+    both_empty = float(matching.n_truth + matching.n_pred == 0)
+    ratio = np.full(len(matching.thresholds), both_empty)
+    return np.divide(part, whole, out=ratio, where=np.asarray(whole) > 0)
 
+# %% ../../nbs/measure/00_matching.ipynb #34c2f855
 @dataclass(frozen=True, eq=False)
 class Matching:
     """Hits, false alarms and misses at each IoU threshold, and the scores that follow from them."""
@@ -275,16 +285,10 @@ class Matching:
     n_truth: int  # true objects
     n_pred: int  # predicted objects
 
-    def _ratio(self, part: np.ndarray, whole: np.ndarray | int) -> np.ndarray:
-        """Divide; 0/0 is 1 where both images are empty and 0 elsewhere."""
-        both_empty = float(self.n_truth + self.n_pred == 0)
-        ratio = np.full(len(self.thresholds), both_empty)
-        return np.divide(part, whole, out=ratio, where=np.asarray(whole) > 0)
-
     @property
     def ap(self) -> np.ndarray:
         """AP@t = TP / (TP + FP + FN) at each threshold."""
-        return self._ratio(self.tp, self.tp + self.fp + self.fn)
+        return _ratio(self, self.tp, self.tp + self.fp + self.fn)
 
     @property
     def mean_ap(self) -> float:
@@ -294,49 +298,63 @@ class Matching:
     @property
     def precision(self) -> np.ndarray:
         """TP / (TP + FP): the part of the predicted objects that is right."""
-        return self._ratio(self.tp, self.n_pred)
+        return _ratio(self, self.tp, self.n_pred)
 
     @property
     def recall(self) -> np.ndarray:
         """TP / (TP + FN): the part of the true objects that was found."""
-        return self._ratio(self.tp, self.n_truth)
+        return _ratio(self, self.tp, self.n_truth)
 
     @property
     def f1(self) -> np.ndarray:
         """2 TP / (2 TP + FP + FN): the harmonic mean of precision and recall."""
-        return self._ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
+        return _ratio(self, 2 * self.tp, 2 * self.tp + self.fp + self.fn)
 
     @property
     def mean_matched_iou(self) -> np.ndarray:
         """Mean IoU of the matched pairs: how good the outlines of the hits are."""
-        return self._ratio(self.sum_iou, self.tp)
+        return _ratio(self, self.sum_iou, self.tp)
 
     @property
     def pq(self) -> np.ndarray:
         """Panoptic quality, F1 times mean matched IoU (Kirillov et al., CVPR 2019, equation 1)."""
-        return self._ratio(self.sum_iou, self.tp + (self.fp + self.fn) / 2)
+        return _ratio(self, self.sum_iou, self.tp + (self.fp + self.fn) / 2)
 
-    def at(self, threshold: float = 0.5) -> dict[str, float]:
-        """Counts and scores at one of the thresholds; ValueError when it was not asked for in `match`."""
-        exact = [exact_threshold(known) for known in self.thresholds]
-        if exact_threshold(threshold) not in exact:
-            raise ValueError(f"no scores at IoU {threshold}; there are {self.thresholds}")
-        position = exact.index(exact_threshold(threshold))
-        counts = {name: int(getattr(self, name)[position]) for name in ("tp", "fp", "fn")}
-        return counts | {name: float(getattr(self, name)[position]) for name in SCORES}
+# %% ../../nbs/measure/00_matching.ipynb #cdc35132
+@patch
+def at(
+    self: Matching,
+    threshold: float = 0.5,  # one of the IoU thresholds
+) -> dict[str, float]:  # counts and scores
+    """Counts and scores at one of the thresholds.
 
-    def table(self):
-        """Return all counts and scores as a pandas DataFrame with one row per threshold."""
-        import pandas as pd
+    Raises
+    ------
+    ValueError
+        The threshold was not asked for in `match`.
+    """
+    exact = [exact_threshold(known) for known in self.thresholds]
+    if exact_threshold(threshold) not in exact:
+        raise ValueError(f"no scores at IoU {threshold}; there are {self.thresholds}")
+    position = exact.index(exact_threshold(threshold))
+    counts = {name: int(getattr(self, name)[position]) for name in ("tp", "fp", "fn")}
+    return counts | {name: float(getattr(self, name)[position]) for name in SCORES}
 
-        columns = {name: getattr(self, name) for name in ("tp", "fp", "fn", *SCORES)}
-        return pd.DataFrame(columns, index=pd.Index(self.thresholds, name="iou_threshold"))
+
+@patch
+def table(self: Matching):  # pandas DataFrame, one row per threshold
+    """Return all counts and scores as a table."""
+    import pandas as pd
+
+    columns = {name: getattr(self, name) for name in ("tp", "fp", "fn", *SCORES)}
+    return pd.DataFrame(columns, index=pd.Index(self.thresholds, name="iou_threshold"))
 
 # %% ../../nbs/measure/00_matching.ipynb #e4ed3975
 def match(
     truth: np.ndarray,  # label image; integer; (Y, X) or (Z, Y, X); 0 = background
     pred: np.ndarray,  # label image; integer; same shape
-    thresholds: float | Iterable[float] = THRESHOLDS,  # IoU at which a pair counts as a hit; one or several
+    thresholds: float
+    | Iterable[float] = THRESHOLDS,  # IoU at which a pair counts as a hit; one or several
     ignore: np.ndarray | None = None,  # unknown pixels; bool; same shape
 ) -> Matching:
     """Match predicted with true objects, one to one, at each IoU threshold.
@@ -359,7 +377,9 @@ def match(
     tp = np.array([len(pairs) for pairs in hits])
     n_truth, n_pred = len(table.truth_ids), len(table.pred_ids)
     sum_iou = np.array([table.ious[pairs].sum() for pairs in hits])
-    return Matching(tuple(map(float, exact)), tp, n_pred - tp, n_truth - tp, sum_iou, n_truth, n_pred)
+    return Matching(
+        tuple(map(float, exact)), tp, n_pred - tp, n_truth - tp, sum_iou, n_truth, n_pred
+    )
 
 # %% ../../nbs/measure/00_matching.ipynb #6c0ce7b5
 def pool(
@@ -403,11 +423,16 @@ def matched_pairs(
     pred: np.ndarray,  # label image; integer; same shape
     threshold: float = 0.5,  # least IoU of a pair
     ignore: np.ndarray | None = None,  # unknown pixels; bool; same shape
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # true ids, their predicted partners, IoU of each pair
+) -> tuple[
+    np.ndarray, np.ndarray, np.ndarray
+]:  # true ids, their predicted partners, IoU of each pair
     """List the matched pairs, sorted by true id. Raises ValueError like `match`."""
     table = pairs_table(truth, pred, ignore)
     hits = _hits(table, exact_threshold(threshold))
-    truth_ids, pred_ids = table.truth_ids[table.truth_index[hits]], table.pred_ids[table.pred_index[hits]]
+    truth_ids, pred_ids = (
+        table.truth_ids[table.truth_index[hits]],
+        table.pred_ids[table.pred_index[hits]],
+    )
     return truth_ids, pred_ids, table.ious[hits]
 
 # %% ../../nbs/measure/00_matching.ipynb #f2563505
@@ -439,7 +464,7 @@ def _parts(
         parts.setdefault(int(outer[position]), []).append(int(inner[position]))
     return {holder: inside for holder, inside in parts.items() if len(inside) > 1}
 
-
+# %% ../../nbs/measure/00_matching.ipynb #d09fba9f
 def errors(
     truth: np.ndarray,  # label image; integer; (Y, X) or (Z, Y, X); 0 = background
     pred: np.ndarray,  # label image; integer; same shape
@@ -453,7 +478,10 @@ def errors(
     table = pairs_table(truth, pred, ignore)
     hits = _hits(table, exact_threshold(threshold))
     truth_ids, pred_ids = table.truth_ids[table.truth_index], table.pred_ids[table.pred_index]
-    truth_areas, pred_areas = table.truth_areas[table.truth_index], table.pred_areas[table.pred_index]
+    truth_areas, pred_areas = (
+        table.truth_areas[table.truth_index],
+        table.pred_areas[table.pred_index],
+    )
     merges = _parts(pred_ids, truth_ids, truth_areas, table.intersections)
     splits = _parts(truth_ids, pred_ids, pred_areas, table.intersections)
     known_truth = {*truth_ids[hits].tolist(), *splits, *sum(merges.values(), [])}

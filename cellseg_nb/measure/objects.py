@@ -54,13 +54,18 @@ def _intensities(
     name: str,  # ending of the column names: "" or "_DAPI"
 ) -> dict[str, np.ndarray]:
     """Measure one channel inside each object."""
-    names = {f"intensity_{statistic}": f"{statistic}_intensity{name}" for statistic in ("mean", "min", "max")}
+    names = {
+        f"intensity_{statistic}": f"{statistic}_intensity{name}"
+        for statistic in ("mean", "min", "max")
+    }
     measured = regionprops_table(labels, image, properties=list(names))
     columns = {column: measured[measure] for measure, column in names.items()}
     return columns | {f"sum_intensity{name}": measured["intensity_mean"] * areas_px}
 
 
-def _channels(image: np.ndarray, labels: np.ndarray, channels: Sequence[str] | None) -> dict[str, np.ndarray]:
+def _channels(
+    image: np.ndarray, labels: np.ndarray, channels: Sequence[str] | None
+) -> dict[str, np.ndarray]:
     """Take an image apart into channels, by the ending of their column names."""
     image = np.asarray(image)
     if image.dtype.kind not in "biuf":
@@ -75,11 +80,34 @@ def _channels(image: np.ndarray, labels: np.ndarray, channels: Sequence[str] | N
         )
     if channels is not None:
         if len(channels) != image.shape[-1]:
-            raise ValueError(f"channels names {list(channels)}, but image has {image.shape[-1]} channels")
+            raise ValueError(
+                f"channels names {list(channels)}, but image has {image.shape[-1]} channels"
+            )
         endings = [f"_{channel}" for channel in channels]
     return {ending: image[..., number] for number, ending in enumerate(endings)}
 
 # %% ../../nbs/measure/02_objects.ipynb #8e6eb34d
+def _places(
+    measured: dict[str, np.ndarray],  # from scikit-image: centroids in `unit`, bounding boxes in px
+    shape: tuple[int, ...],  # of the image
+    edges: tuple[float, ...],  # pixel edges in `unit`
+    unit: str,  # "px" or "um"
+) -> dict[str, np.ndarray]:  # columns
+    """Centroids, bounding boxes, and whether an object touches the border."""
+    axes, ndim = "zyx"[-len(shape) :], len(shape)
+    centroids = [measured[f"centroid-{position}"] for position in range(ndim)]
+    columns = {f"centroid_{axis}_px": c / edge for axis, c, edge in zip(axes, centroids, edges)}
+    if unit == "um":
+        columns |= {f"centroid_{axis}_um": centroid for axis, centroid in zip(axes, centroids)}
+    first = [measured[f"bbox-{position}"] for position in range(ndim)]
+    last = [measured[f"bbox-{position + ndim}"] - 1 for position in range(ndim)]
+    columns |= {f"{axis}_min_px": values for axis, values in zip(axes, first)}
+    columns |= {f"{axis}_max_px": values for axis, values in zip(axes, last)}
+    at_end = [values == length - 1 for values, length in zip(last, shape)]
+    columns["touches_border"] = np.any([values == 0 for values in first] + at_end, axis=0)
+    return columns
+
+# %% ../../nbs/measure/02_objects.ipynb #e0873164
 def object_table(
     labels: np.ndarray,  # label image; integer; (Y, X) or (Z, Y, X); 0 = background
     image: np.ndarray | None = None,  # intensities; same shape, or with channels as last axis
@@ -100,9 +128,12 @@ def object_table(
     edges = pixel_edges(pixel_size_um, labels.ndim)
     planes = {} if image is None else _channels(image, labels, channels)
     unit = "px" if edges is None else "um"
-    units = {"u": unit, "u2": "px" if edges is None else "um2", "u3": "px" if edges is None else "um3"}
+    units = {
+        "u": unit,
+        "u2": "px" if edges is None else "um2",
+        "u3": "px" if edges is None else "um3",
+    }
     edges = edges or (1.0,) * labels.ndim
-    axes = "zyx"[-labels.ndim :]
     shapes = dict(_SHAPES_2D if labels.ndim == 2 else _SHAPES_3D)
     square = len(set(edges)) == 1
 
@@ -114,16 +145,7 @@ def object_table(
         columns[name.format(**units)] = measured.get(shape, np.full(len(ids), np.nan))
     if labels.ndim == 2:
         columns["orientation_deg"] = (np.degrees(measured["orientation"]) + 90) % 180
-    for position, axis in enumerate(axes):
-        columns[f"centroid_{axis}_px"] = measured[f"centroid-{position}"] / edges[position]
-    if unit == "um":
-        columns |= {f"centroid_{axis}_um": measured[f"centroid-{position}"] for position, axis in enumerate(axes)}
-    first = [measured[f"bbox-{position}"] for position in range(labels.ndim)]
-    last = [measured[f"bbox-{position + labels.ndim}"] - 1 for position in range(labels.ndim)]
-    columns |= {f"{axis}_min_px": values for axis, values in zip(axes, first)}
-    columns |= {f"{axis}_max_px": values for axis, values in zip(axes, last)}
-    at_end = [values == length - 1 for values, length in zip(last, labels.shape)]
-    columns["touches_border"] = np.any([values == 0 for values in first] + at_end, axis=0)
+    columns |= _places(measured, labels.shape, edges, unit)
     areas_px = measured["area"] / np.prod(edges)
     for ending, plane in planes.items():
         columns |= _intensities(compact, plane, areas_px, ending)
@@ -148,15 +170,22 @@ def summary(
     quantity = "area" if len(shape) == 2 else "volume"
     size = f"{quantity}_px" if edges is None else f"{quantity}_um{len(shape)}"
     if size not in objects:
-        raise ValueError(f"objects has no column {size}; give summary the pixel_size_um that object_table was given")
+        raise ValueError(
+            f"objects has no column {size}; give summary the pixel_size_um that object_table was given"
+        )
     numbers = {"n_objects": len(objects), "n_touching_border": int(objects.touches_border.sum())}
     if edges is not None:
         field_mm = np.prod(np.multiply(shape, edges) / 1000)
-        numbers[f"density_per_mm{len(shape)}"] = float(len(objects) / field_mm) if field_mm else float("nan")
+        numbers[f"density_per_mm{len(shape)}"] = (
+            float(len(objects) / field_mm) if field_mm else float("nan")
+        )
     whole = objects[~objects.touches_border]
     diameter = "diameter_px" if edges is None else "diameter_um"
     for column in (size, diameter):
-        numbers |= {f"mean_{column}": float(whole[column].mean()), f"median_{column}": float(whole[column].median())}
+        numbers |= {
+            f"mean_{column}": float(whole[column].mean()),
+            f"median_{column}": float(whole[column].median()),
+        }
     return numbers
 
 # %% ../../nbs/measure/02_objects.ipynb #01f192d1
@@ -183,7 +212,9 @@ def count_interval(
     """
     counts = np.asarray(counts, float)
     if counts.ndim != 1 or len(counts) == 0 or not (counts >= 0).all():
-        raise ValueError(f"counts must be a list with the count of each image, 0 or more; found {counts.tolist()}")
+        raise ValueError(
+            f"counts must be a list with the count of each image, 0 or more; found {counts.tolist()}"
+        )
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, such as 0.95; found {confidence}")
     mean = float(counts.mean())

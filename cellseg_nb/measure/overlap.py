@@ -87,7 +87,13 @@ def _pixels(truth: np.ndarray, pred: np.ndarray, ignore_labels: Collection[int])
     pixels = pixels[kept].astype(float)
     _, truth_index = np.unique(truth_ids[kept], return_inverse=True)
     _, pred_index = np.unique(pred_ids[kept], return_inverse=True)
-    return pixels, np.bincount(truth_index, pixels), np.bincount(pred_index, pixels), truth_index, pred_index
+    return (
+        pixels,
+        np.bincount(truth_index, pixels),
+        np.bincount(pred_index, pixels),
+        truth_index,
+        pred_index,
+    )
 
 
 def variation_of_information(
@@ -124,7 +130,9 @@ def adapted_rand(
         An image is not a label image, or the shapes differ.
     """
     pixels, truth_areas, pred_areas, _, _ = _pixels(truth, pred, ignore_labels)
-    in_both, in_truth, in_pred = ((size * (size - 1)).sum() for size in (pixels, truth_areas, pred_areas))
+    in_both, in_truth, in_pred = (
+        (size * (size - 1)).sum() for size in (pixels, truth_areas, pred_areas)
+    )
     precision = in_both / in_pred if in_pred else 1.0
     recall = in_both / in_truth if in_truth else 1.0
     error = 1 - 2 * in_both / (in_truth + in_pred) if in_truth + in_pred else 0.0

@@ -50,7 +50,9 @@ def _stretched(
     image = image.astype(np.uint8) if image.dtype == bool else image
     colour = image.ndim == 3 and image.shape[-1] in (3, 4)
     if image.ndim != 2 and not colour:
-        raise ValueError(f"image must be (Y, X), or (Y, X, 3) for colour, but its shape is {image.shape}")
+        raise ValueError(
+            f"image must be (Y, X), or (Y, X, 3) for colour, but its shape is {image.shape}"
+        )
     image = image[..., :3] if colour else np.broadcast_to(image[..., None], (*image.shape, 3))
     if colour and image.dtype == np.uint8:
         return image.copy()
@@ -68,9 +70,13 @@ def _check_flat(labels: np.ndarray, image: np.ndarray, name: str) -> np.ndarray:
     """Check a label image for a 2D picture."""
     labels = check_labels(labels, name)
     if labels.ndim != 2:
-        raise ValueError(f"{name} must be (Y, X) for a picture, but its shape is {labels.shape}; choose one plane")
+        raise ValueError(
+            f"{name} must be (Y, X) for a picture, but its shape is {labels.shape}; choose one plane"
+        )
     if np.shape(image)[:2] != labels.shape:
-        raise ValueError(f"image {np.shape(image)} and {name} {labels.shape} must have the same height and width")
+        raise ValueError(
+            f"image {np.shape(image)} and {name} {labels.shape} must have the same height and width"
+        )
     return labels
 
 # %% ../../nbs/measure/03_plots.ipynb #05321323
@@ -109,7 +115,8 @@ def _round_length(most: float) -> float:
 def scale_bar(
     ax: Axes,  # axes that show an image in pixels
     pixel_size_um: PixelSize,  # pixel edge; µm
-    length_um: float | None = None,  # length of the bar; µm; None = a round number, about a fifth of the width
+    length_um: float
+    | None = None,  # length of the bar; µm; None = a round number, about a fifth of the width
     colour: str = "white",  # of bar and text
 ) -> None:
     """Draw a scale bar into the lower right corner.
@@ -128,9 +135,19 @@ def scale_bar(
     length = length_um / edges[-1] * np.sign(width)
     x, y, thickness = right - 0.04 * width - length, bottom + 0.04 * height, 0.012 * height
     ax.add_patch(Rectangle((x, y), length, thickness, color=colour, linewidth=0))
-    unit, factor = ("mm", 1e-3) if length_um >= 1000 else ("nm", 1e3) if length_um < 1 else ("µm", 1)
+    unit, factor = (
+        ("mm", 1e-3) if length_um >= 1000 else ("nm", 1e3) if length_um < 1 else ("µm", 1)
+    )
     text = f"{length_um * factor:g} {unit}"
-    ax.text(x + length / 2, y + 1.5 * thickness, text, color=colour, ha="center", va="bottom", fontsize=9)
+    ax.text(
+        x + length / 2,
+        y + 1.5 * thickness,
+        text,
+        color=colour,
+        ha="center",
+        va="bottom",
+        fontsize=9,
+    )
 
 # %% ../../nbs/measure/03_plots.ipynb #3b14735e
 class _Figure(Figure):
@@ -177,7 +194,13 @@ def show_overlay(
     return ax
 
 # %% ../../nbs/measure/03_plots.ipynb #07eef391
-KINDS = {"hits": "sky blue", "misses": "orange", "extras": "vermilion", "merges": "purple", "splits": "yellow"}
+KINDS = {
+    "hits": "sky blue",
+    "misses": "orange",
+    "extras": "vermilion",
+    "merges": "purple",
+    "splits": "yellow",
+}
 
 
 def _paint_outlines(canvas: np.ndarray, labels: np.ndarray, kinds: dict[str, list[int]]) -> None:
@@ -188,7 +211,7 @@ def _paint_outlines(canvas: np.ndarray, labels: np.ndarray, kinds: dict[str, lis
         chosen = np.isin(ids, members)
         canvas[y[chosen], x[chosen]] = COLOURS[KINDS[kind]]
 
-
+# %% ../../nbs/measure/03_plots.ipynb #33a05155
 def truth_against_prediction(
     image: np.ndarray,  # any numbers; (Y, X), or (Y, X, 3) for colour
     truth: np.ndarray,  # label image; integer; (Y, X); 0 = background
@@ -212,7 +235,9 @@ def truth_against_prediction(
     score = match(truth, pred, threshold, ignore)
     canvas = _stretched(image, 1.0, 99.8)
     joined, cut = sum(found.merges.values(), []), sum(found.splits.values(), [])
-    _paint_outlines(canvas, truth, {"misses": found.misses, "merges": joined, "splits": list(found.splits)})
+    _paint_outlines(
+        canvas, truth, {"misses": found.misses, "merges": joined, "splits": list(found.splits)}
+    )
     hits = [pred_id for _, pred_id in found.hits]
     kinds = {"hits": hits, "extras": found.extras, "merges": list(found.merges), "splits": cut}
     _paint_outlines(canvas, pred, kinds)
@@ -239,8 +264,12 @@ def f1_against_iou(
         matchings = {"": matchings}
     ax = _axes(ax, (5, 3.2))
     colours = label_colours(len(matchings)) / 255
-    for (name, matching), colour, marker in zip(matchings.items(), colours, "osD^v<>" * len(matchings)):
-        text = f"{name}, mean AP {matching.mean_ap:.2f}" if name else f"mean AP {matching.mean_ap:.2f}"
+    for (name, matching), colour, marker in zip(
+        matchings.items(), colours, "osD^v<>" * len(matchings)
+    ):
+        text = (
+            f"{name}, mean AP {matching.mean_ap:.2f}" if name else f"mean AP {matching.mean_ap:.2f}"
+        )
         ax.plot(matching.thresholds, matching.f1, color=colour, marker=marker, label=text)
     ax.set(xlabel="IoU threshold", ylabel="F1", ylim=(0, 1.02))
     ax.legend(frameon=False)

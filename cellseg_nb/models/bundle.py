@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 import cellseg_nb
-from ..core import atomic_path
+from ..core import atomic_path, explain_settings
 from .zoo import build_network
 
 # %% ../../nbs/models/02_bundle.ipynb #32f5468f
@@ -64,7 +64,7 @@ class Normalisation(BaseModel):
     low: float = Field(1.0, ge=0, le=100)
     high: float = Field(99.8, ge=0, le=100)
 
-
+# %% ../../nbs/models/02_bundle.ipynb #00033bc0
 class Specification(BaseModel):
     """Everything about a model but its weights.
 
@@ -108,7 +108,7 @@ class Specification(BaseModel):
     scores: dict[str, Any] = {}
     format_version: int = FORMAT_VERSION
 
-
+# %% ../../nbs/models/02_bundle.ipynb #c008be3a
 @dataclass(frozen=True)
 class Bundle:
     """A network ready to predict, with its specification and the folder it came from."""
@@ -173,7 +173,7 @@ def find_bundle(
         f"no model {str(model)!r}: neither a folder with model.json nor one of: {', '.join(known)}"
     )
 
-
+# %% ../../nbs/models/02_bundle.ipynb #f94ae542
 def read_specification(
     model: str | Path,  # name of a bundle of the package, or a folder
 ) -> Specification:
@@ -193,7 +193,9 @@ def read_specification(
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     version = fields.get("format_version") if isinstance(fields, dict) else None
     if not isinstance(version, int):
-        raise ValueError(f"{path} has no whole number format_version; it is not a model of cellseg_nb")
+        raise ValueError(
+            f"{path} has no whole number format_version; it is not a model of cellseg_nb"
+        )
     if version > FORMAT_VERSION:
         raise ValueError(
             f"{path} has format {version}, and this version of cellseg_nb reads up to "
@@ -202,10 +204,9 @@ def read_specification(
     try:
         return Specification(**fields)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"{path} is damaged: {problems}") from error
+        raise ValueError(f"{path}: {explain_settings(error, Specification)}") from error
 
-
+# %% ../../nbs/models/02_bundle.ipynb #5277e84e
 def load_bundle(
     model: str | Path = "nuclei",  # name of a bundle of the package, or a folder
 ) -> Bundle:  # network in float32, in evaluation mode

@@ -18,7 +18,13 @@ def build_network(
     in_channels: int = 1,  # channels of the picture
     out_channels: int = 3,  # pictures the network paints
     encoder_depth: int = 5,  # times the picture is halved
-    decoder_channels: tuple[int, ...] | None = (128, 64, 32, 16, 16),  # one per halving; None = usual
+    decoder_channels: tuple[int, ...] | None = (
+        128,
+        64,
+        32,
+        16,
+        16,
+    ),  # one per halving; None = usual
 ) -> nn.Module:  # takes float32 (N, C, Y, X), gives logits (N, out_channels, Y, X)
     """Build a network with random weights. Y and X must be multiples of `2**encoder_depth`.
 

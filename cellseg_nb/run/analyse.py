@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 import cellseg_nb
 from ..core import atomic_path, pixel_edges
@@ -45,7 +45,7 @@ from ..measure.objects import count_interval, object_table
 from ..measure.objects import summary as image_summary
 from ..measure.plots import overlay, truth_against_prediction
 from .evaluate import output_name, score_row
-from .report import format_number, report_page, thumbnail_uri
+from .report import FEW, format_number, report_page, thumbnail_uri
 from ..segment.watershed import objects_from_probabilities, otsu_watershed, tidy
 
 if TYPE_CHECKING:  # PyTorch takes seconds to load, and the classical method does without
@@ -521,6 +521,24 @@ class _Batch:
                 continue
             self.records[name] = record
 
+    def notes(self) -> list[str]:
+        """What a person should know although nothing went wrong."""
+        notes = []
+        n_colour = sum(record["colour"] for record in self.records.values())
+        if n_colour:
+            notes.append(
+                f"{n_colour} of {len(self.records)} images are in colour; their luminance was "
+                "segmented, choose a channel to use one colour"
+            )
+        others = {path.stem for path in self.out.glob(".resume/*.json")} - set(self.files)
+        if others and self.records:
+            notes.append(
+                f"{self.out} holds the results of {len(others)} other images too; the tables and "
+                "the report describe this call only. Name all inputs in one call to have them in "
+                "one table: what is finished is not computed again"
+            )
+        return notes
+
     def in_order(self) -> list[str]:
         """Finished images in the order of the inputs."""
         return [name for name in self.files if name in self.records]
@@ -583,13 +601,14 @@ def _run_facts(batch: _Batch) -> dict[str, Any]:
 
 # %% ../../nbs/run/00_analyse.ipynb #4c4d9e59
 def _thumbnails(batch: _Batch) -> dict[str, str]:
-    """Small pictures of the outlines, of the first images."""
-    from PIL import Image as Picture
-
+    """Pictures of the outlines, of the first images; large ones when there are few."""
+    names = batch.in_order()[:MOST_THUMBNAILS]
+    longest_px = 1000 if len(names) <= FEW else 360
     pictures = {}
-    for name in batch.in_order()[:MOST_THUMBNAILS]:
-        with Picture.open(batch.out / f"{name}_overlay.png") as picture:
-            pictures[name] = thumbnail_uri(np.asarray(picture.convert("RGB")))
+    for name in names:
+        drawn = read_image(batch.out / f"{name}_overlay.png").pixels
+        labels = read_labels(batch.out / f"{name}_labels.tif")
+        pictures[name] = thumbnail_uri(drawn, labels, longest_px)
     return pictures
 
 
@@ -658,7 +677,8 @@ def analyse(
 
     Writes `<name>_labels.tif` and `<name>_overlay.png` per image, and for the batch `objects.csv`,
     `counts.csv`, `run.json` and `report.html`. The tables and the report describe the images of
-    this call. Images that were finished with the same settings are not computed again.
+    this call; without a single finished image nothing is written. Images that were finished with
+    the same settings are not computed again.
 
     Raises
     ------
@@ -684,19 +704,14 @@ def analyse(
         batch.load_model()
     batch.compute(todo, mark)
     counts, objects = _counts_table(batch), _objects_table(batch)
-    facts = _run_facts(batch)
-    _write_text(out / "run.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     if len(counts):
+        facts = _run_facts(batch)
+        _write_text(out / "run.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
         _write_csv(out / "counts.csv", counts)
         _write_csv(out / "objects.csv", objects)
         _write_report(batch, counts, objects, facts)
-    n_colour = sum(batch.records[name]["colour"] for name in batch.in_order())
-    if n_colour:
-        warnings.warn(
-            f"{n_colour} of {len(counts)} images are in colour; their luminance was segmented, "
-            "choose a channel to use one colour",
-            stacklevel=2,
-        )
+    for note in batch.notes():
+        warnings.warn(note, stacklevel=2)
     return Summary(out, counts, objects, batch.failures, batch.resumed)
 
 # %% ../../nbs/run/00_analyse.ipynb #8c4d0019

@@ -14,18 +14,24 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
+from ..data.transforms import resize
+from ..measure.plots import overlay
+
 # %% ../../nbs/run/02_report.ipynb #56237206
 def thumbnail_uri(
     rgb: np.ndarray,  # picture; uint8; (Y, X, 3)
+    labels: np.ndarray,  # label image; integer; (Y, X)
     longest_px: int = 360,  # longest edge of the thumbnail; px
 ) -> str:  # "data:image/jpeg;base64,..."
-    """Shrink a picture and write it as text that fits into a web page."""
+    """Shrink a picture, outline the objects, and write it as text that fits into a web page."""
     from PIL import Image
 
-    picture = Image.fromarray(np.asarray(rgb, dtype=np.uint8))
+    picture = Image.fromarray(rgb)
     picture.thumbnail((longest_px, longest_px), Image.Resampling.LANCZOS)
+    small = np.asarray(picture)
+    small = overlay(small, resize(labels, small.shape[:2], order=0))
     memory = io.BytesIO()
-    picture.save(memory, "JPEG", quality=82, optimize=True)
+    Image.fromarray(small).save(memory, "JPEG", quality=82, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(memory.getvalue()).decode("ascii")
 
 # %% ../../nbs/run/02_report.ipynb #9e7c063d
@@ -116,11 +122,11 @@ h1 { font-size:clamp(1.5rem,4.5vw,2.2rem); line-height:1.2; margin:0 0 6px; lett
 h2 { font-size:1.12rem; margin:36px 0 12px; }
 p { margin:0 0 10px; } .soft, figcaption small { color:var(--soft); }
 a { color:var(--accent); }
-.tiles { display:grid; grid-template-columns:repeat(auto-fit,minmax(150px,1fr)); gap:12px; margin:22px 0 0; }
+.tiles { display:flex; flex-wrap:wrap; gap:12px; margin:22px 0 0; }
 .tile, .plot, .card, .box { background:var(--card); border:1px solid var(--line); border-radius:10px; }
-.tile { padding:14px 16px; } .tile b { display:block; font-size:1.6rem; line-height:1.2;
+.tile { flex:1 1 170px; max-width:420px; padding:14px 16px; } .tile b { display:block; font-size:1.6rem; line-height:1.2;
   font-variant-numeric:tabular-nums; } .tile span { color:var(--soft); font-size:.88rem; }
-.plots { display:grid; grid-template-columns:repeat(auto-fit,minmax(290px,1fr)); gap:14px; }
+.plots { display:flex; flex-wrap:wrap; gap:14px; } .plot { flex:1 1 290px; max-width:560px; }
 figure { margin:0; } .plot { padding:14px; } .plot figcaption { font-weight:600; margin-bottom:6px; }
 svg { width:100%; height:auto; display:block; } svg text { fill:var(--soft); font-size:13px; }
 svg line { stroke:var(--soft); } .bars rect { fill:var(--accent); }
@@ -132,11 +138,13 @@ th:first-child, td:first-child { text-align:left; white-space:normal; overflow-w
 th { color:var(--soft); font-weight:600; } tr:last-child td { border-bottom:0; }
 .meter { width:26%; min-width:90px; } .meter i { display:block; height:9px; border-radius:5px; background:var(--accent); }
 .gallery { display:grid; grid-template-columns:repeat(auto-fill,minmax(210px,1fr)); gap:14px; }
+.few { grid-template-columns:repeat(auto-fit,minmax(min(320px,100%),1fr)); }
 .card { overflow:hidden; } .card img { width:100%; height:210px; object-fit:contain; display:block; background:#000; }
+.few .card img { height:auto; max-height:80vh; }
 .card figcaption { padding:9px 12px; font-size:.88rem; overflow-wrap:anywhere; } .card small { display:block; }
 summary { cursor:pointer; font-weight:600; } pre { overflow-x:auto; font-size:.85rem; margin:12px 0 0; }
 details { padding:14px 18px; }
-@media (max-width:520px) { .gallery { grid-template-columns:repeat(2,1fr); gap:10px; } .card img { height:150px; }
+@media (max-width:520px) { .gallery:not(.few) { grid-template-columns:repeat(2,1fr); gap:10px; } .gallery:not(.few) img { height:150px; }
   .meter { display:none; } th, td { padding:7px 10px; } }
 @media print { body { background:#fff; } .card, .plot, .tile { break-inside:avoid; } }
 """
@@ -185,6 +193,9 @@ def _counts_table(counts: pd.DataFrame) -> str:
     )
 
 
+FEW = 3  # so many pictures are shown large
+
+
 def _gallery(counts: pd.DataFrame, thumbnails: dict[str, str]) -> str:
     """Every picture that has a thumbnail, with its name and count."""
     numbers = dict(zip(counts["image"], counts["count"]))
@@ -198,7 +209,8 @@ def _gallery(counts: pd.DataFrame, thumbnails: dict[str, str]) -> str:
     rest = (
         f'<p class="soft">{missing} more are in the folder beside this page.</p>' if missing else ""
     )
-    return f'<div class="gallery">{cards}</div>{rest}'
+    size = "gallery few" if len(thumbnails) <= FEW else "gallery"
+    return f'<div class="{size}">{cards}</div>{rest}'
 
 # %% ../../nbs/run/02_report.ipynb #ef0c1396
 def report_page(

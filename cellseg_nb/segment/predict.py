@@ -78,7 +78,7 @@ def choose_device(
         raise ValueError(f"device {device!r} is not available here; there is: auto, {here}")
     return torch.device(device)
 
-
+# %% ../../nbs/segment/00_predict.ipynb #9229b064
 def predict_tiles(
     image: np.ndarray,  # prepared picture; float32; (C, Y, X)
     network: torch.nn.Module,  # takes (1, C, tile, tile), gives logits (1, K, tile, tile)
@@ -116,7 +116,7 @@ def predict_tiles(
             total[window] += probability * (weight_y[:, None] * weight_x)
     return np.ascontiguousarray(total[:, :height, :width])
 
-
+# %% ../../nbs/segment/00_predict.ipynb #45444da4
 def _run(network: torch.nn.Module, tile: np.ndarray, place: torch.device) -> np.ndarray:
     """Probabilities of one tile."""
     batch = torch.from_numpy(np.ascontiguousarray(tile))[None]
@@ -131,7 +131,9 @@ def predict(
     tile_px: int = 1024,  # edge of a tile; px
     overlap_px: int = 128,  # shared by neighbouring tiles; px
     device: str = "auto",  # "auto", "cpu", "cuda", "mps"
-) -> np.ndarray:  # probabilities 0..1; float32; (C, Y, X), channels as in `bundle.specification.outputs`
+) -> (
+    np.ndarray
+):  # probabilities 0..1; float32; (C, Y, X), channels as in `bundle.specification.outputs`
     """Normalise a picture as the model expects and predict its probability maps.
 
     Raises

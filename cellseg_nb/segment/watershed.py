@@ -101,7 +101,9 @@ def otsu_watershed(
         The picture is empty or holds NaN or infinity.
     """
     if image.size == 0 or not np.isfinite(image).all():
-        raise ValueError(f"image has no pixels, or NaN or infinite ones; its shape is {image.shape}")
+        raise ValueError(
+            f"image has no pixels, or NaN or infinite ones; its shape is {image.shape}"
+        )
     smooth = gaussian(image.astype(np.float32), sigma_px, preserve_range=True)
     if smooth.min() == smooth.max():
         return np.zeros(image.shape, np.uint16)
