@@ -34,9 +34,12 @@ format: $(READY) ## clean the notebooks; write the modules and README.md from th
 	@$(BIN)/nbdev_clean
 	@$(BIN)/python -m cellseg_nb._docs_render
 
+# Pictures of real cells are not stored in the notebooks; the site shows them as this computer draws them.
 docs: format ## the documentation site in _docs (needs Quarto)
 	@if quarto --version > /dev/null 2>&1; then \
+	  grep -lr --include='*.ipynb' "Shown live only" nbs | xargs $(BIN)/jupyter nbconvert --to notebook --execute --inplace && \
 	  $(BIN)/nbdev_docs --n_workers 2; \
+	  $(BIN)/nbdev_clean; $(BIN)/python -m cellseg_nb._docs_render; \
 	else \
 	  $(BIN)/python -m cellseg_nb._docs_render --pages && \
 	  echo "The pages are prepared in _proc. Quarto, which renders them, is missing: https://quarto.org/docs/get-started"; \

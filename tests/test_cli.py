@@ -159,11 +159,11 @@ def test_nothing_could_be_done(images, out, tmp_path):
 @pytest.mark.parametrize(
     "options, reason",
     [
-        (["--threshold", "2"], "threshold = 2.0: Input should be less than 1"),
-        (["--pixel-size", "0"], "pixel_size_um = 0.0: Input should be greater than 0"),
+        (["--threshold", "2"], "threshold: Input should be less than 1 (it is 2.0)"),
+        (["--pixel-size", "0"], "Input should be greater than 0 (it is 0.0)"),
         (["--min-area", "5", "--min-area-um2", "5"], "smallest area in px or in µm², not both"),
         (["--tile", "64", "--overlap", "64"], "overlap_px must be smaller than tile_px"),
-        (["--z", "top"], "z = 'top'"),
+        (["--z", "top"], "(it is 'top')"),
     ],
 )
 def test_settings_that_make_no_sense(images, out, options, reason):
@@ -382,7 +382,7 @@ def test_train_passes_configuration_and_names_wrong_keys(tmp_path, monkeypatch):
     assert resolved.training.epochs == 5 and folder == tmp_path / "run" and resume
     config.write_text("name: mine\ntraining:\n  epochen: 3\n")
     line = error_of("train", config)
-    assert line.startswith(f"error: {config}: unknown key 'training.epochen'; allowed here: epochs")
+    assert line.startswith(f"error: {config}: training.epochen: unknown key; allowed here: epochs")
     assert "no configuration" in error_of("train", tmp_path / "none.yml")
 
 
@@ -408,7 +408,7 @@ def test_data(tmp_path):
     run(*simulate, tmp_path / "b")
     for kind in ("images", "masks"):
         names = [path.name for path in sorted((tmp_path / "a" / kind).iterdir())]
-        assert names == ["simulated0000.tif", "simulated0001.tif"]
+        assert names == ["nuclei_000.tif", "nuclei_001.tif"]
         for name in names:
             first, second = (read_labels(tmp_path / folder / kind / name) for folder in "ab")
             assert (first == second).all()

@@ -8,7 +8,6 @@ __all__ = ['CAICEDO', 'SIMULATED_SPLITS', 'Dataset', 'datasets', 'data_folder', 
 
 # %% ../../nbs/data/01_catalog.ipynb #190c635b
 import csv
-import hashlib
 import os
 import shutil
 import stat
@@ -26,6 +25,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 
+from ..core import file_sha256
 from .io import read_image, read_labels, write_image, write_labels
 
 # %% ../../nbs/data/01_catalog.ipynb #043fbf88
@@ -195,14 +195,6 @@ def state(
     return "here" if locate(name) else "will be downloaded"
 
 # %% ../../nbs/data/01_catalog.ipynb #c81c1dfb
-def _sha256(path):
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _fetch_rest(address, part, progress, timeout):
     """Append what is missing to `part`; return the full size, None = the server does not say it."""
     done = part.stat().st_size if part.exists() else 0
@@ -272,7 +264,7 @@ def download(
         raise ConnectionError(
             f"the download of {address} broke off ({reason}); calling again goes on from there"
         )
-    found = None if sha256 is None else _sha256(part)
+    found = None if sha256 is None else file_sha256(part)
     if found != sha256:
         part.unlink()
         raise ValueError(f"{address} has the checksum {found} and not {sha256}; it was deleted")

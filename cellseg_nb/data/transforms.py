@@ -61,22 +61,29 @@ def rescale(
     shape = tuple(max(1, round(size * f)) for size, f in zip(image.shape, factors))
     return resize(image, shape, order)
 
-
+# %% ../../nbs/data/04_transforms.ipynb #8cfe17ad
 def resize(
     image: np.ndarray,  # picture or label image; (Y, X) or (Z, Y, X)
     shape: tuple[int, ...],  # new shape
     order: int = 1,  # 1 = linear, for pictures; 0 = nearest, for labels
 ) -> np.ndarray:  # same number type; the new shape
-    """Resize to an exact shape, pixel centres kept in place (the corners of the frame stay)."""
+    """Resize to an exact shape; the frame of the picture stays the frame.
+
+    A picture that shrinks to less than half is smoothed first, so that nothing fine turns into
+    something coarse.
+    """
     if shape == image.shape:
         return image.copy()
     zoom = np.array(shape) / image.shape
-    if order > 0 and image.dtype != np.float32:
-        smooth = ndimage.zoom(
-            image.astype(np.float32), zoom, order=order, grid_mode=True, mode="nearest"
-        )
-        return smooth.astype(image.dtype)
-    return ndimage.zoom(image, zoom, order=order, grid_mode=True, mode="nearest")
+    if order == 0:
+        return ndimage.zoom(image, zoom, order=0, grid_mode=True, mode="nearest")
+    smooth = image.astype(np.float32)
+    if zoom.min() < 0.5:
+        smooth = ndimage.gaussian_filter(smooth, np.maximum(0, (1 / zoom - 1) / 2))
+    smooth = ndimage.zoom(smooth, zoom, order=order, grid_mode=True, mode="nearest")
+    if image.dtype.kind in "iu":
+        smooth = np.rint(smooth)
+    return smooth.astype(image.dtype)
 
 
 def fill_holes(

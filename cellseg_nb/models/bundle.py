@@ -10,17 +10,15 @@ __all__ = ['FORMAT_VERSION', 'BUNDLES', 'NetworkSettings', 'Normalisation', 'Spe
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import nn
 
 import cellseg_nb
 from ..core import atomic_path, explain_settings
-from .zoo import build_network
+
+if TYPE_CHECKING:  # PyTorch takes seconds to load, and a specification is read without it
+    from torch import nn
 
 # %% ../../nbs/models/02_bundle.ipynb #32f5468f
 FORMAT_VERSION = 1
@@ -113,14 +111,14 @@ class Specification(BaseModel):
 class Bundle:
     """A network ready to predict, with its specification and the folder it came from."""
 
-    network: nn.Module
+    network: "nn.Module"
     specification: Specification
     folder: Path
 
 # %% ../../nbs/models/02_bundle.ipynb #4339d173
 def save_bundle(
     folder: str | Path,  # where; made when missing, files in it replaced
-    network: nn.Module,  # trained network
+    network: "nn.Module",  # trained network
     specification: Specification,  # everything about it
 ) -> Path:  # the folder
     """Write `model.json` and half-precision `weights.safetensors`.
@@ -130,6 +128,9 @@ def save_bundle(
     ValueError
         A weight is NaN, or too large for half precision.
     """
+    import torch
+    from safetensors.torch import save
+
     folder = Path(folder)
     weights = {}
     for name, tensor in network.state_dict().items():
@@ -219,6 +220,11 @@ def load_bundle(
     ValueError
         Specification or weights are damaged or do not fit together.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from cellseg_nb.models.zoo import build_network
+
     folder = find_bundle(model)
     specification = read_specification(folder)
     network = build_network(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OTSU', 'Positive', 'SegmentSettings', 'segment_settings', 'Segmentation', 'smallest_area_px', 'segment_image',
-           'collect_inputs', 'file_sha256', 'model_facts', 'fingerprint', 'read_plane', 'segment_file', 'Summary',
-           'analyse', 'Demonstration', 'demo']
+           'collect_inputs', 'model_facts', 'fingerprint', 'read_plane', 'segment_file', 'Summary', 'analyse',
+           'Demonstration', 'demo']
 
 # %% ../../nbs/run/00_analyse.ipynb #c1d37b26
 import hashlib
@@ -27,11 +27,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tqdm import tqdm
 
 import cellseg_nb
-from ..core import atomic_path, pixel_edges
+from ..core import atomic_path, explain_settings, file_sha256, pixel_edges
 from ..data.catalog import samples
 from cellseg_nb.data.io import (
     Image,
     find_images,
+    image_stem,
     luminance,
     read_image,
     read_labels,
@@ -44,7 +45,7 @@ from ..measure.matching import match
 from ..measure.objects import count_interval, object_table
 from ..measure.objects import summary as image_summary
 from ..measure.plots import overlay, truth_against_prediction
-from .evaluate import output_name, score_row
+from .evaluate import score_row
 from .report import FEW, format_number, report_page, thumbnail_uri
 from ..segment.watershed import objects_from_probabilities, otsu_watershed, tidy
 
@@ -55,7 +56,7 @@ if TYPE_CHECKING:  # PyTorch takes seconds to load, and the classical method doe
 OTSU = "otsu"  # the classical method: threshold and watershed, no network
 Positive = Annotated[float, Field(gt=0)]
 
-
+# %% ../../nbs/run/00_analyse.ipynb #9e6e10ff
 class SegmentSettings(BaseModel):
     """How a file becomes a picture, and a picture becomes objects.
 
@@ -72,8 +73,7 @@ class SegmentSettings(BaseModel):
     pixel_size_um : float, (y, x) or None
         Edge of a pixel, µm. None = as the file says, or unknown.
     diameter_px : float or None
-        Typical diameter of an object in this image, px; the image is rescaled to what the model
-        was trained on. None = no rescaling.
+        Diameter of an object here, px; rescales the image to the model's. None = no rescaling.
     threshold : float or None
         Probability from which a pixel is foreground, 0..1. None = the model's own.
     min_area_px, min_area_um2 : float or None
@@ -96,7 +96,7 @@ class SegmentSettings(BaseModel):
     threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
     min_area_px: Annotated[float, Field(ge=0)] | None = None
     min_area_um2: Annotated[float, Field(ge=0)] | None = None
-    tile_px: int = Field(512, ge=32)
+    tile_px: int = Field(1024, ge=32)
     overlap_px: int = Field(128, ge=0)
     device: str = "auto"
 
@@ -122,15 +122,7 @@ def segment_settings(
     try:
         return SegmentSettings(**values)
     except ValidationError as error:
-        problems = []
-        for one in error.errors():
-            name = str(one["loc"][0]) if one["loc"] else ""
-            reason = one["msg"].removeprefix("Value error, ")
-            if one["type"] == "extra_forbidden":
-                reason = f"no such setting; there are: {', '.join(SegmentSettings.model_fields)}"
-            problem = f"{name} = {values[name]!r}: {reason}" if name else reason
-            problems.append(problem)
-        raise ValueError("; ".join(dict.fromkeys(problems))) from error
+        raise ValueError(explain_settings(error, SegmentSettings)) from error
 
 # %% ../../nbs/run/00_analyse.ipynb #3f995dfe
 class Segmentation(NamedTuple):
@@ -252,7 +244,7 @@ def collect_inputs(
             failures[str(one)] = _reason(one, error)
             continue
         for path in paths:
-            name = output_name(path)
+            name = image_stem(path)
             other = taken.setdefault(name.casefold(), path)
             if other.resolve() != path.resolve():
                 raise ValueError(
@@ -271,15 +263,6 @@ def _reason(path: str | Path, error: Exception) -> str:
     return text if expected and text else f"{type(error).__name__}: {text}"
 
 # %% ../../nbs/run/00_analyse.ipynb #0dd68cf6
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def model_facts(
     model: "str | Path | Bundle",  # name, folder, a loaded bundle, or "otsu"
 ) -> dict[str, Any]:  # name, SHA-256 of each file, and the settings it uses unless told otherwise
@@ -349,7 +332,7 @@ def read_plane(
         image = replace(image, pixels=image.pixels[..., 0], axes="YX", rgb=False, channels=None)
     return image
 
-
+# %% ../../nbs/run/00_analyse.ipynb #b6910736
 def segment_file(
     path: Path,  # an image file
     name: str,  # what its results are called
@@ -488,23 +471,6 @@ class _Batch:
         """Keep the reason why a file is not done."""
         self.failures[str(path)] = _reason(path, error)
 
-    def look_for_finished(self, mark: str, overwrite: bool) -> dict[str, str]:
-        """Hash every input; return name → hash of those to compute."""
-        todo = {}
-        for name, path in self.files.items():
-            try:
-                sha256 = file_sha256(path)
-                record = None if overwrite else _finished(self.out, name, path, sha256, mark)
-            except (OSError, ValueError) as error:
-                self.note_failure(path, error)
-                continue
-            if record is None:
-                todo[name] = sha256
-            else:
-                self.records[name] = record
-                self.resumed.append(name)
-        return todo
-
     def compute(self, todo: dict[str, str], mark: str) -> None:
         """Segment one file after the other; an unreadable one is noted and passed over."""
         for name, sha256 in tqdm(todo.items(), desc="segment", unit="image", disable=None):
@@ -521,29 +487,49 @@ class _Batch:
                 continue
             self.records[name] = record
 
-    def notes(self) -> list[str]:
-        """What a person should know although nothing went wrong."""
-        notes = []
-        n_colour = sum(record["colour"] for record in self.records.values())
-        if n_colour:
-            notes.append(
-                f"{n_colour} of {len(self.records)} images are in colour; their luminance was "
-                "segmented, choose a channel to use one colour"
-            )
-        others = {path.stem for path in self.out.glob(".resume/*.json")} - set(self.files)
-        if others and self.records:
-            notes.append(
-                f"{self.out} holds the results of {len(others)} other images too; the tables and "
-                "the report describe this call only. Name all inputs in one call to have them in "
-                "one table: what is finished is not computed again"
-            )
-        return notes
+# %% ../../nbs/run/00_analyse.ipynb #e99f601a
+def _look_for_finished(batch: _Batch, mark: str, overwrite: bool) -> dict[str, str]:
+    """Hash every input; return name → hash of those to compute."""
+    todo = {}
+    for name, path in batch.files.items():
+        try:
+            sha256 = file_sha256(path)
+            record = None if overwrite else _finished(batch.out, name, path, sha256, mark)
+        except (OSError, ValueError) as error:
+            batch.note_failure(path, error)
+            continue
+        if record is None:
+            todo[name] = sha256
+        else:
+            batch.records[name] = record
+            batch.resumed.append(name)
+    return todo
 
-    def in_order(self) -> list[str]:
-        """Finished images in the order of the inputs."""
-        return [name for name in self.files if name in self.records]
+
+def _in_order(batch: _Batch) -> list[str]:
+    """Finished images in the order of the inputs."""
+    return [name for name in batch.files if name in batch.records]
 
 # %% ../../nbs/run/00_analyse.ipynb #ff6d15e2
+def _notes(batch: _Batch) -> list[str]:
+    """What a person should know although nothing went wrong."""
+    notes = []
+    n_colour = sum(record["colour"] for record in batch.records.values())
+    if n_colour:
+        notes.append(
+            f"{n_colour} of {len(batch.records)} images are in colour; their luminance was "
+            "segmented, choose a channel to use one colour"
+        )
+    others = {path.stem for path in batch.out.glob(".resume/*.json")} - set(batch.files)
+    if others and batch.records:
+        notes.append(
+            f"{batch.out} holds the results of {len(others)} other images too; the tables and "
+            "the report describe this call only. Name all inputs in one call to have them in "
+            "one table: what is finished is not computed again"
+        )
+    return notes
+
+# %% ../../nbs/run/00_analyse.ipynb #4c4d9e59
 VERSIONS_OF = ("cellseg_nb", "numpy", "scipy", "scikit-image", "tifffile", "torch")
 MOST_THUMBNAILS = 200
 BOOTSTRAP_SEED = 0
@@ -552,7 +538,7 @@ BOOTSTRAP_SEED = 0
 def _counts_table(batch: _Batch) -> pd.DataFrame:
     """One row per image."""
     rows = []
-    for name in batch.in_order():
+    for name in _in_order(batch):
         record = batch.records[name]
         numbers = dict(record["summary"])
         edge_y, edge_x = record["pixel_size_um"] or (np.nan, np.nan)
@@ -567,12 +553,12 @@ def _objects_table(batch: _Batch) -> pd.DataFrame:
     """All objects of all images."""
     tables = [
         pd.read_csv(_record_path(batch.out, name, ".csv"), dtype={"image": str})
-        for name in batch.in_order()
+        for name in _in_order(batch)
     ]
     filled = [table for table in tables if len(table)]
     return pd.concat(filled or tables[:1], ignore_index=True) if tables else pd.DataFrame()
 
-
+# %% ../../nbs/run/00_analyse.ipynb #a06d512b
 def _run_facts(batch: _Batch) -> dict[str, Any]:
     """Everything needed to repeat the run."""
     device = "cpu"
@@ -582,7 +568,7 @@ def _run_facts(batch: _Batch) -> dict[str, Any]:
         device = str(choose_device(batch.settings.device))
     inputs = [
         {"image": name, **{key: batch.records[name][key] for key in ("file", "sha256", "seconds")}}
-        for name in batch.in_order()
+        for name in _in_order(batch)
     ]
     return {
         "model": model_facts(batch.model),
@@ -599,10 +585,10 @@ def _run_facts(batch: _Batch) -> dict[str, Any]:
         "failures": batch.failures,
     }
 
-# %% ../../nbs/run/00_analyse.ipynb #4c4d9e59
+# %% ../../nbs/run/00_analyse.ipynb #887a309e
 def _thumbnails(batch: _Batch) -> dict[str, str]:
     """Pictures of the outlines, of the first images; large ones when there are few."""
-    names = batch.in_order()[:MOST_THUMBNAILS]
+    names = _in_order(batch)[:MOST_THUMBNAILS]
     longest_px = 1000 if len(names) <= FEW else 360
     pictures = {}
     for name in names:
@@ -620,7 +606,7 @@ def _areas(objects: pd.DataFrame, counts: pd.DataFrame) -> tuple[pd.Series, str]
     edges = counts.set_index("image")[["pixel_size_y_um", "pixel_size_x_um"]].prod(axis=1)
     return areas["area_px"].fillna(areas["area_um2"] / objects["image"].map(edges)), "px"
 
-
+# %% ../../nbs/run/00_analyse.ipynb #b6381c2d
 def _write_report(
     batch: _Batch, counts: pd.DataFrame, objects: pd.DataFrame, facts: dict[str, Any]
 ) -> None:
@@ -665,7 +651,20 @@ def _write_report(
     )
     _write_text(batch.out / "report.html", page)
 
-# %% ../../nbs/run/00_analyse.ipynb #a06d512b
+# %% ../../nbs/run/00_analyse.ipynb #eba2716c
+def _write_tables(batch: _Batch) -> tuple[pd.DataFrame, pd.DataFrame]:  # counts, objects
+    """Write `run.json`, `counts.csv`, `objects.csv` and the report, if anything was finished."""
+    counts, objects = _counts_table(batch), _objects_table(batch)
+    if len(counts):
+        facts = _run_facts(batch)
+        text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
+        _write_text(batch.out / "run.json", text)
+        _write_csv(batch.out / "counts.csv", counts)
+        _write_csv(batch.out / "objects.csv", objects)
+        _write_report(batch, counts, objects, facts)
+    return counts, objects
+
+# %% ../../nbs/run/00_analyse.ipynb #e21d6a89
 def analyse(
     inputs: str | Path | list[str | Path],  # image files and folders of them
     out: str | Path = "cellseg_out",  # folder for the results
@@ -699,18 +698,12 @@ def analyse(
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
         raise FileNotFoundError(reasons or "no input was given")
     batch = _Batch(out, model, settings, files, failures)
-    todo = batch.look_for_finished(mark, overwrite)
+    todo = _look_for_finished(batch, mark, overwrite)
     if todo and model != OTSU:
         batch.load_model()
     batch.compute(todo, mark)
-    counts, objects = _counts_table(batch), _objects_table(batch)
-    if len(counts):
-        facts = _run_facts(batch)
-        _write_text(out / "run.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-        _write_csv(out / "counts.csv", counts)
-        _write_csv(out / "objects.csv", objects)
-        _write_report(batch, counts, objects, facts)
-    for note in batch.notes():
+    counts, objects = _write_tables(batch)
+    for note in _notes(batch):
         warnings.warn(note, stacklevel=2)
     return Summary(out, counts, objects, batch.failures, batch.resumed)
 
