@@ -86,7 +86,7 @@ def label_dtype(
 def atomic_path(
     path: str | Path,  # the final file; its folder is made when missing
 ):
-    """Yield a temporary path with the same suffix; rename it to `path` only when the block succeeds."""
+    """Yield a temporary path of the same suffix; it becomes `path` only when the block succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")

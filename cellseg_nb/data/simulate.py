@@ -142,7 +142,7 @@ def simulate_nuclei(
     overlap: float = 0.25,  # largest part of a nucleus that others may hide; 0 = only touching
     brightness_spread: float = 0.45,  # standard deviation of log(brightness)
     texture: float = 0.12,  # contrast of the chromatin
-    blur_px: float = 1.2,  # standard deviation of the blur in focus; px; other depths 2 and 3.5 times
+    blur_px: float = 1.2,  # standard deviation of the blur in focus; px; elsewhere 2 or 3.5 times
     haze: float = 0.35,  # light scattered around nuclei, as a part of their own
     background: float = 0.1,  # even background; a median nucleus has 1
     gradient: float = 0.4,  # difference between bright and dark side of the lamp; 0 to 1

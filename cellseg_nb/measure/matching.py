@@ -61,7 +61,7 @@ def _row_of(table, truth_id, pred_id):
 
 @njit(cache=True)
 def _add_runs(table, used, truth_ids, pred_ids, pixels, start):
-    """Add runs to the table until it is half full; return its used rows, and the run to go on with."""
+    """Add runs to the table until it is half full; return its used rows, and the next run."""
     for run in range(start, len(pixels)):
         if 2 * used >= len(table):
             return used, run
@@ -129,7 +129,7 @@ def count_pairs(
         ignore = np.asarray(ignore)
         if ignore.dtype != bool or ignore.shape != truth.shape:
             raise ValueError(
-                f"ignore must be a bool array of shape {truth.shape}; it is {ignore.dtype} {ignore.shape}"
+                f"ignore must be bool, of shape {truth.shape}; it is {ignore.dtype} {ignore.shape}"
             )
     id_types = truth.dtype, pred.dtype
     if truth.ndim == 2:
@@ -195,7 +195,8 @@ def pairs_table(
 ) -> OverlapTable:
     """List the objects of both images, their areas, and the overlap of every two that share pixels.
 
-    Pixels in `ignore` are not counted, and objects with more than half of their pixels there are left out.
+    Pixels in `ignore` are not counted; objects with more than half of their pixels there are left
+    out.
 
     Raises
     ------
@@ -230,7 +231,7 @@ def _assign(
     truths, rows = np.unique(truth_index, return_inverse=True)
     preds, columns = np.unique(pred_index, return_inverse=True)
     n_rows, n_columns = len(truths), len(preds)
-    # each true object may also stay alone, in a column of its own, at a price no better pair can repay
+    # a true object may stay alone, in a column of its own, at a price that no better pair repays
     alone = np.arange(n_rows)
     prices = np.concatenate([2 - ious, np.full(n_rows, min(n_rows, n_columns) + 3.0)])
     places = np.concatenate([rows, alone]), np.concatenate([columns, n_columns + alone])
@@ -359,14 +360,15 @@ def match(
 ) -> Matching:
     """Match predicted with true objects, one to one, at each IoU threshold.
 
-    A pair is a hit when IoU >= threshold, compared in whole numbers. At or below .5, where an object may have several
-    possible partners, the number of hits is maximised, then the sum of their IoU. Pixels in `ignore` are not counted,
-    and objects with more than half of their pixels there are left out.
+    A pair is a hit when IoU >= threshold, compared in whole numbers. At or below .5, where an
+    object may have several possible partners, the number of hits is maximised, then the sum of
+    their IoU. Pixels in `ignore` are not counted, and objects with more than half of their pixels
+    there are left out.
 
     Raises
     ------
     ValueError
-        An image is not a label image, the shapes differ, or a threshold is not above 0 and at most 1.
+        An image is not a label image, the shapes differ, or a threshold is not within 0..1.
     """
     several = isinstance(thresholds, Iterable) and not isinstance(thresholds, str)
     exact = [exact_threshold(threshold) for threshold in (thresholds if several else [thresholds])]
@@ -453,7 +455,7 @@ def _parts(
     inner_areas: np.ndarray,  # for each overlapping pair: pixels of the inner object
     shared: np.ndarray,  # for each overlapping pair: shared pixels
 ) -> dict[int, list[int]]:
-    """Find the objects that hold two or more others, each mostly inside and no speck beside the largest."""
+    """Find objects that hold two or more others, each mostly inside and no speck."""
     mostly = 2 * shared > inner_areas
     outer, inner, shared = outer[mostly], inner[mostly], shared[mostly]
     _, group = np.unique(outer, return_inverse=True)
@@ -471,9 +473,10 @@ def errors(
     threshold: float = 0.5,  # least IoU of a hit
     ignore: np.ndarray | None = None,  # unknown pixels; bool; same shape
 ) -> Errors:
-    """Sort all objects into hits, misses, extras, merges and splits. Raises ValueError like `match`.
+    """Sort all objects into hits, misses, extras, merges and splits; errors as in `match`.
 
-    An object may be a hit and also part of a merge or split: a large nucleus that swallowed a small one.
+    An object may be a hit and also part of a merge or split: a large nucleus that swallowed a
+    small one.
     """
     table = pairs_table(truth, pred, ignore)
     hits = _hits(table, exact_threshold(threshold))

@@ -36,7 +36,7 @@ _SHAPES_3D = {
 
 
 def _compact(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Number the objects 1..N without gaps, which the measuring needs; return that image and the ids they had."""
+    """Number the objects 1..N without gaps; return that image and the ids they had."""
     ids = count_pairs(labels, labels)[0]
     ids = ids[ids > 0]
     if len(ids) == 0 or ids[-1] == len(ids):
@@ -76,7 +76,8 @@ def _channels(
         endings = [f"_{number}" for number in range(image.shape[-1])]
     else:
         raise ValueError(
-            f"image {image.shape} must have the shape of labels {labels.shape}, or one more axis at the end for channels"
+            f"image {image.shape} must have the shape of labels {labels.shape}, or one more axis "
+            "at the end for channels"
         )
     if channels is not None:
         if len(channels) != image.shape[-1]:
@@ -111,13 +112,13 @@ def _places(
 def object_table(
     labels: np.ndarray,  # label image; integer; (Y, X) or (Z, Y, X); 0 = background
     image: np.ndarray | None = None,  # intensities; same shape, or with channels as last axis
-    pixel_size_um: PixelSize = None,  # pixel edge; µm; one number or one per axis; None = unknown, sizes in px
+    pixel_size_um: PixelSize = None,  # pixel edge; µm; one, or one per axis; None = sizes in px
     channels: Sequence[str] | None = None,  # channel names for the column names; None = 0, 1, 2 …
 ) -> pd.DataFrame:  # one row per object, sorted by label
     """Measure place, size, shape and brightness of every object.
 
-    The perimeter needs square pixels; it is missing (NaN) where they are not. An image without objects gives an empty
-    table with the same columns.
+    The perimeter needs square pixels; it is missing (NaN) where they are not. An image without
+    objects gives an empty table with the same columns.
 
     Raises
     ------
@@ -157,7 +158,7 @@ def summary(
     shape: tuple[int, ...],  # shape of the label image; (Y, X) or (Z, Y, X)
     pixel_size_um: PixelSize = None,  # the same as for `object_table`
 ) -> dict[str, float]:
-    """Summarise one image: count, density (with a pixel size), mean and median size, objects cut by the border.
+    """Summarise one image: count, density (with a pixel size), sizes, objects cut by the border.
 
     Sizes are those of the objects that are not cut by the border; NaN when there are none.
 
@@ -171,7 +172,7 @@ def summary(
     size = f"{quantity}_px" if edges is None else f"{quantity}_um{len(shape)}"
     if size not in objects:
         raise ValueError(
-            f"objects has no column {size}; give summary the pixel_size_um that object_table was given"
+            f"objects has no column {size}; give summary the pixel_size_um given to object_table"
         )
     numbers = {"n_objects": len(objects), "n_touching_border": int(objects.touches_border.sum())}
     if edges is not None:
@@ -203,17 +204,17 @@ def count_interval(
     seed: int = 0,  # of the random draws
     draws: int = 2000,  # how often the images are drawn again
 ) -> CountInterval:
-    """Bootstrap interval of the mean count over images (percentile method): the uncertainty between images.
+    """Bootstrap interval of the mean count (percentile method): the uncertainty between images.
 
     Raises
     ------
     ValueError
-        There are no counts, a count is negative or not a number, or the confidence is not between 0 and 1.
+        There are no counts, a count is negative or not a number, or confidence is not in 0..1.
     """
     counts = np.asarray(counts, float)
     if counts.ndim != 1 or len(counts) == 0 or not (counts >= 0).all():
         raise ValueError(
-            f"counts must be a list with the count of each image, 0 or more; found {counts.tolist()}"
+            f"counts must list the count of each image, 0 or more; found {counts.tolist()}"
         )
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, such as 0.95; found {confidence}")

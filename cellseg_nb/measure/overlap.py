@@ -81,7 +81,7 @@ def aggregated_jaccard(
 
 # %% ../../nbs/measure/01_overlap.ipynb #795eafbd
 def _pixels(truth: np.ndarray, pred: np.ndarray, ignore_labels: Collection[int]) -> tuple:
-    """Pixels of each pair of objects, and for each pair those of its true and of its predicted object."""
+    """Pixels of each pair of objects, and for each pair those of its two objects."""
     truth_ids, pred_ids, pixels = count_pairs(truth, pred)
     kept = ~np.isin(truth_ids, list(ignore_labels))
     pixels = pixels[kept].astype(float)
@@ -101,7 +101,7 @@ def variation_of_information(
     pred: np.ndarray,  # label image; integer; same shape
     ignore_labels: Collection[int] = (),  # pixels with these *true* ids are left out
 ) -> tuple[float, float]:  # split, merge; bits
-    """Variation of information: what is lost by splits, H(pred | truth), and by merges, H(truth | pred).
+    """Variation of information: loss by splits, H(pred | truth), and by merges, H(truth | pred).
 
     Raises
     ------

@@ -71,7 +71,7 @@ def _check_flat(labels: np.ndarray, image: np.ndarray, name: str) -> np.ndarray:
     labels = check_labels(labels, name)
     if labels.ndim != 2:
         raise ValueError(
-            f"{name} must be (Y, X) for a picture, but its shape is {labels.shape}; choose one plane"
+            f"{name} must be (Y, X) for a picture, not {labels.shape}; choose one plane"
         )
     if np.shape(image)[:2] != labels.shape:
         raise ValueError(
@@ -151,7 +151,7 @@ def scale_bar(
 
 # %% ../../nbs/measure/03_plots.ipynb #3b14735e
 class _Figure(Figure):
-    """A figure that shows itself in a notebook and is unknown to pyplot, so nothing has to be closed."""
+    """A figure that shows itself in a notebook and that pyplot does not keep."""
 
     def _repr_png_(self) -> bytes:
         picture = BytesIO()
@@ -204,7 +204,7 @@ KINDS = {
 
 
 def _paint_outlines(canvas: np.ndarray, labels: np.ndarray, kinds: dict[str, list[int]]) -> None:
-    """Draw the outlines of some objects, in the colour of their kind, on the canvas (which is changed)."""
+    """Draw outlines of some objects, in the colour of their kind, on the canvas (changed)."""
     y, x = np.nonzero(find_boundaries(labels, mode="inner"))
     ids = labels[y, x]
     for kind, members in kinds.items():
@@ -222,13 +222,14 @@ def truth_against_prediction(
 ) -> Figure:
     """Show hits, misses, extras, merges and splits in colours, with their numbers.
 
-    Merges are counted as predicted objects that joined several, splits as true objects that were cut. The large part of
-    a merge or split may be a hit at the same time.
+    Merges are counted as predicted objects that joined several, splits as true objects that
+    were cut. The large part of a merge or split may be a hit at the same time.
 
     Raises
     ------
     ValueError
-        A label image is not one or not 2D, the image does not fit, or the threshold is not above 0 and at most 1.
+        A label image is not one or not 2D, the image does not fit, or the threshold is not within
+        0..1.
     """
     truth, pred = _check_flat(truth, image, "truth"), _check_flat(pred, image, "pred")
     found = errors(truth, pred, threshold, ignore)

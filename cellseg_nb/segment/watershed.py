@@ -7,21 +7,49 @@ __all__ = ['find_seeds', 'tidy', 'objects_from_probabilities', 'otsu_watershed']
 
 # %% ../../nbs/segment/01_watershed.ipynb #b03a7d33
 import numpy as np
+from numba import njit
 from scipy import ndimage
 from skimage.filters import gaussian, threshold_otsu
-from skimage.measure import label
-from skimage.morphology import local_maxima, reconstruction
 from skimage.segmentation import relabel_sequential, watershed
 
 from ..core import label_dtype
 from ..data.transforms import fill_holes
 
 # %% ../../nbs/segment/01_watershed.ipynb #445485e1
+@njit(cache=True)
+def _summits(values, order, steps, height):
+    """Mark the pixels that are summits; `order` goes downhill, `steps` lead to neighbours."""
+    island = np.full(len(values), -1, np.int64)  # of a summit: itself; of others: towards it
+    standing_out = np.zeros(len(values), np.bool_)
+    for here in order:
+        island[here] = here
+        for step in steps:
+            if island[here + step] < 0:
+                continue
+            one, other = here, here + step
+            while island[one] != one:
+                island[one] = island[island[one]]
+                one = island[one]
+            while island[other] != other:
+                island[other] = island[island[other]]
+                other = island[other]
+            if one == other:
+                continue
+            if values[one] > values[other]:
+                one, other = other, one
+            standing_out[one] = values[one] - values[here] > height
+            island[one] = other
+    for here in order:
+        if island[here] == here:
+            standing_out[here] = True
+    return standing_out
+
+# %% ../../nbs/segment/01_watershed.ipynb #e5b67577
 def find_seeds(
-    landscape: np.ndarray,  # high in the middle of objects; float; (Y, X) or (Z, Y, X)
-    height: float,  # a summit must rise this far above the pass to a higher one
-) -> np.ndarray:  # seeds numbered 1..N; int; same shape
-    """Number the summits that stand out by more than `height` (h-maxima).
+    landscape: np.ndarray,  # above 0 in objects, highest in their middle; (Y, X) or (Z, Y, X)
+    height: float,  # a summit must rise more than this above the pass to a higher one
+) -> np.ndarray:  # seeds numbered 1..N, one pixel each; int32; same shape
+    """Number the summits that stand out (h-maxima); the highest of each island always does.
 
     Raises
     ------
@@ -30,10 +58,18 @@ def find_seeds(
     """
     if height <= 0:
         raise ValueError(f"height must be positive; it is {height}")
-    landscape = landscape.astype(np.float32)
-    flooded = reconstruction(landscape - np.float32(height), landscape)
-    summits = local_maxima(flooded) & (landscape > 0)
-    return label(summits, connectivity=landscape.ndim)
+    padded = np.pad(landscape.astype(np.float32), 1)
+    values = padded.ravel()
+    islands = np.flatnonzero(values > 0)
+    order = islands[np.argsort(-values[islands], kind="stable")]
+    strides = np.array(padded.strides) // padded.itemsize
+    neighbours = np.indices((3,) * landscape.ndim).reshape(landscape.ndim, -1).T - 1
+    steps = neighbours[neighbours.any(axis=1)] @ strides
+    summits = _summits(values, order, steps, np.float32(height)).reshape(padded.shape)
+    summits = summits[(slice(1, -1),) * landscape.ndim]
+    seeds = np.zeros(landscape.shape, np.int32)
+    seeds[summits] = np.arange(1, np.count_nonzero(summits) + 1)
+    return seeds
 
 # %% ../../nbs/segment/01_watershed.ipynb #e7a7a0a4
 def tidy(
@@ -55,6 +91,7 @@ def objects_from_probabilities(
     threshold: float = 0.5,  # foreground above this belongs to an object
     seed_height: float = 0.1,  # how deep a valley must be to separate two objects; 0..1
     boundary_weight: float = 0.5,  # how much outlines deepen the valleys; 0 = not at all
+    smoothing_px: float = 1,  # Gaussian smoothing of the landscape; px
     min_area_px: float = 15,  # smaller objects are removed; px
 ) -> np.ndarray:  # label image, ids 1..N; uint16 or uint32; same shape
     """Turn probability maps into single objects by a seeded watershed.
@@ -82,7 +119,7 @@ def objects_from_probabilities(
         distance = ndimage.distance_transform_edt(mask)
         distance = distance / distance.max()
     landscape = distance if boundary is None else distance - boundary_weight * boundary
-    landscape = np.where(mask, ndimage.gaussian_filter(landscape + 1, 1), 0)
+    landscape = ndimage.gaussian_filter(landscape + 1 + boundary_weight, smoothing_px) * mask
     seeds = find_seeds(landscape, seed_height)
     return tidy(watershed(-landscape, seeds, mask=mask), min_area_px)
 
@@ -109,5 +146,5 @@ def otsu_watershed(
         return np.zeros(image.shape, np.uint16)
     mask = smooth > threshold_otsu(smooth)
     depth = ndimage.gaussian_filter(ndimage.distance_transform_edt(mask), 1)
-    depth = np.where(mask, depth, 0)
-    return tidy(watershed(-depth, find_seeds(depth, seed_height_px), mask=mask), min_area_px)
+    seeds = find_seeds(np.where(mask, depth, 0), seed_height_px)
+    return tidy(watershed(-depth, seeds, mask=mask), min_area_px)

@@ -608,7 +608,7 @@ def specify(
         normalisation=config.normalisation,
         diameter_px=round(diameter_px, 1),
         postprocessing=config.postprocessing,
-        data=f"{data.dataset} ({', '.join(chosen)}): {n_train} pictures, {n_validation} for validation",
+        data=f"{data.dataset} ({', '.join(chosen)}): {n_train} pictures, {n_validation} aside",
         licence=config.licence,
         citation=config.citation,
         training={
