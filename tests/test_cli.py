@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -162,7 +163,8 @@ def test_nothing_could_be_done(images, out, tmp_path):
         (["--threshold", "2"], "threshold: Input should be less than 1 (it is 2.0)"),
         (["--pixel-size", "0"], "Input should be greater than 0 (it is 0.0)"),
         (["--min-area", "5", "--min-area-um2", "5"], "smallest area in px or in µm², not both"),
-        (["--tile", "64", "--overlap", "64"], "overlap_px must be smaller than tile_px"),
+        (["--tile", "64", "--overlap", "64"], "64 px, must be smaller than their edge, 64 px"),
+        (["--tile", "100"], "the overlap of the tiles, 128 px, must be smaller than their edge"),
         (["--z", "top"], "(it is 'top')"),
     ],
 )
@@ -203,6 +205,74 @@ def test_resume(images, out, monkeypatch):
     assert "finished before" not in again.stdout
 
 
+def test_labels_and_tables_of_others_are_left_alone(images, tmp_path):
+    drawn = images / "cell1_labels.tif"
+    write_labels(drawn, np.ones((96, 112), np.uint16))
+    kept = drawn.read_bytes()
+    again = ["segment", images, "--out", images, "--model", "otsu"]
+    line = error_of(*again, code=1)
+    assert line == (
+        f"error: {images / 'cell1.tif'}: {drawn} was not made by this command; choose another "
+        "--out, or --overwrite"
+    )
+    assert drawn.read_bytes() == kept
+    run(*again, "--overwrite")
+    assert drawn.read_bytes() != kept
+    run(*again)  # its own results are no obstacle
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "counts.csv").write_text("cell1,7\n")
+    line = error_of("segment", images, "--out", tmp_path / "mine", "--model", "otsu")
+    assert "counts.csv was not made by this command" in line
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["counts.csv"]
+
+
+def test_resume_does_not_mix_two_runs(images, out, monkeypatch):
+    from cellseg_nb.run import analyse
+
+    first = ["segment", images / "cell1.tif", "--out", out, "--model", "otsu"]
+    run(*first)
+    labels = read_labels(out / "cell1_labels.tif")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    write = analyse.write_image
+    monkeypatch.setattr(analyse, "write_image", stop)  # other labels are written, nothing else
+    run(*first, "--min-area", 250, code=130)
+    monkeypatch.setattr(analyse, "write_image", write)
+    assert (read_labels(out / "cell1_labels.tif") != labels).any()
+    assert "finished before" not in run(*first).stdout
+    assert (read_labels(out / "cell1_labels.tif") == labels).all()
+
+
+def test_debug_shows_why_a_file_failed(out, tmp_path):
+    (tmp_path / "notes.tif").write_text("these are notes")
+    line = ["segment", tmp_path / "notes.tif", "--out", out, "--model", "otsu"]
+    run(*line, code=2)
+    shown = CliRunner().invoke(app, [*map(str, line), "--debug"])
+    assert shown.exit_code == 2 and "Traceback" in shown.stderr and "read_plane" in shown.stderr
+
+
+def test_files_of_other_types_and_words_in_any_case(images, out):
+    (images / "cell3.czi").write_bytes(b"a microscope's own format")
+    shown = run("segment", images, "--out", out, "--model", "otsu")
+    assert shown.stderr.count("\n") == 1
+    assert "1 file of another type was not read (.czi)" in shown.stderr
+    tifffile.imwrite(images / "deep.tif", np.zeros((3, 40, 50), np.uint16), metadata=None)
+    deep = ["segment", images / "deep.tif", "--out", out, "--model", "otsu"]
+    assert "on the command line --axes" in error_of(*deep)
+    shown = run(*deep, "--axes", "zyx", "--z", "MAX")
+    assert "0 objects in 1 image\n" in shown.stdout
+
+
+def test_defaults_in_the_help_are_the_true_ones():
+    from cellseg_nb.run.analyse import SegmentSettings
+
+    shown = " ".join(run("segment", "--help").stdout.split())
+    for name in ("tile_px", "overlap_px"):
+        assert f"pixels. [default: {SegmentSettings.model_fields[name].default}]" in shown
+
+
 def test_error_of_a_library_stops_one_image_only(images, out, monkeypatch):
     from cellseg_nb.run import analyse
 
@@ -221,12 +291,12 @@ def test_error_of_a_library_stops_one_image_only(images, out, monkeypatch):
 
 def test_equal_names_from_two_folders(images, out, tmp_path):
     write_image(tmp_path / "other" / "cell1.png", np.zeros((20, 20), np.uint8), "YX")
-    line = error_of("segment", images, tmp_path / "other", "--out", out, "--model", "otsu")
+    line = error_of("segment", images, tmp_path / "other", "--out", out, "--model", "otsu", code=1)
     assert line == (
-        f"error: {images / 'cell1.tif'} and {tmp_path / 'other' / 'cell1.png'} would both write "
-        "cell1_labels.tif; segment them into different output folders, or rename one"
+        f"error: {tmp_path / 'other' / 'cell1.png'}: it would write cell1_labels.tif like "
+        f"{images / 'cell1.tif'}; segment it into another output folder, or rename it"
     )
-    run("segment", images, "--out", out, "--model", "otsu")
+    assert list(pd.read_csv(out / "counts.csv")["image"]) == ["cell1", "cell2"]
     kept = (out / "cell1_labels.tif").read_bytes()
     assert "another file of this name" in error_of(
         "segment", tmp_path / "other", "--out", out, "--model", "otsu"
@@ -252,6 +322,11 @@ def test_channels_planes_and_units(out, tmp_path):
             channel,
         )
     assert (out / "two_labels.tif").exists()
+    dyes = np.stack([image, image * 0])  # a channel may be called by a number
+    write_image(tmp_path / "dyes.ome.tif", dyes, "CYX", channels=["405", "488"])
+    dyes = ["segment", tmp_path / "dyes.ome.tif", "--out", out, "--model", "otsu", "--channel"]
+    assert "0 objects" in run(*dyes, "488").stdout
+    assert "0 objects" not in run(*dyes, "405").stdout
     write_image(tmp_path / "deep.ome.tif", stack, "ZYX")
     assert "z" in error_of("segment", tmp_path / "deep.ome.tif", "--out", out, "--model", "otsu")
     run("segment", tmp_path / "deep.ome.tif", "--out", out, "--model", "otsu", "--z", "max")
@@ -298,6 +373,12 @@ def test_model_nuclei(images, out, tmp_path):
     assert json.loads((tmp_path / "scores.json").read_text())["groups"][0]["ap_50"] > 0.3
     assert "nuclei " in run("model", "list").stdout
     assert json.loads(run("model", "show", "nuclei").stdout)["licence"]
+    line = error_of("segment", images, "--out", out, "--diameter", 0.1)
+    assert "a diameter of 0.1 px would rescale the image" in line
+    (tmp_path / "bundle").mkdir()
+    shutil.copy(BUNDLE, tmp_path / "bundle")
+    line = error_of("segment", images, "--out", out, "--model", tmp_path / "bundle")
+    assert line.endswith("weights.safetensors is missing; the bundle is incomplete")
 
 
 # --- evaluate ------------------------------------------------------------------------------------
@@ -362,6 +443,20 @@ def test_evaluate_refuses(images, out, tmp_path):
     assert "has no row for 1 image: cell2" in error_of(*index, "--by", "kind")
 
 
+def test_evaluate_goes_on_after_a_bad_file(images, tmp_path):
+    labels = read_labels(tmp_path / "masks" / "cell1_masks.tif")
+    for name in ("cell1", "cell2"):
+        write_labels(tmp_path / "pred" / f"{name}_labels.tif", labels)
+    write_image(tmp_path / "pred" / "truth_against_prediction.png", labels, "YX")
+    (tmp_path / "pred" / "cell2_labels.tif").write_text("no image")
+    line = ["evaluate", "--truth", tmp_path / "masks", "--pred", tmp_path / "pred"]
+    shown = run(*line, code=1)
+    assert shown.stdout.split("\n")[1].split()[:2] == ["all", "1"]
+    assert shown.stderr.startswith("error: cell2 is left out: ")
+    (tmp_path / "pred" / "cell1_labels.tif").write_text("no image")
+    assert "cell1_labels.tif" in error_of(*line) and "cell2_labels.tif" in error_of(*line)
+
+
 # --- train, data, model --------------------------------------------------------------------------
 
 
@@ -389,6 +484,7 @@ def test_train_passes_configuration_and_names_wrong_keys(tmp_path, monkeypatch):
 def test_data(tmp_path):
     shown = run("data", "list").stdout
     assert "dsb2018" in shown and "CC0" in shown
+    assert "Nature Methods" in shown and "https://" in shown  # what to cite, and the address
     assert (Path(run("data", "get", "sample").stdout.strip()) / "img2d.tif").exists()
     assert "there is no data set 'x'" in error_of("data", "get", "x")
     simulate = [

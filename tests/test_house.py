@@ -137,13 +137,26 @@ def test_every_module_has_its_notebook():
     assert written == modules
 
 
+def imported_module(node: ast.ImportFrom, path: Path) -> str:
+    """The full name of what `from ... import` names, relative imports resolved."""
+    if not node.level:
+        return node.module
+    package = path.relative_to(ROOT).with_suffix("").parts[: -node.level]
+    return ".".join([*package, node.module or ""])
+
+
+def test_relative_imports_are_resolved():
+    node = ast.parse("from ..data.io import read_image").body[0]
+    assert imported_module(node, ROOT / "cellseg_nb/run/analyse.py") == "cellseg_nb.data.io"
+
+
 def test_rooms_import_only_from_rooms_above():
     library = ROOT / "cellseg_nb"
     wrong = []
     for path in library.rglob("*.py"):
         room = path.relative_to(library).parts[0].removesuffix(".py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [node.module] if isinstance(node, ast.ImportFrom) else []
+            names = [imported_module(node, path)] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             for name in names:
                 parts = (name or "").split(".")
@@ -162,6 +175,12 @@ def test_notebook_is_small_and_speaks_of_no_machine(notebook):
     text = notebook.read_text(encoding="utf-8")
     assert len(text.encode()) <= 2**20, "larger than 1 MB: save smaller pictures"
     assert str(ROOT) not in text, f"a path of this machine is saved in the notebook: {ROOT}"
+
+
+def test_pictures_of_real_cells_are_not_stored(notebook):
+    for cell in read_cells(notebook):
+        if cell.text.startswith("# Shown live only"):
+            assert not cell.data["outputs"], f"run `make format`: {cell.text[:80]}"
 
 
 def test_notebook_opens_with_its_kernel(notebook):

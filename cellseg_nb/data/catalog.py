@@ -26,7 +26,13 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 
 from ..core import file_sha256
-from .io import read_image, read_labels, write_image, write_labels
+from cellseg_nb.data.io import (
+    gray_if_equal,
+    read_image,
+    read_labels,
+    write_image,
+    write_labels,
+)
 
 # %% ../../nbs/data/01_catalog.ipynb #043fbf88
 @dataclass(frozen=True)
@@ -345,13 +351,6 @@ def merge_masks(
         labels[mask] = number
     return labels
 
-
-def _gray_if_gray(pixels):
-    """A colour picture with three equal channels is a gray one."""
-    if pixels.ndim == 3 and (pixels[..., :1] == pixels).all():
-        return np.ascontiguousarray(pixels[..., 0])
-    return pixels
-
 # %% ../../nbs/data/01_catalog.ipynb #124e1f12
 def convert_dsb2018(
     source: str | Path,  # the unpacked archive: one folder per image, images/*.png and masks/*.png
@@ -375,7 +374,7 @@ def convert_dsb2018(
         )
     for row in table:
         folder = folders[row["file"]]
-        pixels = _gray_if_gray(read_image(next(folder.glob("images/*.png"))).pixels)
+        pixels = gray_if_equal(read_image(next(folder.glob("images/*.png"))).pixels)
         if pixels.shape[:2] != (row["height"], row["width"]):
             raise ValueError(f"{folder} has the shape {pixels.shape[:2]}, not that of the table")
         labels = merge_masks(sorted(folder.glob("masks/*.png")), pixels.shape[:2])
@@ -476,7 +475,7 @@ class Sample:
         """Read the image; a colour file with three equal channels is gray."""
         if self.image_path is None:
             return _simulated(self.seed)[0].copy()
-        return _gray_if_gray(read_image(self.image_path).pixels)
+        return gray_if_equal(read_image(self.image_path).pixels)
 
     def labels(self) -> np.ndarray:  # label image; integer; (Y, X); 0 = background
         """Read the true labels."""

@@ -9,7 +9,7 @@ __all__ = ['TARGETS', 'foreground', 'boundary', 'distance', 'nuclei_targets']
 import numpy as np
 from scipy import ndimage
 
-from ..core import check_labels
+from ..core import check_labels, consecutive
 
 # %% ../../nbs/data/03_targets.ipynb #2c89e73f
 def foreground(
@@ -53,10 +53,9 @@ def distance(
     if not edges.any():
         return inside.astype(np.float32)
     depth = ndimage.distance_transform_edt(inside & ~edges).astype(np.float32) + 1
-    ids = labels[inside]
-    if ids.max() > labels.size:
-        ids = np.unique(ids, return_inverse=True)[1]
-    deepest = np.zeros(int(ids.max()) + 1, np.float32)
+    numbered, objects = consecutive(labels)
+    ids = numbered[inside]
+    deepest = np.zeros(len(objects) + 1, np.float32)
     np.maximum.at(deepest, ids, depth[inside])
     result = np.zeros(labels.shape, np.float32)
     result[inside] = depth[inside] / deepest[ids]

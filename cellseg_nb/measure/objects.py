@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 from skimage.measure import regionprops_table
 
-from ..core import PixelSize, check_labels, pixel_edges
-from .matching import count_pairs
+from ..core import PixelSize, check_labels, consecutive, pixel_edges
 
 # %% ../../nbs/measure/02_objects.ipynb #42993cc2
 _SHAPES_2D = {
@@ -33,18 +32,6 @@ _SHAPES_3D = {
     "axis_major_length": "major_axis_{u}",
     "axis_minor_length": "minor_axis_{u}",
 }
-
-
-def _compact(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Number the objects 1..N without gaps; return that image and the ids they had."""
-    ids = count_pairs(labels, labels)[0]
-    ids = ids[ids > 0]
-    if len(ids) == 0 or ids[-1] == len(ids):
-        return labels, ids
-    compact = np.empty(labels.shape, np.int32)
-    for row, numbers in zip(labels, compact):
-        numbers[...] = np.searchsorted(ids, row, side="right")
-    return compact, ids
 
 # %% ../../nbs/measure/02_objects.ipynb #4d556d92
 def _intensities(
@@ -138,7 +125,7 @@ def object_table(
     shapes = dict(_SHAPES_2D if labels.ndim == 2 else _SHAPES_3D)
     square = len(set(edges)) == 1
 
-    compact, ids = _compact(labels)
+    compact, ids = consecutive(labels)
     wanted = [shape for shape in shapes if square or shape != "perimeter"]
     measured = regionprops_table(compact, properties=[*wanted, "centroid", "bbox"], spacing=edges)
     columns = {"label": ids}

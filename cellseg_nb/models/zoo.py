@@ -9,9 +9,18 @@ __all__ = ['ARCHITECTURES', 'build_network', 'count_parameters']
 from torch import nn
 
 # %% ../../nbs/models/00_zoo.ipynb #1080e2bd
-ARCHITECTURES = ("Unet", "UnetPlusPlus", "FPN", "Linknet", "MAnet")
+ARCHITECTURES = (
+    "Unet",
+    "UnetPlusPlus",
+    "MAnet",
+    "Linknet",
+    "FPN",
+    "DeepLabV3Plus",
+    "UPerNet",
+    "Segformer",
+)
 
-
+# %% ../../nbs/models/00_zoo.ipynb #49433866
 def build_network(
     architecture: str = "Unet",  # one of `ARCHITECTURES`
     encoder: str = "mobilenet_v2",  # encoder name; "tu-" + a timm name works too

@@ -46,7 +46,10 @@ class Verbs(TyperGroup):
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
         except KeyboardInterrupt:
-            _say("stopped; what was finished is kept, and the same command goes on from there")
+            _say(
+                "stopped; what was finished is kept: 'cellseg segment' goes on when it is called "
+                "again, 'cellseg train' goes on with --resume"
+            )
             raise typer.Exit(130) from None
         except BrokenPipeError:
             raise
@@ -56,14 +59,14 @@ class Verbs(TyperGroup):
             _say(_error_line(error))
             raise typer.Exit(2) from None
 
-
+# %% ../../nbs/run/01_cli.ipynb #05df360b
 def _error_line(error: Exception) -> str:
     """One line; an error that no function here raises on purpose is called a bug."""
     text = " ".join(str(error).split())
+    if isinstance(error, OSError) and (error.strerror or not isinstance(error, FileNotFoundError)):
+        return f"error: {error.strerror or type(error).__name__}: {error.filename or text}"
     if isinstance(error, (ValueError, FileNotFoundError, ImportError)) and text:
         return f"error: {text}"
-    if isinstance(error, OSError):
-        return f"error: {error.strerror or type(error).__name__}: {error.filename or text}"
     return (
         f"error: unexpected {type(error).__name__}: {text} (run again with --debug and report it)"
     )
@@ -130,9 +133,11 @@ def _print_scores(scores) -> None:
     print(POOLED)
 
 
-def _number_or_name(text: Optional[str]) -> int | str | None:
-    """A channel or plane: a number where it is one."""
-    return int(text) if text is not None and text.lstrip("-").isdigit() else text
+def _plane(text: Optional[str]) -> int | str | None:
+    """A plane of a stack: a number where it is one, else a word in small letters."""
+    if text is None:
+        return None
+    return int(text) if text.lstrip("-").isdigit() else text.lower()
 
 # %% ../../nbs/run/01_cli.ipynb #a916bfc7
 @app.command()
@@ -171,7 +176,7 @@ ModelName = Annotated[
         help="Name of a model, its folder, or 'otsu' for the method without network.",
     ),
 ]
-Channel = _option(str, "N|NAME", "Channel: number from 0, or name.")
+Channel = _option(str, "N|NAME", "Channel: name, or number from 0.")
 Depth = _option(str, "max|N", "Plane of a stack: number from 0, or 'max'.")
 TimePoint = _option(int, "N", "Time point: number from 0.")
 Axes = _option(str, "AXES", "Axes where the file does not say them, as ZYX.")
@@ -181,14 +186,20 @@ Diameter = _option(float, "PX", "Typical object diameter here, in pixels; rescal
 Threshold = _option(float, "P", "Foreground from this probability on, 0 to 1.")
 MinArea = _option(float, "PX", "Smallest object kept, in pixels.")
 MinAreaUm2 = _option(float, "UM2", "Smallest object kept, in µm²; needs a pixel size.")
-Tile = _option(int, "PX", "Edge of a tile, in pixels.")
-Overlap = _option(int, "PX", "Overlap of neighbouring tiles, in pixels.")
+Tile = _option(int, "PX", "Edge of a tile, in pixels.  [default: 1024]")
+Overlap = _option(int, "PX", "Overlap of neighbouring tiles, in pixels.  [default: 128]")
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Compute again what is finished.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite", help="Compute again what is finished; replace what others made in --out."
+    ),
+]
 
 # %% ../../nbs/run/01_cli.ipynb #468eae06
 @app.command()
 def segment(
+    context: typer.Context,
     inputs: Inputs,
     out: Out = Path("cellseg_out"),
     model: ModelName = "nuclei",
@@ -215,10 +226,10 @@ def segment(
     from cellseg_nb.run.analyse import analyse, segment_settings
 
     chosen = {
-        "channel": _number_or_name(channel),
-        "z": _number_or_name(z),
+        "channel": channel,  # as text: a channel may be called 488
+        "z": _plane(z),
         "t": t,
-        "axes": axes,
+        "axes": axes and axes.upper(),
         "series": series,
         "pixel_size_um": pixel_size,
         "diameter_px": diameter,
@@ -233,17 +244,21 @@ def segment(
         **{name: value for name, value in chosen.items() if value is not None}
     )
     summary = analyse(inputs, out, model, settings, overwrite)
-    _report_batch(summary)
+    _report_batch(summary, context.find_root().params["debug"])
 
 # %% ../../nbs/run/01_cli.ipynb #0f7745d1
-def _report_batch(summary: Any) -> None:
+def _report_batch(summary: Any, debug: bool) -> None:
     """Say what was done and what was not; exit 0, 1 or 2."""
+    from cellseg_nb.run.report import counted
+
     if len(summary.counts):
-        n_objects, n_images = summary.counts["count"].sum(), len(summary.counts)
+        found, images = summary.counts["count"].sum(), len(summary.counts)
         before = f", {len(summary.resumed)} finished before" if summary.resumed else ""
-        print(f"{n_objects:,} objects in {n_images:,} image{'s' if n_images > 1 else ''}{before}")
+        print(f"{counted(found, 'object')} in {counted(images, 'image')}{before}")
         print(f"report: {summary.report}")
     for file, reason in summary.failures.items():
+        if debug and file in summary.tracebacks:
+            _say(summary.tracebacks[file])
         _say(f"error: {file}: {reason}")
     if summary.failures:
         raise typer.Exit(1 if len(summary.counts) else 2)
@@ -277,7 +292,8 @@ def evaluate(
 ) -> None:
     """Score label images against the truth.
 
-    Files are paired by name: x.png, x_labels.tif and x_masks.png belong together.
+    Files are paired by name: x.png, x_labels.tif and x_masks.png belong together. Exit code 1 =
+    some images could not be scored and are left out, 2 = none could.
     """
     from cellseg_nb.run.evaluate import evaluate_folders, write_evaluation
 
@@ -286,9 +302,13 @@ def evaluate(
     if evaluation.missing:
         _say(f"warning: {len(evaluation.missing)} without prediction, counted as nothing found")
     if evaluation.unused:
-        _say(f"warning: {len(evaluation.unused)} predictions without truth, left out")
+        _say(f"warning: predictions without truth, left out: {len(evaluation.unused)}")
     if json_file is not None:
         write_evaluation(json_file, evaluation)
+    for name, reason in evaluation.failures.items():
+        _say(f"error: {name} is left out: {reason}")
+    if evaluation.failures:
+        raise typer.Exit(1)
 
 # %% ../../nbs/run/01_cli.ipynb #8b033dda
 @app.command()
@@ -318,13 +338,17 @@ def train(
 # %% ../../nbs/run/01_cli.ipynb #80036cb8
 @data_app.command("list")
 def data_list() -> None:
-    """List the data sets: where they are, how large, under which licence."""
+    """List the data sets: where they are, how large, under which licence, what to cite."""
     from cellseg_nb.data.catalog import datasets, state
 
     known = datasets()
     width = max(map(len, known))
     for name, one in known.items():
-        print(f"{name:{width}}  {state(name):18}  {one.n_images:4} images  {one.licence}")
+        number = f"{one.n_images:4} image{' ' if one.n_images == 1 else 's'}"
+        print(f"{name:{width}}  {state(name):18}  {number}  {one.licence}")
+        print(f"    cite: {one.citation}")
+        if one.address:
+            print(f"    from: {one.address}")
 
 
 @data_app.command("get")

@@ -10,9 +10,9 @@ import numpy as np
 from numba import njit
 from scipy import ndimage
 from skimage.filters import gaussian, threshold_otsu
-from skimage.segmentation import relabel_sequential, watershed
+from skimage.segmentation import watershed
 
-from ..core import label_dtype
+from ..core import consecutive, label_dtype
 from ..data.transforms import fill_holes
 
 # %% ../../nbs/segment/01_watershed.ipynb #445485e1
@@ -77,11 +77,12 @@ def tidy(
     min_area_px: float = 0,  # objects with fewer pixels are removed; px (voxels in 3D)
 ) -> np.ndarray:  # ids 1..N; uint16 or uint32; same shape
     """Fill holes, remove small objects, number the rest from 1."""
-    labels = fill_holes(labels)
-    areas = np.bincount(labels.ravel())
-    labels[areas[labels] < min_area_px] = 0
-    labels, _, _ = relabel_sequential(labels)
-    return labels.astype(label_dtype(int(labels.max(initial=0))))
+    numbered, ids = consecutive(fill_holes(labels))
+    areas = np.bincount(numbered.ravel(), minlength=len(ids) + 1)
+    kept = areas >= min_area_px
+    kept[0] = False
+    new_ids = np.cumsum(kept) * kept
+    return new_ids.astype(label_dtype(int(kept.sum())))[numbered]
 
 # %% ../../nbs/segment/01_watershed.ipynb #e6ca3686
 def objects_from_probabilities(

@@ -6,10 +6,11 @@
 __all__ = ['CONFIGS', 'LOG', 'Settings', 'DataSettings', 'TrainingSettings', 'TrainConfig', 'read_config', 'prepare',
            'split_validation', 'read_pictures', 'median_diameter', 'Crops', 'WholePictures', 'Precision',
            'has_bfloat16', 'AverageWeights', 'ScoreObjects', 'Keep', 'WriteLog', 'read_log', 'plot_log', 'schedule',
-           'train', 'build_learner', 'specify']
+           'train', 'build_learner', 'write_facts', 'versions', 'specify']
 
 # %% ../../nbs/train/00_learner.ipynb #4f9c1f3c
 import csv
+import json
 import platform
 import sys
 import time
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 import yaml
 from fastai.callback.core import Callback
+from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.schedule import ParamScheduler, combined_cos
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
@@ -28,17 +30,25 @@ from fastai.learner import Learner
 from fastai.metrics import ValueMetric
 from fastai.optimizer import OptimWrapper
 from matplotlib.figure import Figure
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from fastcore.basics import risinstance
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from timm.utils import ModelEmaV3
 
 import cellseg_nb
-from ..core import atomic_path, explain_settings
+from ..core import atomic_path, explain_settings, file_sha256
 from ..data.catalog import Sample, samples
 from ..data.io import luminance
-from ..data.targets import TARGETS, nuclei_targets
+from ..data.targets import nuclei_targets
 from ..data.transforms import Augmentation, augment, normalise_percentile
 from ..measure.matching import match, pool
-from ..models.bundle import NetworkSettings, Normalisation, Specification, save_bundle
+from cellseg_nb.models.bundle import (
+    NetworkSettings,
+    Normalisation,
+    SegmentationSetting,
+    Specification,
+    Target,
+    save_bundle,
+)
 from ..models.losses import BCEDiceLoss
 from ..models.zoo import build_network
 from ..segment.predict import choose_device
@@ -138,15 +148,26 @@ class TrainConfig(Settings):
     name: str
     description: str = ""
     seed: int = Field(0, ge=0)
-    targets: tuple[str, ...] = ("foreground", "boundary", "distance")
+    targets: tuple[Target, ...] = ("foreground", "boundary", "distance")
     data: DataSettings = DataSettings()
     network: NetworkSettings = NetworkSettings()
     normalisation: Normalisation = Normalisation()
     augmentation: Augmentation = Augmentation()
     training: TrainingSettings = TrainingSettings()
-    postprocessing: dict[str, float] = {}
+    postprocessing: dict[SegmentationSetting, float] = {}
     licence: str = ""
     citation: str = ""
+
+    @model_validator(mode="after")
+    def _fits_together(self):
+        if "foreground" not in self.targets:
+            raise ValueError("targets must hold foreground: without it there are no objects")
+        if self.network.in_channels != 1:
+            raise ValueError("network.in_channels must be 1: pictures are read as one channel")
+        step_px = 2**self.network.encoder_depth
+        if self.training.crop_px % step_px:
+            raise ValueError(f"training.crop_px must be a multiple of {step_px}, 2**encoder_depth")
+        return self
 
 # %% ../../nbs/train/00_learner.ipynb #890222bf
 CONFIGS = Path(cellseg_nb.__file__).parent / "configs"
@@ -187,7 +208,10 @@ def read_config(
             level = level.setdefault(key, {})
             if not isinstance(level, dict):
                 raise ValueError(f"{override!r}: {key} is a single value, it has no keys below it")
-        level[last] = yaml.safe_load(value)
+        try:
+            level[last] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{override!r}: the value is not valid YAML") from error
     try:
         return TrainConfig(**fields)
     except ValidationError as error:
@@ -313,7 +337,7 @@ class Precision(Callback):
 
     def __init__(self, precision: str, device: torch.device):
         self.active = precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
-        self.device_type = device.type
+        self.device_type, self.context = device.type, None
 
     def before_fit(self):
         self.learn.model.to(memory_format=torch.channels_last)
@@ -325,8 +349,14 @@ class Precision(Callback):
         self.context.__enter__()
 
     def after_pred(self):
+        self.leave()
         self.learn.pred = self.pred.float()
-        self.context.__exit__(None, None, None)
+
+    def leave(self):
+        """End the rough arithmetic; also after an error, so that nothing else computes in it."""
+        if self.context is not None:
+            self.context.__exit__(None, None, None)
+            self.context = None
 
 
 def has_bfloat16(
@@ -335,7 +365,8 @@ def has_bfloat16(
     """Whether the device computes bfloat16 in hardware."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    capable = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return device.type == "cpu" and capable()
 
 # %% ../../nbs/train/00_learner.ipynb #73b831c2
 class AverageWeights(Callback):
@@ -403,7 +434,7 @@ class Keep(Callback):
         Checkpoint the run goes on from; empty = from the beginning.
     """
 
-    order = 80
+    order = 90
 
     def __init__(self, out: Path, specification: Specification, start: dict):
         self.out, self.specification = out, specification
@@ -444,9 +475,9 @@ LOG = (
 
 
 class WriteLog(Callback):
-    """Append a row to `log.csv` after every epoch, and print it."""
+    """Append a row to `log.csv` after every epoch, before the checkpoint, and print it."""
 
-    order = 90
+    order = 80
 
     def __init__(self, path: Path):
         self.path = path
@@ -459,7 +490,7 @@ class WriteLog(Callback):
             self.losses.append(self.loss.item())
 
     def after_epoch(self):
-        epoch = self.keep.done - 1
+        epoch = self.keep.done
         values = [np.mean(self.losses), *self.recorder.values[-1][1:]]
         seconds = f"{time.perf_counter() - self.started:.1f}"
         rate = f"{self.opt.hypers[-1]['lr']:.2e}"
@@ -516,7 +547,7 @@ def train(
     out: str | Path,  # folder of the run; made when missing
     resume: bool = False,  # go on from its checkpoint
 ) -> Path:  # folder of the best bundle
-    """Train a network; write `model/`, `log.csv`, `curves.png`, `config.yml`, `checkpoint.pt`.
+    """Train a network; write `model/`, `log.csv`, `curves.png`, `checkpoint.pt`, `run.json`.
 
     Raises
     ------
@@ -530,11 +561,16 @@ def train(
     if left < 1:
         return out / "model"
     learner = build_learner(config, out, start)
+    write_facts(config, out, learner.dls.device)
     done = start.get("epochs_done", 0) / config.training.epochs
-    with learner.no_logging():
-        if not sys.stderr.isatty():
-            learner.remove_cb(learner.progress)
-        learner.fit(left, cbs=ParamScheduler(schedule(config.training, done)))
+    try:
+        with learner.no_logging():
+            if not sys.stderr.isatty():
+                learner.remove_cb(learner.progress)
+            learner.fit(left, cbs=ParamScheduler(schedule(config.training, done)))
+    finally:
+        for callback in learner.cbs.filter(risinstance(Precision)):
+            callback.leave()
     with atomic_path(out / "curves.png") as path:
         plot_log(read_log(out / "log.csv")).savefig(path)
     return out / "model"
@@ -553,10 +589,11 @@ def build_learner(
         The settings do not fit the data or the network.
     """
     training, step_px = config.training, 2**config.network.encoder_depth
-    if training.crop_px % step_px:
-        raise ValueError(f"training.crop_px must be a multiple of {step_px}")
     pictures, aside = read_pictures(config)
     device = choose_device(training.device)
+    precision = Precision(training.precision, device)
+    if training.precision == "auto" and device.type == "cuda" and not precision.active:
+        precision = MixedPrecision()  # float16 on cards without bfloat16
     loaders = DataLoaders(
         DataLoader(Crops(pictures, config), bs=training.batch_size, num_workers=training.workers),
         DataLoader(WholePictures(aside, config.targets, step_px), bs=1, num_workers=0),
@@ -576,7 +613,7 @@ def build_learner(
         lr=training.learning_rate,
         wd=training.weight_decay,
         metrics=[ValueMetric(score.ap50, "ap50"), ValueMetric(score.mean_ap, "mean_ap")],
-        cbs=[Precision(training.precision, device), average, score, *keeping],
+        cbs=[precision, average, score, *keeping],
     )
     if start:
         average.steps = start["steps"]
@@ -588,6 +625,34 @@ def build_learner(
     return learner
 
 # %% ../../nbs/train/00_learner.ipynb #2613861f
+def write_facts(
+    config: TrainConfig,  # all settings
+    out: Path,  # folder of the run
+    device: torch.device,  # where it computes
+):
+    """Write `run.json`: versions, device and the SHA-256 of every picture and label image."""
+    data = config.data
+    inputs = {}
+    for sample in samples(data.dataset, split=data.split, kind=data.kind)[: data.images]:
+        paths = [path for path in (sample.image_path, sample.labels_path) if path is not None]
+        inputs[sample.name] = [file_sha256(path) for path in paths] or {"seed": sample.seed}
+    facts = {
+        "config": config.model_dump(mode="json"),
+        "versions": versions(),
+        "device": str(device),
+        "platform": platform.platform(),
+        "inputs": inputs,
+    }
+    with atomic_path(out / "run.json") as path:
+        path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def versions() -> dict[str, str]:  # package → version
+    """Versions of what decides the result of a training."""
+    names = ("cellseg_nb", "torch", "fastai", "segmentation-models-pytorch", "numpy", "scipy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+# %% ../../nbs/train/00_learner.ipynb #d07755de
 def specify(
     config: TrainConfig,  # all settings
     diameter_px: float,  # of the training objects; px
@@ -599,7 +664,6 @@ def specify(
     chosen = [
         f"{key} {value}" for key, value in [("split", data.split), ("kind", data.kind)] if value
     ]
-    packages = {name: version(name) for name in ("torch", "fastai", "segmentation-models-pytorch")}
     return Specification(
         name=config.name,
         description=config.description,
@@ -614,11 +678,23 @@ def specify(
         training={
             "config": config.model_dump(mode="json"),
             "seed": config.seed,
-            "versions": {"python": platform.python_version(), **packages},
+            "command": f"cellseg train {config.name}.yml",
+            "versions": versions(),
         },
     )
 
-# %% ../../nbs/train/00_learner.ipynb #d07755de
+# %% ../../nbs/train/00_learner.ipynb #7d20f3ee
+def _differences(now: dict, before: dict, above: str = "") -> list[str]:
+    """Name the settings that differ, but for those that change no result."""
+    found = []
+    for key, value in now.items():
+        if isinstance(value, dict):
+            found += _differences(value, before.get(key, {}), f"{above}{key}.")
+        elif value != before.get(key) and key not in ("device", "workers"):
+            found.append(f"{above}{key} was {before.get(key)!r} and is {value!r}")
+    return found
+
+
 def _start(config: TrainConfig, out: Path, resume: bool) -> dict:
     """Check the folder, write the resolved configuration, and read the checkpoint if any."""
     checkpoint, written = out / "checkpoint.pt", out / "config.yml"
@@ -630,11 +706,10 @@ def _start(config: TrainConfig, out: Path, resume: bool) -> dict:
     if resume and not checkpoint.exists() and not written.exists():
         raise ValueError(f"nothing to resume: {checkpoint} is not there")
     if resume and written.exists():
-        before = read_config(written)
-        changed = [key for key in settings if getattr(config, key) != getattr(before, key)]
+        changed = _differences(settings, read_config(written).model_dump(mode="json"))
         if changed:
-            raise ValueError(f"{out} was started with other settings: {', '.join(changed)} differ")
+            raise ValueError(f"{out} was started with other settings: {'; '.join(changed)}")
     with atomic_path(written) as path:
         text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
         path.write_text(text, encoding="utf-8")
-    return torch.load(checkpoint, weights_only=True) if checkpoint.exists() else {}
+    return torch.load(checkpoint, "cpu", weights_only=True) if checkpoint.exists() else {}

@@ -1,0 +1,66 @@
+"""The model that comes with the package: it must be there, and better than the classical method."""
+
+from itertools import product
+
+import pytest
+from cellseg_nb.data.catalog import samples
+from cellseg_nb.data.io import luminance
+from cellseg_nb.measure.matching import Matching, match, pool
+from cellseg_nb.models.bundle import load_bundle, read_specification
+from cellseg_nb.run.analyse import segment_image
+from cellseg_nb.segment.watershed import otsu_watershed
+
+OTSU_SETTINGS = [
+    {"sigma_px": sigma, "seed_height_px": height}
+    for sigma, height in product((1, 2), (0.5, 0.75, 1.0))
+]
+
+
+def read(chosen) -> list[tuple]:
+    """Gray pictures and labels."""
+    pictures = []
+    for sample in chosen:
+        image = sample.image()
+        pictures.append((luminance(image) if image.ndim == 3 else image, sample.labels()))
+    return pictures
+
+
+def score(pictures, segment) -> Matching:
+    """Scores pooled over pictures."""
+    return pool([match(truth, segment(image)) for image, truth in pictures])
+
+
+@pytest.fixture(scope="module")
+def bundle():
+    return load_bundle("nuclei")
+
+
+def test_model_states_where_it_comes_from(bundle):
+    specification = read_specification("nuclei")
+    assert specification.licence == "CC0-1.0"
+    assert specification.training["seed"] == specification.training["config"]["seed"]
+    assert "test" in specification.scores
+    weights = bundle.folder / "weights.safetensors"
+    assert weights.stat().st_size <= 10e6
+
+
+def test_simulated_nuclei_are_hard_for_otsu(bundle):
+    """Otsu and watershed, tuned on training images, stay .15 below the model."""
+    tuning = read(samples("simulated-nuclei", split="train")[:10])
+    best = max(
+        OTSU_SETTINGS,
+        key=lambda one: score(tuning, lambda image: otsu_watershed(image, **one)).ap[0],
+    )
+    pictures = read(samples("simulated-nuclei", split="test")[:10])
+    classical = score(pictures, lambda image: otsu_watershed(image, **best))
+    model = score(pictures, lambda image: segment_image(image, bundle).labels)
+    assert model.ap[0] >= classical.ap[0] + 0.15
+
+
+@pytest.mark.needs_data("dsb2018")
+def test_model_on_real_images(bundle):
+    """On a few test images of each size it keeps well above the classical method."""
+    pictures = read(samples("dsb2018", split="test", kind="fluorescence")[::10])
+    classical = score(pictures, otsu_watershed)
+    model = score(pictures, lambda image: segment_image(image, bundle).labels)
+    assert model.mean_ap > classical.mean_ap + 0.05
