@@ -238,7 +238,7 @@ def test_resume_does_not_mix_two_runs(images, out, monkeypatch):
 
     write = analyse.write_image
     monkeypatch.setattr(analyse, "write_image", stop)  # other labels are written, nothing else
-    run(*first, "--min-area", 250, code=130)
+    run(*first, "--min-area", 700, code=130)
     monkeypatch.setattr(analyse, "write_image", write)
     assert (read_labels(out / "cell1_labels.tif") != labels).any()
     assert "finished before" not in run(*first).stdout
@@ -258,7 +258,7 @@ def test_files_of_other_types_and_words_in_any_case(images, out):
     shown = run("segment", images, "--out", out, "--model", "otsu")
     assert shown.stderr.count("\n") == 1
     assert "1 file of another type was not read (.czi)" in shown.stderr
-    tifffile.imwrite(images / "deep.tif", np.zeros((3, 40, 50), np.uint16), metadata=None)
+    tifffile.imwrite(images / "deep.tif", np.zeros((5, 40, 50), np.uint16), metadata=None)
     deep = ["segment", images / "deep.tif", "--out", out, "--model", "otsu"]
     assert "on the command line --axes" in error_of(*deep)
     shown = run(*deep, "--axes", "zyx", "--z", "MAX")
@@ -422,8 +422,8 @@ def test_evaluate_refuses(images, out, tmp_path):
         "evaluate", "--truth", truth / "cell1_masks.tif", "--pred", tmp_path / "small.tif"
     )
     assert line == (
-        f"error: {truth / 'cell1_masks.tif'} has shape (96, 112) and {tmp_path / 'small.tif'} has (50, 112); "
-        "truth and prediction must have the same size"
+        f"error: {truth / 'cell1_masks.tif'} has shape (96, 112) and {tmp_path / 'small.tif'} has "
+        "(50, 112); truth and prediction must have the same size"
     )
     # a missing prediction
     write_labels(tmp_path / "pred" / "cell1_labels.tif", labels)

@@ -602,8 +602,8 @@ def _notes(batch: _Batch) -> list[str]:
     if others and batch.records:
         notes.append(
             f"{batch.out} holds the results of {counted(len(others), 'other image')} too; the "
-            "tables and the report describe this call only. Name all inputs in one call to have them in "
-            "one table: what is finished is not computed again"
+            "tables and the report describe this call only. Name all inputs in one call to have "
+            "them in one table: what is finished is not computed again"
         )
     return notes
 

@@ -379,7 +379,7 @@ def data_simulate(
     from cellseg_nb.data.simulate import write_simulated
 
     write_simulated(out, images, seed, (size, size), nuclei)
-    print(f"{images} images with label images: {out}")
+    print(f"{images} image{'' if images == 1 else 's'} with label images: {out}")
 
 # %% ../../nbs/run/01_cli.ipynb #80a003c8
 @model_app.command("list")

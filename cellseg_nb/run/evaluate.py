@@ -255,7 +255,8 @@ def write_evaluation(
 ) -> None:
     """Write the scores per group and per image, with what was missing and unused."""
     content = {
-        "pooled": "objects are pooled over the images of a group; count_mae is the mean over its images",
+        "pooled": "objects are pooled over the images of a group; count_mae is the mean over its "
+        "images",
         "groups": evaluation.groups.to_dict("records"),
         "images": evaluation.images.to_dict("records"),
         "missing_counted_as_empty": evaluation.missing,
