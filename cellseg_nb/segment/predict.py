@@ -9,7 +9,7 @@ __all__ = ['tile_starts', 'tile_weights', 'choose_device', 'predict_tiles', 'pre
 import numpy as np
 import torch
 
-from ..data.transforms import normalise_percentile
+from ..data.transforms import normalise_percentile, rescale, resize
 from ..models.bundle import Bundle
 
 # %% ../../nbs/segment/00_predict.ipynb #f559d19a
@@ -136,6 +136,8 @@ def predict(
 ):  # probabilities 0..1; float32; (C, Y, X), channels as in `bundle.specification.outputs`
     """Normalise a picture as the model expects and predict its probability maps.
 
+    A model may ask for several enlargements of the picture; their maps are averaged.
+
     Raises
     ------
     ValueError
@@ -145,6 +147,12 @@ def predict(
         raise ValueError(f"image must be (Y, X), one channel; its shape is {image.shape}")
     specification = bundle.specification
     normalisation = specification.normalisation
-    prepared = normalise_percentile(image, normalisation.low, normalisation.high)[None]
+    prepared = normalise_percentile(image, normalisation.low, normalisation.high)
     step_px = 2**specification.network.encoder_depth
-    return predict_tiles(prepared, bundle.network, tile_px, overlap_px, step_px, device)
+    total = np.zeros((len(specification.outputs), *image.shape), np.float32)
+    for scale in specification.scales:
+        scaled = rescale(prepared, scale)[None]
+        maps = predict_tiles(scaled, bundle.network, tile_px, overlap_px, step_px, device)
+        for mean, one in zip(total, maps):
+            mean += resize(one, image.shape) / len(specification.scales)
+    return total

@@ -6,7 +6,7 @@
 __all__ = ['CONFIGS', 'LOG', 'Settings', 'DataSettings', 'TrainingSettings', 'TrainConfig', 'read_config', 'prepare',
            'split_validation', 'read_pictures', 'median_diameter', 'Crops', 'WholePictures', 'Precision',
            'has_bfloat16', 'AverageWeights', 'ScoreObjects', 'Keep', 'WriteLog', 'read_log', 'plot_log', 'schedule',
-           'train', 'build_learner', 'write_facts', 'versions', 'specify']
+           'train', 'first_network', 'build_learner', 'write_facts', 'versions', 'specify']
 
 # %% ../../nbs/train/00_learner.ipynb #4f9c1f3c
 import csv
@@ -44,9 +44,11 @@ from ..measure.matching import match, pool
 from cellseg_nb.models.bundle import (
     NetworkSettings,
     Normalisation,
+    Scales,
     SegmentationSetting,
     Specification,
     Target,
+    load_bundle,
     save_bundle,
 )
 from ..models.losses import BCEDiceLoss
@@ -128,32 +130,36 @@ class TrainConfig(Settings):
 
     Parameters
     ----------
-    name, description : str
-        Of the model.
+    name, description, licence, citation : str
+        Of the model; they go into its `model.json`.
     seed : int
         Of every random choice.
     targets : tuple of str
         What the network paints, names in `data.targets`.
+    start_from : str or None
+        Bundle, by name or folder, whose weights the training starts from; None = random weights.
     data : DataSettings
     network : NetworkSettings
     normalisation : Normalisation
     augmentation : Augmentation
     training : TrainingSettings
+    scales : tuple of float
+        Enlargements at which the finished model predicts; validation uses 1 alone, to be quick.
     postprocessing : dict
         Arguments of `segment.watershed.objects_from_probabilities`.
-    licence, citation : str
-        Of the model; goes into its `model.json`.
     """
 
     name: str
     description: str = ""
     seed: int = Field(0, ge=0)
     targets: tuple[Target, ...] = ("foreground", "boundary", "distance")
+    start_from: str | None = None
     data: DataSettings = DataSettings()
     network: NetworkSettings = NetworkSettings()
     normalisation: Normalisation = Normalisation()
     augmentation: Augmentation = Augmentation()
     training: TrainingSettings = TrainingSettings()
+    scales: Scales = (1.0,)
     postprocessing: dict[SegmentationSetting, float] = {}
     licence: str = ""
     citation: str = ""
@@ -576,6 +582,30 @@ def train(
     return out / "model"
 
 # %% ../../nbs/train/00_learner.ipynb #2f5f7659
+def first_network(
+    config: TrainConfig,  # all settings
+) -> torch.nn.Module:
+    """Build the network that a training starts from: random weights, or those of a bundle.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such bundle.
+    ValueError
+        The bundle has another network or other outputs.
+    """
+    torch.manual_seed(config.seed)
+    if config.start_from is None:
+        return build_network(**config.network.model_dump(), out_channels=len(config.targets))
+    bundle = load_bundle(config.start_from)
+    specification = bundle.specification
+    if (specification.network, specification.outputs) != (config.network, config.targets):
+        raise ValueError(
+            f"start_from: {bundle.folder} has another network or other outputs than this training"
+        )
+    return bundle.network
+
+# %% ../../nbs/train/00_learner.ipynb #651340e3
 def build_learner(
     config: TrainConfig,  # all settings
     out: Path,  # folder of the run
@@ -599,8 +629,7 @@ def build_learner(
         DataLoader(WholePictures(aside, config.targets, step_px), bs=1, num_workers=0),
         device=device,
     )
-    torch.manual_seed(config.seed)
-    network = build_network(**config.network.model_dump(), out_channels=len(config.targets))
+    network = first_network(config)
     specification = specify(config, median_diameter(pictures), len(pictures), len(aside))
     score = ScoreObjects([labels for _, labels in aside], config)
     average = AverageWeights(training.average)
@@ -671,6 +700,7 @@ def specify(
         network=config.network,
         normalisation=config.normalisation,
         diameter_px=round(diameter_px, 1),
+        scales=config.scales,
         postprocessing=config.postprocessing,
         data=f"{data.dataset} ({', '.join(chosen)}): {n_train} pictures, {n_validation} aside",
         licence=config.licence,
