@@ -1,7 +1,7 @@
-# Six commands; `make help` lists them. The environment lives in .venv and is renewed when settings.ini or setup.py change.
+# Seven commands; `make help` lists them. The environment lives in .venv and is renewed when settings.ini or setup.py change.
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab format docs bench
+.PHONY: help demo test lab app-segment format docs bench
 
 PYTHON ?= 3.11
 BIN := .venv/bin
@@ -17,7 +17,7 @@ test: export CUDA_VISIBLE_DEVICES :=
 test: export CELLSEG_TESTS_STARTED := $(shell date +%s)
 
 help: ## list these commands
-	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 demo: $(READY) ## a real image: nuclei outlined, counted, measured and scored
 	@$(BIN)/cellseg demo
@@ -27,7 +27,12 @@ test: $(READY) ## every notebook, then every test
 	@$(BIN)/python -m pytest tests
 
 lab: $(READY) ## open the lessons in JupyterLab
-	@$(BIN)/jupyter lab --notebook-dir=nbs nbs/lessons
+	@$(BIN)/jupyter lab --notebook-dir=nbs nbs/lessons \
+	  --ServerApp.tornado_settings="{'websocket_max_message_size': 268435456}"
+
+# Port and upload limit stand in nbs/apps/voila.json.
+app-segment: $(READY) ## the app that segments and counts, as a web page on http://localhost:8867
+	@$(BIN)/voila nbs/apps/segment.ipynb --Voila.config_file_paths=nbs/apps
 
 format: $(READY) ## clean the notebooks; write the modules and README.md from them
 	@$(BIN)/nbdev_export

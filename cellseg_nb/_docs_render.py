@@ -74,6 +74,11 @@ class ParameterTable(DocmentTbl):
                     properties[key] = text.replace("|", "\\|").replace("\n", " ")
 
 
+def parameter_table(symbol) -> str:
+    """Give parameters, or documented fields, as a Markdown table."""
+    return ParameterTable(symbol)._repr_markdown_() or fields_table(symbol)
+
+
 class NameOnly(type):
     """Stands for a type that only type checkers import: it knows no more than its name."""
 
@@ -92,6 +97,7 @@ class NameOnly(type):
 @contextmanager
 def names_of_types(symbol):
     """Let signatures be read whose types are written as text and are not imported."""
+    symbol = symbol.fget if isinstance(symbol, property) else symbol
     scope = getattr(symbol, "__globals__", None) or vars(sys.modules[symbol.__module__])
     added = []
     try:
@@ -120,7 +126,7 @@ class TableRenderer(BasicMarkdownRenderer):
 
     def _repr_markdown_(self):
         with names_of_types(self.sym):
-            table = ParameterTable(self.sym)._repr_markdown_() or fields_table(self.sym)
+            table = "" if isinstance(self.sym, property) else parameter_table(self.sym)
             parts = [super()._repr_markdown_(), table, raises_section(self.sym)]
         return "\n\n".join(part for part in parts if part)
 

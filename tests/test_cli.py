@@ -120,6 +120,7 @@ def test_segment_tables_agree_with_the_label_images(images, out):
     assert facts["model"]["name"] == "otsu" and facts["settings"]["min_area_px"] is None
     assert len(facts["inputs"]) == 2 and len(facts["inputs"][0]["sha256"]) == 64
     assert facts["versions"]["cellseg_nb"] == cellseg_nb.__version__
+    assert set(facts["seconds"]) == {"imports", "postprocessing", "rest"}
     page = (out / "report.html").read_text()
     assert page.count("data:image/jpeg") == 2 and "http" not in page and "<script" not in page
 
@@ -166,6 +167,10 @@ def test_nothing_could_be_done(images, out, tmp_path):
         (["--tile", "64", "--overlap", "64"], "64 px, must be smaller than their edge, 64 px"),
         (["--tile", "100"], "the overlap of the tiles, 128 px, must be smaller than their edge"),
         (["--z", "top"], "(it is 'top')"),
+        (["--large-mpx", "0"], "large_mpx: Input should be greater than 0 (it is 0.0)"),
+        (["--disagreement"], "needs two models or more"),
+        (["--model", "nuclei", "--model", "otsu"], "'otsu' is no network and cannot be averaged"),
+        (["--model", "nuclei", "--model", "nucleus"], "no model 'nucleus'"),
     ],
 )
 def test_settings_that_make_no_sense(images, out, options, reason):
@@ -236,10 +241,10 @@ def test_resume_does_not_mix_two_runs(images, out, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    write = analyse.write_image
-    monkeypatch.setattr(analyse, "write_image", stop)  # other labels are written, nothing else
+    write = analyse.write_overlay
+    monkeypatch.setattr(analyse, "write_overlay", stop)  # other labels are written, nothing else
     run(*first, "--min-area", 700, code=130)
-    monkeypatch.setattr(analyse, "write_image", write)
+    monkeypatch.setattr(analyse, "write_overlay", write)
     assert (read_labels(out / "cell1_labels.tif") != labels).any()
     assert "finished before" not in run(*first).stdout
     assert (read_labels(out / "cell1_labels.tif") == labels).all()
@@ -254,10 +259,10 @@ def test_debug_shows_why_a_file_failed(out, tmp_path):
 
 
 def test_files_of_other_types_and_words_in_any_case(images, out):
-    (images / "cell3.czi").write_bytes(b"a microscope's own format")
+    (images / "cell3.lif").write_bytes(b"a microscope's own format")
     shown = run("segment", images, "--out", out, "--model", "otsu")
     assert shown.stderr.count("\n") == 1
-    assert "1 file of another type was not read (.czi)" in shown.stderr
+    assert "1 file of another type was not read (.lif)" in shown.stderr
     tifffile.imwrite(images / "deep.tif", np.zeros((5, 40, 50), np.uint16), metadata=None)
     deep = ["segment", images / "deep.tif", "--out", out, "--model", "otsu"]
     assert "on the command line --axes" in error_of(*deep)
@@ -271,6 +276,7 @@ def test_defaults_in_the_help_are_the_true_ones():
     shown = " ".join(run("segment", "--help").stdout.split())
     for name in ("tile_px", "overlap_px"):
         assert f"pixels. [default: {SegmentSettings.model_fields[name].default}]" in shown
+    assert f"megapixels. [default: {SegmentSettings.model_fields['large_mpx'].default}]" in shown
 
 
 def test_error_of_a_library_stops_one_image_only(images, out, monkeypatch):
@@ -381,6 +387,112 @@ def test_model_nuclei(images, out, tmp_path):
     assert line.endswith("weights.safetensors is missing; the bundle is incomplete")
 
 
+# --- exports, several models, large and unusual images ---------------------------------------------
+
+
+def test_exports_are_read_back_and_added_later(images, out):
+    from cellseg_nb.data.annotations import read_geojson, read_roi_zip
+
+    line = ["segment", images, "--out", out, "--model", "otsu"]
+    run(*line, "--roi")
+    labels = read_labels(out / "cell1_labels.tif")
+    assert (read_roi_zip(out / "cell1_rois.zip", labels.shape) == labels).all()
+    assert not (out / "cell1.geojson").exists()
+    assert "2 finished before" in run(*line, "--roi", "--geojson", "--zarr").stdout
+    assert (read_geojson(out / "cell1.geojson", labels.shape) == labels).all()
+    assert (read_labels(out / "cell1_labels.zarr") == labels).all()
+    run("evaluate", "--truth", images.parent / "masks", "--pred", out)  # the copy does not count
+    area = json.loads((out / "cell1.geojson").read_text())["features"][0]["properties"]
+    table = pd.read_csv(out / "objects.csv")
+    assert table["area_um2"][0] in dict(area)["measurements"].values()
+    # other settings: exports that are not asked for any more would not fit and are removed
+    run(*line, "--min-area", 60, "--roi")
+    assert not (out / "cell1.geojson").exists() and not (out / "cell1_labels.zarr").exists()
+    labels = read_labels(out / "cell1_labels.tif")
+    assert (read_roi_zip(out / "cell1_rois.zip", labels.shape) == labels).all()
+
+
+def test_exports_of_others_are_left_alone(images, out):
+    line = ["segment", images / "cell1.tif", "--out", out, "--model", "otsu"]
+    run(*line)
+    (out / "cell1.geojson").write_text("drawn in QuPath")
+    assert "cell1.geojson was not made by this command" in error_of(*line, "--geojson", code=2)
+    assert (out / "cell1.geojson").read_text() == "drawn in QuPath"
+    run(*line, "--min-area", 60)
+    assert (out / "cell1.geojson").read_text() == "drawn in QuPath"
+    run(*line, "--geojson", "--overwrite")
+    assert (out / "cell1.geojson").read_text() != "drawn in QuPath"
+
+
+def test_several_models_and_flips(images, out):
+    line = ["segment", images / "cell1.tif", "--out", out, "--model", "nuclei"]
+    run(*line, "--model", "nuclei", "--flips", "--disagreement", "--diameter", 24)
+    objects, facts = pd.read_csv(out / "objects.csv"), json.loads((out / "run.json").read_text())
+    assert len(objects) and objects["confidence"].between(0, 1).all()
+    assert facts["model"]["name"] == "nuclei + nuclei" and facts["settings"]["flips"]
+    disagreement = tifffile.imread(out / "cell1_disagreement.tif")
+    assert disagreement.shape == (96, 112) and disagreement.max() < 0.01  # twice the same model
+    assert error_of(*line[:-1], "otsu", "--flips").endswith(
+        "the model 'otsu' has no flips; leave it out or choose a network"
+    )
+
+
+def test_large_images_give_the_same_piece_by_piece(images, out, tmp_path):
+    line = ["segment", images / "cell1.tif", "--model", "nuclei", "--tile", 64, "--overlap", 32]
+    run(*line, "--out", out)
+    pieces = [*line, "--out", tmp_path / "pieces", "--large-mpx", 0.01]
+    shown = run(*pieces, "--geojson")
+    assert "objects in 1 image\n" in shown.stdout
+    labels = read_labels(tmp_path / "pieces" / "cell1_labels.ome.tif")
+    assert (labels == read_labels(out / "cell1_labels.tif")).all()
+    whole, parts = (pd.read_csv(one / "objects.csv") for one in (out, tmp_path / "pieces"))
+    assert list(whole.columns) == list(parts.columns)
+    pd.testing.assert_frame_equal(whole, parts, check_dtype=False, rtol=1e-3, atol=1e-3)
+    counts = [pd.read_csv(one / "counts.csv") for one in (out, tmp_path / "pieces")]
+    pd.testing.assert_frame_equal(*counts, rtol=1e-3)
+    assert (tmp_path / "pieces" / "report.html").read_text().count("data:image/jpeg") == 1
+    assert "1 finished before" in run(*pieces).stdout
+    files = sorted(path.name for path in (tmp_path / "pieces").iterdir())
+    assert files[:4] == [".resume", "cell1.geojson", "cell1_labels.ome.tif", "cell1_overlay.png"]
+    run(*pieces, "--zarr", "--overwrite")
+    assert (read_labels(tmp_path / "pieces" / "cell1_labels.zarr") == labels).all()
+    assert not (tmp_path / "pieces" / "cell1_labels.ome.tif").exists()
+    line = error_of(*pieces, "--model", "nuclei", "--overwrite")
+    assert "such images are segmented with one model" in line
+
+
+def test_images_unlike_the_training_are_flagged(images, out, tmp_path):
+    from cellseg_nb.models.bundle import load_bundle, save_bundle
+    from cellseg_nb.segment.certainty import picture_statistics, training_statistics
+    from cellseg_nb.segment.predict import predict
+
+    bundle, known = load_bundle("nuclei"), []
+    for seed in range(10, 22):
+        image, _ = simulate_nuclei((96, 112), n_nuclei=4 + seed % 8, seed=seed)
+        prepared = bundle.specification.normalisation.prepare(image)
+        known.append(picture_statistics(prepared, predict(image, bundle)))
+    about = {"training_statistics": training_statistics(known)}
+    save_bundle(tmp_path / "m", bundle.network, bundle.specification.model_copy(update=about))
+    inverted = 65_535 - tifffile.imread(images / "cell1.tif")
+    write_image(images / "inverted.tif", inverted, "YX", pixel_size_um=0.5)
+    shown = run("segment", images, "--out", out, "--model", tmp_path / "m")
+    assert shown.stderr.count("warning: ") == 1
+    assert "1 of 3 images is unlike those the model was trained on (inverted)" in shown.stderr
+    counts = pd.read_csv(out / "counts.csv").set_index("image")
+    assert counts["unlike_training"].to_dict() == {
+        "cell1": False,
+        "cell2": False,
+        "inverted": True,
+    }
+    assert "background" in counts["unlike_because"]["inverted"]
+    assert "Unlike the training images: 1" in (out / "report.html").read_text()
+    about = {"training_statistics": {}}  # a model that does not know gives no flag
+    save_bundle(tmp_path / "m", bundle.network, bundle.specification.model_copy(update=about))
+    shown = run("segment", images, "--out", out, "--model", tmp_path / "m")
+    assert "warning: " not in shown.stderr
+    assert "unlike_training" not in pd.read_csv(out / "counts.csv")
+
+
 # --- evaluate ------------------------------------------------------------------------------------
 
 
@@ -473,12 +585,37 @@ def test_train_passes_configuration_and_names_wrong_keys(tmp_path, monkeypatch):
         run("train", config, "training.epochs=5", "--out", tmp_path / "run", "--resume").stdout
         == "model: the folder\n"
     )
-    resolved, folder, resume = calls[0]
-    assert resolved.training.epochs == 5 and folder == tmp_path / "run" and resume
+    resolved, folder, resume, force = calls[0]
+    assert resolved.training.epochs == 5 and folder == tmp_path / "run" and resume and not force
+    run("train", config, "--force")
+    assert calls[1][1] == Path("runs/mine") and calls[1][3]
     config.write_text("name: mine\ntraining:\n  epochen: 3\n")
     line = error_of("train", config)
     assert line.startswith(f"error: {config}: training.epochen: unknown key; allowed here: epochs")
     assert "no configuration" in error_of("train", tmp_path / "none.yml")
+
+
+def test_train_refuses_suggests_and_cross_validates(tmp_path, monkeypatch):
+    from cellseg_nb.train import experiments, finish, learner
+
+    def refuse(*_):
+        raise finish.WorseThanParent("the parent is better", tmp_path / "model_refused")
+
+    config = tmp_path / "mine.yml"
+    config.write_text("name: mine\n")
+    monkeypatch.setattr(learner, "train", refuse)
+    assert error_of("train", config, code=1) == "error: the parent is better"
+    found = learner.LearningRate(0.00123, np.ones(3), np.ones(3))
+    monkeypatch.setattr(learner, "find_learning_rate", lambda *_: found)
+    shown = run("train", config, "--find-lr", "--out", tmp_path / "run").stdout
+    assert shown.startswith("suggestion: training.learning_rate=0.0012\n")
+    table = pd.DataFrame({"fold": ["1", "pooled"], "AP@.5": [0.5, 0.25]})
+    monkeypatch.setattr(experiments, "cross_validate", lambda config, folds, out: table)
+    shown = run("train", config, "--folds", 2, "--out", tmp_path / "run").stdout
+    assert "pooled   0.25" in shown and "cross_validation.csv" in shown
+    run("train", config, "--folds", 1, code=2)
+    assert "--find-lr trains no model" in error_of("train", config, "--find-lr", "--folds", 3)
+    assert "--folds goes on by itself" in error_of("train", config, "--folds", 3, "--resume")
 
 
 def test_data(tmp_path):

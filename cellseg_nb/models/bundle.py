@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMAT_VERSION', 'Scale', 'Scales', 'Target', 'SegmentationSetting', 'BUNDLES', 'NetworkSettings', 'Normalisation',
-           'Specification', 'Bundle', 'save_bundle', 'list_bundles', 'find_bundle', 'read_specification', 'load_bundle']
+           'Specification', 'Bundle', 'save_bundle', 'write_specification', 'list_bundles', 'find_bundle',
+           'read_specification', 'load_bundle']
 
 # %% ../../nbs/models/02_bundle.ipynb #576c5ee8
 import json
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 import cellseg_nb
@@ -21,7 +23,7 @@ if TYPE_CHECKING:  # PyTorch takes seconds to load, and a specification is read 
     from torch import nn
 
 # %% ../../nbs/models/02_bundle.ipynb #32f5468f
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: normalisation.invert, training_statistics
 
 
 class NetworkSettings(BaseModel):
@@ -49,24 +51,45 @@ class NetworkSettings(BaseModel):
 
 # %% ../../nbs/models/02_bundle.ipynb #00033bc0
 class Normalisation(BaseModel):
-    """Percentiles of the whole picture that become 0 and 1.
+    """How the brightness of a picture is made comparable before the network sees it.
 
     Parameters
     ----------
     low, high : float
-        Percentiles, 0..100.
+        Percentiles of the whole picture that become 0 and 1; 0..100.
+    invert : bool
+        Take the negative first, for dark objects on a bright background; `low` and `high` then
+        count on the negative.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     low: float = Field(1.0, ge=0, le=100)
     high: float = Field(99.8, ge=0, le=100)
+    invert: bool = False
 
     @model_validator(mode="after")
     def _rises(self):
         if self.low >= self.high:
             raise ValueError(f"low ({self.low}) must be smaller than high ({self.high})")
         return self
+
+    def prepare(
+        self,
+        image: np.ndarray,  # picture as it was read; any number type; (Y, X) or (Z, Y, X)
+    ) -> np.ndarray:  # what the network sees, objects bright; float32; same shape
+        """Bring a picture into the form that the network was trained on.
+
+        Raises
+        ------
+        ValueError
+            The picture is empty, or holds NaN or infinity.
+        """
+        from cellseg_nb.data.transforms import normalise_percentile
+
+        if self.invert:
+            image = -image.astype(np.float32)
+        return normalise_percentile(image, self.low, self.high)
 
 
 Scale = Annotated[float, Field(ge=0.25, le=4)]
@@ -102,6 +125,9 @@ class Specification(BaseModel):
         Command, configuration, seed, versions, duration.
     scores : dict
         Where it was scored, and how well.
+    training_statistics : dict
+        What the training pictures look like: name of a statistic → its quantiles over them, from
+        `segment.certainty`; tells whether a new picture resembles them. Empty = not measured.
     format_version : int
         Version of this list of fields.
     """
@@ -121,6 +147,7 @@ class Specification(BaseModel):
     citation: str = ""
     training: dict[str, Any] = {}
     scores: dict[str, Any] = {}
+    training_statistics: dict[str, list[float]] = {}
     format_version: int = FORMAT_VERSION
 
 # %% ../../nbs/models/02_bundle.ipynb #c008be3a
@@ -140,10 +167,12 @@ def save_bundle(
 ) -> Path:  # the folder
     """Write `model.json` and half-precision `weights.safetensors`.
 
+    Numbers too large for half precision, which running variances can be, stay in full precision.
+
     Raises
     ------
     ValueError
-        A weight is NaN, or too large for half precision.
+        A weight is NaN or infinite.
     """
     import torch
     from safetensors.torch import save
@@ -152,16 +181,26 @@ def save_bundle(
     weights = {}
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point():
-            tensor = tensor.detach().half()
+            tensor = tensor.detach()
             if not torch.isfinite(tensor).all():
-                raise ValueError(f"weight {name} is NaN or too large for half precision")
+                raise ValueError(f"weight {name} is NaN or infinite; the training went wrong")
+            tensor = tensor.half() if torch.isfinite(tensor.half()).all() else tensor.float()
         weights[name] = tensor.cpu().contiguous()
     with atomic_path(folder / "weights.safetensors") as path:
         path.write_bytes(save(weights))
-    with atomic_path(folder / "model.json") as path:
-        text = json.dumps(specification.model_dump(mode="json"), indent=2, ensure_ascii=False)
-        path.write_text(text + "\n", encoding="utf-8")
+    write_specification(folder, specification)
     return folder
+
+
+def write_specification(
+    folder: str | Path,  # of a bundle
+    specification: Specification,  # everything about it but its weights
+) -> None:
+    """Write or replace `model.json`, in the newest format."""
+    fields = specification.model_dump(mode="json") | {"format_version": FORMAT_VERSION}
+    with atomic_path(Path(folder) / "model.json") as path:
+        text = json.dumps(fields, indent=2, ensure_ascii=False)
+        path.write_text(text + "\n", encoding="utf-8")
 
 # %% ../../nbs/models/02_bundle.ipynb #a8278903
 BUNDLES = Path(cellseg_nb.__file__).parent / "bundles"

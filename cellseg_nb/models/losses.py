@@ -23,6 +23,18 @@ def dice_loss(
     total = (probabilities.square() + targets.square()).sum(axes)
     return 1 - (2 * shared + smooth) / (total + smooth)
 
+# %% ../../nbs/models/01_losses.ipynb #a86945d4
+def _check_weights(weights: torch.Tensor, logits: torch.Tensor) -> None:
+    """Refuse weights that do not lie on the pixels of `logits`, or are no weights."""
+    batch, channels, *pixels = logits.shape
+    if tuple(weights.shape) not in {(batch, 1, *pixels), (batch, channels, *pixels)}:
+        raise ValueError(
+            f"weights must be {(batch, 1, *pixels)}, or one channel per channel of the logits, "
+            f"{tuple(logits.shape)}; they are {tuple(weights.shape)}"
+        )
+    if not ((weights >= 0) & torch.isfinite(weights)).all():
+        raise ValueError("weights must be 0 or more and finite; some are negative, inf or NaN")
+
 
 class BCEDiceLoss(nn.Module):
     """Sum of binary cross-entropy and Dice loss on logits, averaged over channels.
@@ -41,17 +53,21 @@ class BCEDiceLoss(nn.Module):
         self,
         logits: torch.Tensor,  # raw network output; (N, C, Y, X) or (N, C, Z, Y, X)
         targets: torch.Tensor,  # 0..1; same shape
+        weights: torch.Tensor | None = None,  # of pixels; (N, 1, ...) or (N, C, ...); None = all 1
     ) -> torch.Tensor:  # one number
-        """Compare logits with targets.
+        """Compare logits with targets; `weights` multiply the cross-entropy pixel by pixel.
 
         Raises
         ------
         ValueError
-            The shapes differ.
+            The shapes do not fit, or a weight is negative, infinite or NaN.
         """
         if logits.shape != targets.shape:
             shapes = f"{tuple(logits.shape)} and {tuple(targets.shape)}"
             raise ValueError(f"logits and targets must have one shape; they have {shapes}")
+        if weights is not None:
+            _check_weights(weights, logits)
+            weights = weights.to(torch.float32)
         logits = logits.float()
-        cross_entropy = F.binary_cross_entropy_with_logits(logits, targets)
+        cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, weights)
         return cross_entropy + self.dice_weight * dice_loss(logits, targets).mean()

@@ -169,11 +169,13 @@ Inputs = Annotated[
     list[Path], typer.Argument(metavar="INPUT", help="Image files, or folders of them.")
 ]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")]
-ModelName = Annotated[
-    str,
+Models = Annotated[
+    list[str],
     typer.Option(
+        "--model",
         metavar="NAME|DIR",
-        help="Name of a model, its folder, or 'otsu' for the method without network.",
+        help="Name of a model, its folder, or 'otsu' for the method without network; given several "
+        "times, the mean of several networks.",
     ),
 ]
 Channel = _option(str, "N|NAME", "Channel: name, or number from 0.")
@@ -188,6 +190,16 @@ MinArea = _option(float, "PX", "Smallest object kept, in pixels.")
 MinAreaUm2 = _option(float, "UM2", "Smallest object kept, in µm²; needs a pixel size.")
 Tile = _option(int, "PX", "Edge of a tile, in pixels.  [default: 1024]")
 Overlap = _option(int, "PX", "Overlap of neighbouring tiles, in pixels.  [default: 128]")
+Flips = Annotated[
+    bool, typer.Option("--flips", help="Mean over eight orientations of the image; slower.")
+]
+LargeMpx = _option(float, "MPX", "Work piece by piece on images of more megapixels.  [default: 36]")
+Roi = Annotated[bool, typer.Option("--roi", help="Also write outlines for ImageJ (ROI zip).")]
+GeoJson = Annotated[bool, typer.Option("--geojson", help="Also write outlines for QuPath.")]
+Zarr = Annotated[bool, typer.Option("--zarr", help="Also write the labels as OME-Zarr.")]
+Disagreement = Annotated[
+    bool, typer.Option("--disagreement", help="Also write where several models disagree.")
+]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")]
 Overwrite = Annotated[
     bool,
@@ -202,7 +214,7 @@ def segment(
     context: typer.Context,
     inputs: Inputs,
     out: Out = Path("cellseg_out"),
-    model: ModelName = "nuclei",
+    model: Models = ["nuclei"],
     channel: Channel = None,
     z: Depth = None,
     t: TimePoint = None,
@@ -215,6 +227,12 @@ def segment(
     min_area_um2: MinAreaUm2 = None,
     tile: Tile = None,
     overlap: Overlap = None,
+    large_mpx: LargeMpx = None,
+    flips: Flips = False,
+    roi: Roi = False,
+    geojson: GeoJson = False,
+    zarr: Zarr = False,
+    disagreement: Disagreement = False,
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
@@ -223,8 +241,7 @@ def segment(
     The same command again goes on after an interruption: images that are finished with the same
     settings are not computed again. Exit code 1 = some inputs failed, 2 = nothing was done.
     """
-    from cellseg_nb.run.analyse import analyse, segment_settings
-
+    exports = {"roi": roi, "geojson": geojson, "zarr": zarr, "disagreement": disagreement}
     chosen = {
         "channel": channel,  # as text: a channel may be called 488
         "z": _plane(z),
@@ -236,15 +253,22 @@ def segment(
         "threshold": threshold,
         "min_area_px": min_area,
         "min_area_um2": min_area_um2,
-        "tile_px": tile,
-        "overlap_px": overlap,
-        "device": device,
     }
-    settings = segment_settings(
-        **{name: value for name, value in chosen.items() if value is not None}
-    )
-    summary = analyse(inputs, out, model, settings, overwrite)
+    chosen |= {"tile_px": tile, "overlap_px": overlap, "large_mpx": large_mpx, "flips": flips}
+    chosen |= {"exports": tuple(one for one in exports if exports[one]), "device": device}
+    summary = _analyse(inputs, out, model, chosen, overwrite)
     _report_batch(summary, context.find_root().params["debug"])
+
+# %% ../../nbs/run/01_cli.ipynb #6ad8b44e
+def _analyse(
+    inputs: list[Path], out: Path, models: list[str], chosen: dict[str, Any], overwrite: bool
+) -> Any:
+    """Run the main job; what was not chosen (None) stays as the job has it."""
+    from cellseg_nb.run.analyse import analyse, segment_settings
+
+    given = {name: value for name, value in chosen.items() if value is not None}
+    model = models[0] if len(models) == 1 else models
+    return analyse(inputs, out, model, segment_settings(**given), overwrite)
 
 # %% ../../nbs/run/01_cli.ipynb #0f7745d1
 def _report_batch(summary: Any, debug: bool) -> None:
@@ -326,14 +350,68 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint.")
     ] = False,
+    find_lr: Annotated[
+        bool, typer.Option("--find-lr", help="Only suggest a learning rate, with its curve.")
+    ] = False,
+    folds: Annotated[
+        Optional[int],
+        typer.Option(
+            min=2, metavar="N", help="Cross-validate: train N times, each without a part."
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Keep a model that is worse than the one it came from.")
+    ] = False,
 ) -> None:
-    """Train a network from a YAML configuration."""
-    from cellseg_nb.train.learner import read_config
+    """Train a network from a YAML configuration.
+
+    Exit code 1 = the training went through, but its model is worse than the one it started from
+    and is kept aside, in model_refused/.
+    """
+    from cellseg_nb.train.settings import read_config
+
+    if find_lr and (folds is not None or resume or force):
+        raise ValueError("--find-lr trains no model; leave out --folds, --resume and --force")
+    if folds is not None and (resume or force):
+        raise ValueError("--folds goes on by itself and compares no models; leave out the rest")
+    resolved = read_config(config, changes or [])
+    out = out or Path("runs") / resolved.name
+    if find_lr:
+        _suggest_learning_rate(resolved, out)
+    elif folds is not None:
+        _cross_validate(resolved, folds, out)
+    else:
+        _train_model(resolved, out, resume, force)
+
+# %% ../../nbs/run/01_cli.ipynb #bac85802
+def _train_model(config: Any, out: Path, resume: bool, force: bool) -> None:
+    """Train one model."""
+    from cellseg_nb.train.finish import WorseThanParent
     from cellseg_nb.train.learner import train as run_training
 
-    resolved = read_config(config, changes or [])
-    folder = run_training(resolved, out or Path("runs") / resolved.name, resume)
-    print(f"model: {folder}")
+    try:
+        print(f"model: {run_training(config, out, resume, force)}")
+    except WorseThanParent as error:
+        _say(_error_line(error))
+        raise typer.Exit(1) from None
+
+
+def _suggest_learning_rate(config: Any, out: Path) -> None:
+    """Print a learning rate."""
+    from cellseg_nb.train.learner import find_learning_rate
+
+    found = find_learning_rate(config, out)
+    print(f"suggestion: training.learning_rate={found.suggestion:.2g}")
+    print(f"curve: {out / 'learning_rate.png'}")
+
+
+def _cross_validate(config: Any, folds: int, out: Path) -> None:
+    """Print the scores of every fold."""
+    from cellseg_nb.train.experiments import cross_validate
+
+    print(cross_validate(config, folds, out).to_string(index=False))
+    print("\nsd: standard deviation between the folds; pooled: all left-out images as one set")
+    print(f"table: {out / 'cross_validation.csv'}")
 
 # %% ../../nbs/run/01_cli.ipynb #80036cb8
 @data_app.command("list")

@@ -31,6 +31,12 @@ def _image_name(path: str | Path) -> str:
             return stem.removesuffix(ending)
     return stem
 
+
+def _is_copy(path: Path) -> bool:
+    """Whether it is the OME-Zarr copy of a label image beside it, as `cellseg segment` writes it."""
+    copy = path.name.endswith("_labels.zarr")
+    return copy and any(path.with_suffix(end).exists() for end in (".tif", ".ome.tif"))
+
 # %% ../../nbs/run/03_evaluate.ipynb #09d6f9a5
 def label_files(
     path: str | Path,  # a folder of label images, or one label image
@@ -49,7 +55,7 @@ def label_files(
     paths = [Path(path)]
     if paths[0].is_dir():
         paths = [one for one in sorted(paths[0].iterdir()) if one.suffix.lower() in IMAGE_SUFFIXES]
-        paths = [one for one in paths if not one.name.startswith(".")]
+        paths = [one for one in paths if not one.name.startswith(".") and not _is_copy(one)]
     if not paths:
         raise ValueError(f"there is no label image in the folder {path}")
     marked = [one for one in paths if _image_name(one) != image_stem(one)]

@@ -20,16 +20,17 @@ from ..measure.plots import overlay
 # %% ../../nbs/run/02_report.ipynb #56237206
 def thumbnail(
     rgb: np.ndarray,  # picture; uint8; (Y, X, 3)
-    labels: np.ndarray,  # label image; integer; (Y, X)
+    labels: np.ndarray | None = None,  # label image; integer; (Y, X); None = no outlines to draw
     longest_px: int = 360,  # longest edge of the thumbnail; px
 ) -> bytes:  # content of a JPEG file
-    """Shrink a picture and outline the objects."""
+    """Shrink a picture and outline the objects on it."""
     from PIL import Image
 
     picture = Image.fromarray(rgb)
     picture.thumbnail((longest_px, longest_px), Image.Resampling.LANCZOS)
     small = np.asarray(picture)
-    small = overlay(small, resize(labels, small.shape[:2], order=0))
+    if labels is not None:
+        small = overlay(small, resize(labels, small.shape[:2], order=0))
     memory = io.BytesIO()
     Image.fromarray(small).save(memory, "JPEG", quality=82, optimize=True)
     return memory.getvalue()
@@ -184,6 +185,21 @@ def _failures(failures: dict[str, str]) -> str:
     )
     return f'<section class="box warn"><h2>Not done: {len(failures)}</h2><ul>{rows}</ul></section>'
 
+
+def _warnings(unusual: dict[str, str]) -> str:
+    """The box that names images unlike those of the training; nothing when there are none."""
+    if not unusual:
+        return ""
+    rows = "".join(
+        f"<li><strong>{html.escape(name)}</strong>: {html.escape(reason)}</li>"
+        for name, reason in unusual.items()
+    )
+    return (
+        f'<section class="box warn"><h2>Unlike the training images: {len(unusual)}</h2><p>The model '
+        "may be wrong here. Look at the outlines before you use these counts.</p>"
+        f"<ul>{rows}</ul></section>"
+    )
+
 # %% ../../nbs/run/02_report.ipynb #31bb8b3f
 def _cell(value: float | str) -> str:
     """A number or a text, ready for the page."""
@@ -237,6 +253,7 @@ def report_page(
     subtitle: str = "",  # model, version and date in plain words
     facts: dict[str, str] | None = None,  # large numbers: what it is → text
     details: str = "",  # settings and versions, shown folded
+    unusual: dict[str, str] | None = None,  # image unlike those of the training → in what
 ) -> str:  # a complete HTML page
     """Compose the report; the page needs no other file, no script and no network."""
     total = int(counts["count"].sum())
@@ -250,7 +267,7 @@ def report_page(
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{heading}</title><style>{STYLE}</style></head><body><main>
 <h1>{heading}</h1><p class="soft">{html.escape(subtitle)}</p>
-{_failures(failures or {})}{_tiles(facts or {})}
+{_failures(failures or {})}{_warnings(unusual or {})}{_tiles(facts or {})}
 <h2>Distributions</h2><div class="plots">{plots or '<p class="soft">No object was found.</p>'}</div>
 <h2>Images</h2><p class="soft">Outlines of the counted objects. Look here first: a merged or missed object shows.</p>
 {_gallery(counts, thumbnails)}
