@@ -96,7 +96,7 @@ Scale = Annotated[float, Field(ge=0.25, le=4)]
 Scales = Annotated[tuple[Scale, ...], Field(min_length=1)]
 Target = Literal["foreground", "boundary", "distance"]
 SegmentationSetting = Literal[
-    "threshold", "seed_height", "boundary_weight", "smoothing_px", "min_area_px"
+    "threshold", "seed_height", "boundary_weight", "smoothing_px", "min_area_px", "min_confidence"
 ]
 
 # %% ../../nbs/models/02_bundle.ipynb #18a333a0

@@ -72,7 +72,12 @@ from cellseg_nb.run.report import (
     report_page,
     thumbnail,
 )
-from ..segment.watershed import objects_from_probabilities, otsu_watershed, tidy
+from cellseg_nb.segment.watershed import (
+    object_confidence,
+    objects_from_probabilities,
+    otsu_watershed,
+    tidy,
+)
 
 if TYPE_CHECKING:  # PyTorch takes seconds to load, and the classical method does without
     from cellseg_nb.models.bundle import Bundle
@@ -319,7 +324,7 @@ def _segment_with(
     bundles: "list[Bundle]", image: np.ndarray, settings: SegmentSettings
 ) -> Segmentation:
     """Ask the networks, and make objects of what they painted."""
-    from cellseg_nb.segment.certainty import familiarity, object_confidence, predict_ensemble
+    from cellseg_nb.segment.certainty import familiarity, predict_ensemble
 
     first = bundles[0]
     scales = [_scale_to_model(one, settings) for one in bundles]
@@ -651,8 +656,6 @@ def _sample_of(plane: Plane) -> np.ndarray:
 
 def _confidence_column(labels: np.ndarray, maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The confidence of objects, where they are measured."""
-    from cellseg_nb.segment.certainty import object_confidence
-
     return {"confidence": object_confidence(labels, maps["foreground"]).round(4)}
 
 

@@ -308,7 +308,7 @@ def _tables(labels, census, picture, folder, block_px, new_ids, report, **how) -
             table = _measure_block(ids, box, labels, picture, new_ids, **how)
             with atomic_path(path) as temporary:
                 table.to_csv(temporary, index=False)
-        tables.append(pd.read_csv(path, float_precision="round_trip"))
+        tables.append(pd.read_csv(path))
         report("measure", place + 1, len(groups))
     table = pd.concat(tables[1:] or tables, ignore_index=True)
     return table.sort_values("label", ignore_index=True)
