@@ -26,6 +26,7 @@ from scipy import ndimage
 from scipy.interpolate import BSpline
 
 from ..core import consecutive
+from .tiles import normalised
 
 # %% ../../nbs/data/04_transforms.ipynb #79788c71
 def normalise_percentile(
@@ -42,19 +43,7 @@ def normalise_percentile(
     ValueError
         The picture is empty or holds NaN or infinity, or the percentiles are not in order.
     """
-    if not 0 <= low < high <= 100:
-        raise ValueError(f"percentiles must rise within 0..100; they are low={low}, high={high}")
-    if image.size == 0:
-        raise ValueError(f"the image has no pixels: shape {image.shape}")
-    image = image.astype(np.float32)
-    if not np.isfinite(image).all():
-        raise ValueError("the image holds NaN or infinite values; replace them first")
-    dark, bright = np.percentile(image, [low, high])
-    if bright <= dark:
-        dark, bright = float(image.min()), float(image.max())
-    if bright <= dark:
-        return np.zeros_like(image)
-    return (image - np.float32(dark)) / np.float32(bright - dark)
+    return normalised(image, low, high)[(slice(None),) * image.ndim]
 
 # %% ../../nbs/data/04_transforms.ipynb #0145dc01
 def rescale(

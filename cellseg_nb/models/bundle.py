@@ -85,11 +85,9 @@ class Normalisation(BaseModel):
         ValueError
             The picture is empty, or holds NaN or infinity.
         """
-        from cellseg_nb.data.transforms import normalise_percentile
+        from cellseg_nb.data.tiles import normalised
 
-        if self.invert:
-            image = -image.astype(np.float32)
-        return normalise_percentile(image, self.low, self.high)
+        return normalised(image, **self.model_dump())[(slice(None),) * image.ndim]
 
 
 Scale = Annotated[float, Field(ge=0.25, le=4)]

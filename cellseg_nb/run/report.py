@@ -175,30 +175,19 @@ def _tiles(facts: dict[str, str]) -> str:
     return f'<div class="tiles">{"".join(cells)}</div>'
 
 
-def _failures(failures: dict[str, str]) -> str:
-    """The box that names what could not be done; nothing when all went well."""
-    if not failures:
+ADVICE = "The model may be wrong here. Look at the outlines before you use these counts."
+
+
+def _warning(title: str, reasons: dict[str, str], advice: str = "") -> str:
+    """A box that names images and what is the matter with them; nothing when there are none."""
+    if not reasons:
         return ""
     rows = "".join(
         f"<li><strong>{html.escape(name)}</strong>: {html.escape(reason)}</li>"
-        for name, reason in failures.items()
+        for name, reason in reasons.items()
     )
-    return f'<section class="box warn"><h2>Not done: {len(failures)}</h2><ul>{rows}</ul></section>'
-
-
-def _warnings(unusual: dict[str, str]) -> str:
-    """The box that names images unlike those of the training; nothing when there are none."""
-    if not unusual:
-        return ""
-    rows = "".join(
-        f"<li><strong>{html.escape(name)}</strong>: {html.escape(reason)}</li>"
-        for name, reason in unusual.items()
-    )
-    return (
-        f'<section class="box warn"><h2>Unlike the training images: {len(unusual)}</h2><p>The model '
-        "may be wrong here. Look at the outlines before you use these counts.</p>"
-        f"<ul>{rows}</ul></section>"
-    )
+    advice = advice and f"<p>{advice}</p>"
+    return f'<section class="box warn"><h2>{title}: {len(reasons)}</h2>{advice}<ul>{rows}</ul></section>'
 
 # %% ../../nbs/run/02_report.ipynb #31bb8b3f
 def _cell(value: float | str) -> str:
@@ -267,7 +256,7 @@ def report_page(
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{heading}</title><style>{STYLE}</style></head><body><main>
 <h1>{heading}</h1><p class="soft">{html.escape(subtitle)}</p>
-{_failures(failures or {})}{_warnings(unusual or {})}{_tiles(facts or {})}
+{_warning("Not done", failures or {})}{_warning("Unlike the training images", unusual or {}, ADVICE)}{_tiles(facts or {})}
 <h2>Distributions</h2><div class="plots">{plots or '<p class="soft">No object was found.</p>'}</div>
 <h2>Images</h2><p class="soft">Outlines of the counted objects. Look here first: a merged or missed object shows.</p>
 {_gallery(counts, thumbnails)}
