@@ -1,7 +1,7 @@
-# Seven commands; `make help` lists them. The environment lives in .venv and is renewed when settings.ini or setup.py change.
+# Eight commands; `make help` lists them. The environment lives in .venv and is renewed when settings.ini or setup.py change.
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab app-segment format docs bench
+.PHONY: help demo test lab app-segment app-cells3d format docs bench
 
 PYTHON ?= 3.11
 BIN := .venv/bin
@@ -17,7 +17,7 @@ test: export CUDA_VISIBLE_DEVICES :=
 test: export CELLSEG_TESTS_STARTED := $(shell date +%s)
 
 help: ## list these commands
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 demo: $(READY) ## a real image: nuclei outlined, counted, measured and scored
 	@$(BIN)/cellseg demo
@@ -30,9 +30,12 @@ lab: $(READY) ## open the lessons in JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir=nbs nbs/lessons \
 	  --ServerApp.tornado_settings="{'websocket_max_message_size': 268435456}"
 
-# Port and upload limit stand in nbs/apps/voila.json.
+# The upload limit and the first port stand in nbs/apps/voila.json.
 app-segment: $(READY) ## the app that segments and counts, as a web page on http://localhost:8867
-	@$(BIN)/voila nbs/apps/segment.ipynb --Voila.config_file_paths=nbs/apps
+	@$(BIN)/voila nbs/apps/segment.ipynb --Voila.config_file_paths=nbs/apps --VoilaConfiguration.resources="{'metadata': {'name': 'Segment and count'}}"
+
+app-cells3d: $(READY) ## the app that finds packed cells in stacks, on http://localhost:8000
+	@$(BIN)/voila nbs/apps/cells3d.ipynb --Voila.config_file_paths=nbs/apps --Voila.port=8000 --VoilaConfiguration.resources="{'metadata': {'name': 'Cells in 3D'}}"
 
 format: $(READY) ## clean the notebooks; write the modules and README.md from them
 	@$(BIN)/nbdev_export

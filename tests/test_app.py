@@ -1,6 +1,7 @@
 """The app as a person uses it: a web page in a browser, driven by playwright. Skipped where there is no Chromium."""
 
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -30,18 +31,16 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"none of {', '.join(NA
 
 
 @contextmanager
-def served(folder: Path):
-    """Serve the app as `make app-segment` does, on a free port; give its address."""
+def served(folder: Path, app: str = "segment"):
+    """Serve an app as `make app-segment` or `make app-cells3d` does, on a free port."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    voila = [Path(sys.executable).parent / "voila", "nbs/apps/segment.ipynb"]
-    command = [
-        *voila,
-        "--Voila.config_file_paths=nbs/apps",
-        f"--port={port}",
-        "--Voila.port_retries=0",
-    ]
+    lines = (ROOT / "Makefile").read_text(encoding="utf-8").splitlines()
+    (line,) = [line for line in lines if f"voila nbs/apps/{app}.ipynb" in line]
+    line = line.replace("@$(BIN)", str(Path(sys.executable).parent))
+    command = [word for word in shlex.split(line) if not word.startswith("--Voila.port=")]
+    command += [f"--Voila.port={port}", "--Voila.port_retries=0"]
     with open(folder / "voila.log", "w+") as log:
         server = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         try:
@@ -112,9 +111,9 @@ def choose(page, picture: str = "simulated nuclei", method: str = "Network") -> 
     page.get_by_role("button", name=method).click()
 
 
-def upload(page, path: Path) -> None:
+def upload(page, path: Path, button: str = "Open an image file") -> None:
     with page.expect_file_chooser() as chooser:
-        page.get_by_role("button", name="Open an image file").click()
+        page.get_by_role("button", name=button).click()
     chooser.value.set_files(path)
 
 

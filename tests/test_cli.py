@@ -14,7 +14,7 @@ import tifffile
 from typer.testing import CliRunner
 
 import cellseg_nb
-from cellseg_nb.data.io import read_labels, write_image, write_labels
+from cellseg_nb.data.io import read_image, read_labels, write_image, write_labels
 from cellseg_nb.data.simulate import simulate_nuclei
 from cellseg_nb.run.cli import app
 
@@ -76,7 +76,8 @@ def test_help_is_quick_and_loads_nothing_heavy():
 def test_version_and_help_name_every_verb():
     assert run("--version").stdout == f"cellseg {cellseg_nb.__version__}\n"
     shown = run("--help").stdout
-    for verb in ("demo", "segment", "evaluate", "train", "data", "model"):
+    verbs = "demo segment evaluate train segment3d graph graph-train patches data model"
+    for verb in verbs.split():
         assert f"  {verb} " in shown
 
 
@@ -491,6 +492,223 @@ def test_images_unlike_the_training_are_flagged(images, out, tmp_path):
     shown = run("segment", images, "--out", out, "--model", tmp_path / "m")
     assert "warning: " not in shown.stderr
     assert "unlike_training" not in pd.read_csv(out / "counts.csv")
+
+
+# --- stacks --------------------------------------------------------------------------------------
+
+WINDOW = ("--window", "8,48,48", "--channel", 0)
+
+
+@pytest.fixture(scope="module")
+def germline(tmp_path_factory):
+    """Two simulated stacks with their masks, and a small network with random weights."""
+    import torch
+
+    from cellseg_nb.models.bundle import StackSpecification, save_bundle
+    from cellseg_nb.models.unet3d import UNet3D
+
+    folder = tmp_path_factory.mktemp("germline")
+    size = ["--size", "12,72,80", "--seed", 5]
+    shown = run("data", "simulate", "germline", "--n", 2, *size, "--out", folder)
+    assert "2 stacks with label images" in shown.stdout
+    torch.manual_seed(0)
+    about = StackSpecification(name="random", network={"f_maps": 8, "levels": 2})
+    save_bundle(folder / "model", UNet3D(f_maps=8, levels=2), about)
+    return folder
+
+
+def segment3d(germline, *arguments, **how):
+    return run("segment3d", "--model", germline / "model", *WINDOW, *arguments, **how)
+
+
+def error3d(germline, *arguments, code=2):
+    result = segment3d(germline, *arguments, code=code)
+    assert result.stderr.count("\n") == 1, result.stderr
+    return result.stderr.strip()
+
+
+def test_simulated_germlines_in_every_order_of_axes(germline, tmp_path):
+    table = pd.read_csv(germline / "table.csv")
+    assert list(table.columns) == ["image", "mask"] and len(table) == 2
+    first = tifffile.imread(germline / table["image"][0])
+    assert first.shape == (2, 12, 72, 80)
+    size = ["--size", "12,72,80", "--seed", 5, "--n", 1, "--out"]
+    for axes, same in (("ZCYX", first.swapaxes(0, 1)), ("ZYX", first[0])):
+        run("data", "simulate", "germline", *size, tmp_path / axes, "--axes", axes)
+        assert (tifffile.imread(tmp_path / axes / table["image"][0]) == same).all()
+    simulate = ["data", "simulate", "--out", tmp_path / "x"]
+    assert "axes 'XYZ' are unknown" in error_of(*simulate, "germline", "--axes", "XYZ")
+    assert "there is: nuclei, germline" in error_of(*simulate, "worm")
+    assert "--size takes three numbers" in error_of(*simulate, "germline", "--size", "12,72")
+
+
+def test_segment3d_says_how_long_writes_volumes_and_scores(germline, out):
+    shown = segment3d(germline, germline / "table.csv", "--out", out)
+    first = shown.stdout.split("\n")[0]
+    assert first.startswith("2 stacks, 16 windows of 8 x 48 x 48 voxels: about ")
+    assert first.endswith(" in the network")
+    names = [f"germline_00{n}_{what}" for n in (5, 6) for what in ("boundaries", "labels")]
+    files = sorted(path.name for path in out.iterdir())
+    tables = ["cells.csv", "run.json", "scores.csv", "stacks.csv"]
+    assert files == sorted([".resume", *tables, *(f"{name}.ome.tif" for name in names)])
+    labels = read_labels(out / "germline_005_labels.ome.tif")
+    walls = read_image(out / "germline_005_boundaries.ome.tif")
+    assert labels.shape == walls.pixels.shape == (12, 72, 80)
+    assert walls.pixels.dtype == np.float32 and 0 <= walls.pixels.min() <= walls.pixels.max() <= 1
+    assert walls.pixel_size_um == pytest.approx((0.5, 0.2, 0.2))
+    counts, cells = pd.read_csv(out / "stacks.csv"), pd.read_csv(out / "cells.csv")
+    assert counts["n_objects"][0] == (cells["image"] == "germline_005").sum() == labels.max()
+    assert list(pd.read_csv(out / "scores.csv").iloc[:, 0]) == [
+        "germline_005",
+        "germline_006",
+        "all",
+    ]
+    assert "germline_006" in shown.stdout and "all" in shown.stdout
+
+
+def test_default_model_for_stacks_finds_cells(germline, out):
+    shown = run("segment3d", germline / "table.csv", "--channel", "membranes", "--out", out)
+    assert "2 stacks, 2 windows of 12 x 72 x 80 voxels" in shown.stdout
+    scores = pd.read_csv(out / "scores.csv").set_index("image")
+    assert scores["f1_50"]["all"] > 0.6 and {"f1_10", "f1_100"} <= set(scores.columns)
+
+
+def test_segment3d_resumes_and_asks_the_network_once(germline, out, monkeypatch):
+    from cellseg_nb.run import stacks
+
+    image = germline / "images" / "germline_005.ome.tif"
+    segment3d(germline, image, "--out", out)
+    walls = (out / "germline_005_boundaries.ome.tif").stat().st_mtime_ns
+    shown = segment3d(germline, image, "--out", out)
+    assert "1 finished before" in shown.stdout and "windows" not in shown.stdout
+    assert not (out / "scores.csv").exists()
+
+    def asked(*_, **__):
+        raise ValueError("the network is asked")
+
+    monkeypatch.setattr(stacks, "predict_stack", asked)  # not needed with another beta
+    segment3d(germline, image, "--out", out, "--beta", 0.7)
+    assert (out / "germline_005_boundaries.ome.tif").stat().st_mtime_ns == walls
+    assert json.loads((out / "run.json").read_text())["postprocessing"]["beta"] == 0.7
+    line = error3d(germline, image, "--out", out, "--overlap", 0.5)
+    assert line == f"error: {image}: the network is asked"
+
+
+def test_segment3d_reads_every_order_of_axes(germline, out, tmp_path):
+    image = tifffile.imread(germline / "images" / "germline_005.ome.tif")
+    tifffile.imwrite(tmp_path / "plain.tif", image)  # says nothing about its axes
+    tifffile.imwrite(tmp_path / "depth_first.tif", np.ascontiguousarray(image.swapaxes(0, 1)))
+    tifffile.imwrite(tmp_path / "one.tif", image[0])
+    segment3d(germline, germline / "images" / "germline_005.ome.tif", "--out", out)
+    expected = read_labels(out / "germline_005_labels.ome.tif")
+    edges = ["--pixel-size", "0.5,0.2,0.2", "--out", out]
+    for name, axes in (("plain", "CZYX"), ("depth_first", "zcyx"), ("one", "ZYX")):
+        segment3d(germline, tmp_path / f"{name}.tif", "--axes", axes, *edges)
+        assert (read_labels(out / f"{name}_labels.ome.tif") == expected).all()
+    assert "name them with axes=" in error3d(germline, tmp_path / "plain.tif", "--out", out)
+    line = error3d(germline, tmp_path / "one.tif", "--axes", "YXZ", "--out", out)
+    assert line == "error: axes 'YXZ' are unknown for a stack; allowed are ZYX, CZYX, ZCYX"
+
+
+def test_segment3d_goes_on_past_bad_stacks(germline, out, tmp_path):
+    image = germline / "images" / "germline_005.ome.tif"
+    whole = image.read_bytes()
+    (tmp_path / "broken.ome.tif").write_bytes(whole[: len(whole) // 2])
+    labels = read_labels(germline / "masks" / "germline_005.tif")
+    write_labels(tmp_path / "deeper.tif", np.concatenate([labels, labels]))
+    shutil.copy(image, tmp_path / "other.ome.tif")
+    (tmp_path / "stacks.csv").write_text(
+        f"image,mask\n{image},\nbroken.ome.tif,\nother.ome.tif,deeper.tif\ngone.tif,\n"
+    )
+    result = segment3d(germline, tmp_path / "stacks.csv", "--out", out, code=1)
+    assert "in 1 stack:" in result.stdout
+    gone, broken, deeper = result.stderr.strip().split("\n")
+    table = tmp_path / "stacks.csv"
+    assert gone == f"error: {table}, row 5: there is no file {tmp_path / 'gone.tif'}"
+    assert broken.startswith(f"error: {table}, row 3: {tmp_path / 'broken.ome.tif'} is cut off")
+    assert deeper == (
+        f"error: {table}, row 4: the mask {tmp_path / 'deeper.tif'} is (24, 72, 80) and the stack "
+        "(12, 72, 80) (Z, Y, X)"
+    )
+
+
+def test_segment3d_refuses(germline, out, tmp_path):
+    image = germline / "images" / "germline_005.ome.tif"
+    line = error3d(germline, image, "--out", out, "--window", "24,48,48")
+    assert line.endswith(
+        "the window of 24 x 48 x 48 voxels (z, y, x) is larger than the stack of 12 x 72 x 80; "
+        "choose one that fits, such as 12,48,48, or none at all"
+    )
+    assert "--window takes three numbers" in error3d(germline, image, "--window", "a,b,c")
+    assert "overlap: Input should be less than 1" in error3d(germline, image, "--overlap", 1)
+    assert "blending: Input should be" in error3d(germline, image, "--blending", "cubic")
+    assert "beta: Input should be less than 1" in error3d(germline, image, "--beta", 2)
+    line = error_of("segment3d", image, "--out", out, "--model", "nuclei")
+    assert line.startswith("error: the model 'nuclei' is for pictures, not for stacks; choose")
+    line = error_of("segment3d", image, "--out", out, "--model", germline / "model")
+    assert "choose one with channel" in line and "membranes" in line
+    assert not out.exists()
+
+
+def test_graph_alone_and_learned_edges(germline, out, tmp_path):
+    from cellseg_nb.segment.superpixels import distance_watershed
+
+    image = tifffile.imread(germline / "images" / "germline_005.ome.tif")[0]
+    walls = np.clip((image / np.percentile(image, 99.5)), 0, 1).astype(np.float32)
+    truth = germline / "masks" / "germline_005.tif"
+    write_image(tmp_path / "walls.tif", walls, "ZYX", (0.5, 0.2, 0.2))
+    shown = run("graph", tmp_path / "walls.tif", "--out", tmp_path / "cells.ome.tif")
+    cells = read_labels(tmp_path / "cells.ome.tif")
+    assert shown.stdout == f"{cells.max()} cells: {tmp_path / 'cells.ome.tif'}\n"
+    many = distance_watershed(walls, sigma_seeds=1.0, min_size=20, pixel_size_um=(0.5, 0.2, 0.2))
+    write_labels(tmp_path / "many.zarr", many)
+    pieces = ["--superpixels", tmp_path / "many.zarr"]
+    learned = tmp_path / "edges.safetensors"
+    shown = run("graph-train", tmp_path / "walls.tif", truth, *pieces, "--out", learned)
+    assert shown.stdout == f"edges: {learned}\n"
+    graph = ["graph", tmp_path / "walls.tif", *pieces, "--out", tmp_path / "learned.tif"]
+    run(*graph, "--model", learned)
+    assert 1 < read_labels(tmp_path / "learned.tif").max() < many.max()
+    run(*graph, "--method", "average", "--beta", 0.6)
+    line = error_of("graph", tmp_path / "walls.tif", "--out", tmp_path / "cells.png")
+    assert "label volumes are written as .ome.tif, .tif or .zarr" in line
+    write_labels(tmp_path / "small.tif", cells[:5])
+    line = error_of(
+        *("graph", tmp_path / "walls.tif", "--superpixels", tmp_path / "small.tif"),
+        *("--out", tmp_path / "x.tif"),
+    )
+    assert "small.tif is (5, 72, 80) and" in line and "walls.tif is (12, 72, 80)" in line
+    graph = ["graph", tmp_path / "walls.tif", "--out", tmp_path / "x.tif"]
+    assert "method" in error_of(*graph, "--method", "guess")
+    assert "there is no" in error_of(*graph, "--model", tmp_path / "none")
+
+
+def test_patches(germline, tmp_path):
+    line = ["patches", germline / "table.csv", "--out", tmp_path / "p", "--channel", 0]
+    shown = run(*line, "--size", "12,40,40", "--weight-map", "--min-foreground", 0.05)
+    table = pd.read_csv(tmp_path / "p" / "patches.csv")
+    assert shown.stdout == f"table of patches: {tmp_path / 'p' / 'patches.csv'}\n"
+    assert {"image", "mask", "weight"} <= set(table.columns) and len(table) > 2
+    assert tifffile.imread(tmp_path / "p" / table["image"][0]).shape == (12, 40, 40)
+    assert "larger than the stack" in error_of(*line, "--size", "64,40,40")
+    image = germline / "images" / "germline_005.ome.tif"
+    assert "is not a CSV table" in error_of("patches", image, "--out", tmp_path / "p")
+
+
+def test_training_from_a_checkpoint_names_a_missing_key(tmp_path):
+    import torch
+
+    from cellseg_nb.models.unet3d import UNet3D
+
+    checkpoint = tmp_path / "last_checkpoint.pt"
+    weights = UNet3D(f_maps=16).state_dict()
+    torch.save({"model_state_dict": weights, "epoch": 3}, checkpoint)
+    line = ["train", "membranes3d", "--out", tmp_path / "run", f"start_from={checkpoint}"]
+    assert error_of(*line, "start_key=weights") == (
+        f"error: start_key: {checkpoint} has no 'weights'; there is: model_state_dict, epoch"
+    )
+    torch.save({"model_state_dict": {**weights, "extra": torch.zeros(1)}}, checkpoint)
+    assert "extra is not part of it" in error_of(*line, "start_key=model_state_dict")
 
 
 # --- evaluate ------------------------------------------------------------------------------------

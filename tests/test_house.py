@@ -215,7 +215,7 @@ def test_installed_metadata_is_that_of_settings():
     listed = [Requirement(item) for item in installed.get_all("Requires-Dist")]
     needed = {item.name.lower(): item.specifier for item in listed if item.marker is None}
     assert needed == {name: item.specifier for name, item in requirements("requirements").items()}
-    assert set(installed.get_all("Provides-Extra")) == {"dev", "tensorflow", "nd2", "czi"}
+    assert set(installed.get_all("Provides-Extra")) == {"dev", "monai", "tensorflow", "nd2", "czi"}
     scripts = {
         entry.name
         for entry in metadata.entry_points(group="console_scripts", module="cellseg_nb.run.cli")
@@ -251,7 +251,9 @@ def test_environment_pins_every_direct_requirement():
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-@pytest.mark.parametrize("target", ["demo", "test", "lab", "app-segment", "format", "docs", "bench"])
+@pytest.mark.parametrize(
+    "target", ["demo", "test", "lab", "app-segment", "app-cells3d", "format", "docs", "bench"]
+)
 def test_make_knows_its_commands(target):
     done = subprocess.run(["make", "-n", target], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The model that comes with the package: it must be there, and better than the classical method."""
+"""The models that come with the package: they must be there, and better than classical methods."""
 
 from itertools import product
 
@@ -6,9 +6,12 @@ import pytest
 from cellseg_nb.data.catalog import samples
 from cellseg_nb.data.io import luminance
 from cellseg_nb.measure.matching import Matching, match, pool
-from cellseg_nb.models.bundle import load_bundle, read_specification
+from cellseg_nb.models.bundle import find_bundle, load_bundle, read_specification
 from cellseg_nb.run.analyse import segment_image
+from cellseg_nb.run.stacks import segment_stack
 from cellseg_nb.segment.watershed import otsu_watershed
+from cellseg_nb.train.crops import stack_samples
+from cellseg_nb.train.settings import StackDataSettings
 
 OTSU_SETTINGS = [
     {"sigma_px": sigma, "seed_height_px": height}
@@ -35,13 +38,27 @@ def bundle():
     return load_bundle("nuclei")
 
 
-def test_model_states_where_it_comes_from(bundle):
-    specification = read_specification("nuclei")
+@pytest.mark.parametrize("name", ["nuclei", "membranes3d"])
+def test_model_states_where_it_comes_from(name):
+    specification = read_specification(name)
     assert specification.licence == "CC0-1.0"
     assert specification.training["seed"] == specification.training["config"]["seed"]
     assert "test" in specification.scores
-    weights = bundle.folder / "weights.safetensors"
+    weights = find_bundle(name) / "weights.safetensors"
     assert weights.stat().st_size <= 10e6
+
+
+def test_model_for_stacks_finds_cells_it_never_saw():
+    """F1@.5 of two test stacks, whose seeds no training uses; of all twelve it is in the bundle."""
+    walls = load_bundle("membranes3d")
+    assert walls.specification.data.startswith("simulated-germline (split train)")
+    assert walls.specification.scores["test"]["F1@.5"] >= 0.85
+    matchings = []
+    for sample in stack_samples(StackDataSettings(split="test"))[:2]:
+        stack = sample.read()
+        found = segment_stack(stack.image, walls, pixel_size_um=stack.pixel_size_um)
+        matchings.append(match(stack.labels, found.labels))
+    assert pool(matchings).f1[0] >= 0.85
 
 
 def test_simulated_nuclei_are_hard_for_otsu(bundle):

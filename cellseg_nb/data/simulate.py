@@ -12,6 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from ..core import label_dtype
+from .germline import camera, simulate_germline  # noqa: F401, both simulators
 from .io import write_image, write_labels
 
 # %% ../../nbs/data/02_simulate.ipynb #6ec69cb5
@@ -125,11 +126,6 @@ def _illumination(rng, shape, gradient):
     plane = y * np.sin(angle) + x * np.cos(angle)
     return (1 + gradient * plane / (abs(np.sin(angle)) + abs(np.cos(angle)))).astype(np.float32)
 
-# %% ../../nbs/data/02_simulate.ipynb #7e8e4cbe
-def _camera(rng, photons, gain, offset, read_noise):
-    electrons = rng.poisson(photons) + rng.normal(0, read_noise, photons.shape)
-    return np.clip(np.rint(gain * electrons + offset), 0, 65_535).astype(np.uint16)
-
 # %% ../../nbs/data/02_simulate.ipynb #bb4c7575
 def simulate_nuclei(
     shape: tuple[int, int] = (512, 512),  # (Y, X); px
@@ -177,7 +173,7 @@ def simulate_nuclei(
     brightness = np.exp(brightness_spread * rng.normal(size=len(placed)).clip(-2, 2.5))
     light = _light(rng, shape, placed, brightness, texture, blur_px, haze) + np.float32(background)
     light *= _illumination(rng, shape, gradient)
-    image = _camera(rng, photons * light, gain, offset, read_noise)
+    image = camera(rng, photons * light, gain, offset, read_noise)
     return image, labels.astype(label_dtype(len(placed)))
 
 # %% ../../nbs/data/02_simulate.ipynb #23316a8a

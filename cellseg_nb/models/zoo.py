@@ -8,6 +8,8 @@ __all__ = ['ARCHITECTURES', 'build_network', 'count_parameters']
 # %% ../../nbs/models/00_zoo.ipynb #cffa7615
 from torch import nn
 
+from .unet3d import UNet3D
+
 # %% ../../nbs/models/00_zoo.ipynb #1080e2bd
 ARCHITECTURES = (
     "Unet",
@@ -22,30 +24,31 @@ ARCHITECTURES = (
 
 # %% ../../nbs/models/00_zoo.ipynb #49433866
 def build_network(
-    architecture: str = "Unet",  # one of `ARCHITECTURES`
+    architecture: str = "Unet",  # one of `ARCHITECTURES`, or "UNet3D"
     encoder: str = "mobilenet_v2",  # encoder name; "tu-" + a timm name works too
     in_channels: int = 1,  # channels of the picture
     out_channels: int = 3,  # pictures the network paints
     encoder_depth: int = 5,  # times the picture is halved
-    decoder_channels: tuple[int, ...] | None = (
-        128,
-        64,
-        32,
-        16,
-        16,
-    ),  # one per halving; None = usual
-) -> nn.Module:  # takes float32 (N, C, Y, X), gives logits (N, out_channels, Y, X)
+    decoder_channels: tuple[int, ...] | None = (128, 64, 32, 16, 16),  # finest last; None = usual
+    f_maps: int = 32,  # of UNet3D: channels of its finest level
+    levels: int = 4,  # of UNet3D: number of resolutions
+) -> nn.Module:  # takes float32 (N, C, (Z,) Y, X), gives logits (N, out_channels, (Z,) Y, X)
     """Build a network with random weights. Y and X must be multiples of `2**encoder_depth`.
+
+    UNet3D takes stacks; encoder and decoder settings are not for it, `f_maps` and `levels` are for
+    it alone.
 
     Raises
     ------
     ValueError
         Architecture or encoder is unknown, or `decoder_channels` has the wrong length.
     """
+    if architecture == "UNet3D":
+        return UNet3D(in_channels, out_channels, f_maps, levels)
     import segmentation_models_pytorch as smp
 
     if architecture not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
+        known = ", ".join([*ARCHITECTURES, "UNet3D"])
         raise ValueError(f"unknown architecture {architecture!r}; known: {known}")
     options = {}
     if decoder_channels is not None and architecture in ("Unet", "UnetPlusPlus", "MAnet"):
