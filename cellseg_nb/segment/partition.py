@@ -169,7 +169,7 @@ def _solve(graph, costs: np.ndarray, sizes: np.ndarray, method: str) -> np.ndarr
     parts.optimize(objective)
     proposals = multicut.GreedyAdditiveProposalGenerator(seed=0)
     return multicut.FusionMoveMulticut(
-        proposal_generator=proposals, number_of_iterations=20, stop_if_no_improvement=8
+        proposal_generator=proposals, number_of_iterations=40, stop_if_no_improvement=15
     ).optimize(objective)
 
 # %% ../../nbs/segment/05_partition.ipynb #1c2db663
