@@ -154,12 +154,12 @@ def test_upload_of_30_megabytes(page, tmp_path):
     cubes = wait_for_count(page, lambda n: n > 500)
     type_into(page, "Voxel z, y, x, µm", "0.5, 0.2, 0.2")
     before = wait_for_count(page, lambda n: n != cubes)
-    set_number(page, "Beta", 0.6)
+    set_number(page, "Beta", 0.9)
     after = wait_for_count(page, lambda n: n > before)
     saved = download(page, "Save cells")
     assert saved.name == "walls_labels.tif"
     labels = read_labels(saved)
-    how = read_specification("membranes3d").postprocessing.model_dump() | {"beta": 0.6}
+    how = read_specification("membranes3d").postprocessing.model_dump() | {"beta": 0.9}
     how.pop("foreground_threshold")
     expected = segment_boundaries(walls, **how, pixel_size_um=EDGES)
     assert np.array_equal(labels, expected)
