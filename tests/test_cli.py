@@ -878,3 +878,15 @@ def test_debug_shows_the_traceback_before_and_after_the_verb():
         assert (
             debug.returncode != 0 and "Traceback" in debug.stderr and "ValueError" in debug.stderr
         )
+
+
+def test_tune_chooses_on_labelled_images_and_writes_a_copy(images, out):
+    for mask in (images.parent / "masks").iterdir():
+        mask.rename(mask.with_name(mask.name.replace("_masks", "")))
+    chosen = run("tune", "--dataset", images.parent, "--out", out).stdout
+    assert "cross-checked" in chosen and "seed_height:" in chosen and f"model: {out}" in chosen
+    copy = json.loads((out / "model.json").read_text(encoding="utf-8"))
+    assert set(copy["scores"]) == {"cross-checked"}
+    assert "holds a model already" in error_of("tune", "--dataset", images.parent, "--out", out)
+    assert "--dataset too" in error_of("tune", "--split", "train")
+    assert "test split" in error_of("tune", "--dataset", "dsb2018", "--split", "test")

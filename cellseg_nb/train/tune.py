@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VALUES', 'Settings', 'Painted', 'paint', 'labelled_samples', 'cut_all', 'merit', 'search', 'Tuned', 'tune',
-           'save_tuned']
+           'check_free', 'save_tuned']
 
 # %% ../../nbs/train/05_tune.ipynb #bd2811df
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +18,7 @@ import pandas as pd
 from ..data.catalog import Sample
 from ..measure.matching import Matching, match, pool
 from ..models.bundle import Bundle, save_bundle
+from ..segment.predict import network_axes
 from ..segment.watershed import objects_from_probabilities
 from .crops import chosen_samples, split_fold
 from .finish import predict_sample
@@ -54,8 +55,14 @@ def labelled_samples(
     Raises
     ------
     ValueError
-        The model does not say what it was trained on, or the pictures are a test set.
+        The model is one for stacks or does not say what it was trained on, or the pictures are a
+        test set.
     """
+    if network_axes(bundle.network) == 3:
+        raise ValueError(
+            f"the model {bundle.specification.name} is one for stacks; only settings of models for "
+            "pictures are chosen here"
+        )
     if data is None:
         config = bundle.specification.training.get("config", {})
         if "data" not in config:
@@ -184,6 +191,20 @@ def tune(
     return Tuned(chosen, scores)
 
 # %% ../../nbs/train/05_tune.ipynb #465d5aad
+def check_free(
+    out: str | Path | None,  # folder of a copy; None = none is written
+) -> None:
+    """Refuse a folder that holds a model already, before anything is computed.
+
+    Raises
+    ------
+    ValueError
+        It holds a model already.
+    """
+    if out is not None and (Path(out) / "model.json").exists():
+        raise ValueError(f"{out} holds a model already; choose another folder")
+
+
 def save_tuned(
     bundle: Bundle,  # trained model
     tuned: Tuned,  # from `tune`
@@ -196,8 +217,7 @@ def save_tuned(
     ValueError
         The folder holds a model already.
     """
-    if (Path(out) / "model.json").exists():
-        raise ValueError(f"{out} holds a model already; choose another folder")
+    check_free(out)
     scores = tuned.scores.loc["cross-checked"].to_dict()
     changes = {"postprocessing": tuned.settings, "scores": {"cross-checked": scores}}
     specification = bundle.specification.model_copy(update=changes)
