@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PixelSize', 'pixel_edges', 'check_labels', 'label_dtype', 'consecutive', 'atomic_path', 'file_sha256',
-           'explain_settings', 'require']
+           'explain_settings', 'one_line', 'require']
 
 # %% ../nbs/00_core.ipynb #d17392a5
 import hashlib
@@ -157,6 +157,20 @@ def explain_settings(
         reasons.setdefault(".".join(path), []).append(reason)
     found = {key: " or ".join(dict.fromkeys(several)) for key, several in reasons.items()}
     return "; ".join(f"{key}: {reason}" if key else reason for key, reason in found.items())
+
+# %% ../nbs/00_core.ipynb #e5200b68
+def one_line(
+    error: Exception,  # what went wrong
+    place: str | Path,  # file, or row of a table, that is named beside it
+) -> str:  # without line breaks
+    """Say what went wrong, in one line that does not repeat where.
+
+    The kind of an error that nobody foresaw is named, too.
+    """
+    text = " ".join(str(error).split())
+    text = text.removeprefix(f"{place}: ").removeprefix(f"{place} ").replace(f" {place}", "", 1)
+    expected = isinstance(error, (ValueError, FileNotFoundError, ImportError))
+    return text if expected and text else f"{type(error).__name__}: {text}"
 
 # %% ../nbs/00_core.ipynb #93a3cf78
 def require(

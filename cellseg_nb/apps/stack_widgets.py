@@ -29,6 +29,7 @@ from cellseg_nb.apps.widgets import (
     WIDE,
     Panel,
     control,
+    count_hits,
     picture_bytes,
     read_upload,
     result_file,
@@ -48,8 +49,9 @@ from cellseg_nb.models.bundle import (
     load_bundle,
     read_specification,
 )
-from ..run.stacks import _duration, boundary_output, choose_postprocessing
+from ..run.stacks import boundary_output, choose_postprocessing, rough_duration
 from ..segment.cleanup import filter_objects
+from ..segment.graph import walls_and_mask
 from cellseg_nb.segment.partition import (
     METHODS,
     RegionGraph,
@@ -123,12 +125,10 @@ def find_walls(
         As in `segment.predict.predict_stack`, or the model paints no walls.
     """
     specification = bundle.specification
-    name = boundary_output(specification)
+    boundary_output(specification)  # says so before the network is asked, if there are no walls
     painted = predict_stack(pixels, bundle, window_px, overlap, blending, report=report)
     maps = dict(zip(specification.outputs, painted))
-    least = specification.postprocessing.foreground_threshold
-    masked = "foreground" in maps and least is not None
-    return Maps(maps[name], maps["foreground"] > least if masked else None)
+    return Maps(*walls_and_mask(maps, specification.postprocessing.foreground_threshold))
 
 # %% ../../nbs/apps/01_stack_widgets.ipynb #20b229f6
 class Pieces(NamedTuple):
@@ -222,11 +222,7 @@ def describe_cells(
     if truth is None:
         return text
     score = match(truth, labels)
-    hits, misses, extras = (int(number[0]) for number in (score.tp, score.fn, score.fp))
-    return (
-        f"{text}<br>Of {score.n_truth:,} true ones, {hits:,} found and {misses:,} missed; "
-        f"{extras:,} extra. F1@.5 = {score.f1[0]:.2f}"
-    )
+    return f"{text}<br>{count_hits(score)} F1@.5 = {score.f1[0]:.2f}"
 
 # %% ../../nbs/apps/01_stack_widgets.ipynb #31a51354
 def three_numbers(
@@ -613,7 +609,7 @@ def _announce(self: StackExplorer, n_windows: int, window_px: tuple[int, ...]) -
     self.predict.disabled = False
     size = " x ".join(map(str, window_px))
     self._say(
-        f"{n_windows:,} patches of {size} voxels, about {_duration(seconds)}: "
+        f"{n_windows:,} patches of {size} voxels, about {rough_duration(seconds)}: "
         f"press “{self.predict.description}”"
     )
 
@@ -626,7 +622,7 @@ def _run_network(self: StackExplorer, how: tuple, n_windows: int) -> None:
     def report(done, total):
         left = (time.perf_counter() - started) / done * (total - done)
         bar = f"<progress value='{done}' max='{total}' aria-label='working'></progress>"
-        self._say(f"{bar} patch {done:,} of {total:,}, about {_duration(left)} left")
+        self._say(f"{bar} patch {done:,} of {total:,}, about {rough_duration(left)} left")
 
     self._say("<progress aria-label='working'></progress> The network looks at the stack …")
     maps = find_walls(self.stack.pixels, self.bundle, *how, report)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXAMPLES', 'PREVIEW_PX', 'MOST_PX', 'RESULTS', 'AREA', 'CONTROLS', 'NAME_PARTS', 'SAVE_FILE', 'WIDE', 'FULL',
-           'PLANES', 'Picture', 'read_upload', 'preview_shape', 'resized', 'shrunk', 'find_objects', 'describe',
-           'picture_bytes', 'result_file', 'control', 'Panel', 'Explorer']
+           'PLANES', 'Picture', 'read_upload', 'preview_shape', 'resized', 'shrunk', 'find_objects', 'count_hits',
+           'describe', 'picture_bytes', 'result_file', 'control', 'Panel', 'Explorer']
 
 # %% ../../nbs/apps/00_widgets.ipynb #9739ad9c
 import base64
@@ -42,7 +42,7 @@ from cellseg_nb.data.io import (
 )
 from ..data.simulate import simulate_nuclei
 from ..data.transforms import resize
-from ..measure.matching import match
+from ..measure.matching import Matching, match
 from ..measure.objects import object_table
 from ..measure.plots import overlay
 from ..run.analyse import OTSU, model_facts
@@ -171,6 +171,15 @@ def find_objects(
     return objects_from_probabilities(**maps, **scaled)
 
 # %% ../../nbs/apps/00_widgets.ipynb #6089f209
+def count_hits(
+    score: Matching,  # its first threshold counts
+) -> str:  # a sentence
+    """Say how many objects were found, missed, and found where there is none."""
+    hits, misses, extras = (int(number[0]) for number in (score.tp, score.fn, score.fp))
+    found = f"Of {score.n_truth:,} true ones, {hits:,} found and {misses:,} missed"
+    return f"{found}; {extras:,} extra."
+
+
 def describe(
     labels: np.ndarray,  # label image; integer; (Y, X)
     truth: np.ndarray | None = None,  # true label image; same shape; None = unknown
@@ -186,11 +195,7 @@ def describe(
     if truth is None:
         return text
     score = match(truth, labels)
-    hits, misses, extras = (int(number[0]) for number in (score.tp, score.fn, score.fp))
-    return (
-        f"{text}<br>Of {score.n_truth:,} true ones, {hits:,} found and {misses:,} missed; "
-        f"{extras:,} extra. AP@.5 = {score.ap[0]:.2f}"
-    )
+    return f"{text}<br>{count_hits(score)} AP@.5 = {score.ap[0]:.2f}"
 
 
 def picture_bytes(

@@ -1543,7 +1543,11 @@ def __exit__(self: LabelWriter, kind, error, trace):
 # %% ../../nbs/data/00_io.ipynb #b34c8745
 OWN_OUTPUTS = ("_labels.tif", "_labels.ome.tif", "_labels.zarr", "_overlay.png")
 OWN_OUTPUTS += ("_disagreement.tif", "truth_against_prediction.png")
-OWN_OUTPUTS += ("_boundaries.ome.tif", "_boundaries.zarr", "_foreground.ome.tif", "_foreground.zarr")
+OWN_OUTPUTS += tuple(  # maps of stacks
+    f"_{kind}{suffix}"
+    for kind in ("boundaries", "foreground", "centroids", "distance")
+    for suffix in (".ome.tif", ".zarr")
+)
 OTHER_IMAGE_SUFFIXES = tuple(  # images that are not read, for the warning
     ".bmp .dcm .dm3 .dm4 .dv .gif .ims .jp2 .lif .lsm .mrc .mrxs .nd .ndpi .nrrd .oib "
     ".oif .oir .scn .stk .svs .vsi .webp .zvi".split()

@@ -30,7 +30,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from tqdm import tqdm
 import cellseg_nb
-from ..core import atomic_path, explain_settings, file_sha256, pixel_edges
+from ..core import atomic_path, explain_settings, file_sha256, one_line, pixel_edges
 from ..data.catalog import samples
 from cellseg_nb.data.io import (
     PICTURE_SUFFIXES,
@@ -395,7 +395,7 @@ def collect_inputs(
         try:
             paths = find_images([one])
         except (FileNotFoundError, ValueError) as error:
-            failures[str(one)] = _reason(one, error)
+            failures[str(one)] = one_line(error, one)
             continue
         for path in paths:
             name = image_stem(path)
@@ -408,14 +408,6 @@ def collect_inputs(
                 "folder, or rename it"
             )
     return found, failures
-
-
-def _reason(path: str | Path, error: Exception) -> str:
-    """What went wrong with a file, in one line that does not repeat its name."""
-    text = " ".join(str(error).split())
-    text = text.removeprefix(f"{path}: ").removeprefix(f"{path} ").replace(f" {path}", "", 1)
-    expected = isinstance(error, (ValueError, FileNotFoundError, ImportError))
-    return text if expected and text else f"{type(error).__name__}: {text}"
 
 # %% ../../nbs/run/00_analyse.ipynb #0dd68cf6
 def model_facts(
@@ -901,7 +893,7 @@ class _Batch:
 
     def note_failure(self, path: Path, error: Exception) -> None:
         """Keep the reason why a file is not done."""
-        self.failures[str(path)] = _reason(path, error)
+        self.failures[str(path)] = one_line(error, path)
         self.tracebacks[str(path)] = "".join(traceback.format_exception(error))
 
     def compute(self, todo: dict[str, str], mark: str) -> None:

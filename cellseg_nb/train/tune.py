@@ -19,9 +19,8 @@ from ..data.catalog import Sample
 from ..measure.matching import Matching, match, pool
 from ..models.bundle import Bundle, save_bundle
 from ..segment.predict import network_axes
-from ..segment.watershed import objects_from_probabilities
 from .crops import chosen_samples, split_fold
-from .finish import predict_sample
+from .finish import cut_maps, predict_sample
 from .settings import DataSettings
 
 # %% ../../nbs/train/05_tune.ipynb #0930175e
@@ -89,13 +88,13 @@ Settings = Mapping[str, float]
 
 def cut_all(
     painted: Sequence[Painted],  # from `paint`
-    settings: Settings,  # of `segment.watershed.objects_from_probabilities`
+    settings: Settings,  # of the post-processing, by name
 ) -> list[Matching]:  # one per picture
     """Cut the maps of every picture into objects and match them with the truth."""
     matchings = []
     for one in painted:
         maps = {name: values.astype(np.float32) for name, values in one.maps.items()}
-        matchings.append(match(one.truth, objects_from_probabilities(**maps, **settings)))
+        matchings.append(match(one.truth, cut_maps(maps, settings)))
     return matchings
 
 
