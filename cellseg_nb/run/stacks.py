@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Voxels', 'Positive', 'CELLS_ONLY', 'NO_RESULT', 'VERSIONS_OF', 'WindowSettings', 'StackSettings', 'stack_settings',
            'boundary_output', 'choose_postprocessing', 'StackSegmentation', 'cells_from_maps', 'segment_stack',
-           'StackFile', 'open_stack', 'VolumeWriter', 'collect_stacks', 'StackSummary', 'analyse_stacks',
-           'partition_file', 'train_edges_file']
+           'StackFile', 'open_stack', 'VolumeWriter', 'collect_stacks', 'StackSummary', 'rough_duration',
+           'analyse_stacks', 'partition_file', 'train_edges_file']
 
 # %% ../../nbs/run/05_stacks.ipynb #1606c7a4
 import hashlib
@@ -841,7 +841,7 @@ def _announce(batch: _Batch, plan: dict, say: Callable[[str], None]) -> None:
 def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
-
+# %% ../../nbs/run/05_stacks.ipynb #0685247c
 def rough_duration(
     seconds: float,  # s
 ) -> str:  # such as "41 s" or "2 h 30 min"
