@@ -719,11 +719,17 @@ def data_list() -> None:
 @data_app.command("get")
 def data_get(
     name: Annotated[str, typer.Argument(help="Name of a data set.")],
+    address: Annotated[
+        Optional[str], typer.Option(metavar="URL", help="Another address of its archive: a mirror.")
+    ] = None,
+    sha256: Annotated[
+        Optional[str], typer.Option(metavar="SUM", help="Checksum, if that archive is another one.")
+    ] = None,
 ) -> None:
     """Fetch a data set if it is not there, and print its folder."""
     from cellseg_nb.data.catalog import get
 
-    print(get(name))
+    print(get(name, address, sha256))
 
 # %% ../../nbs/run/01_cli.ipynb #f5968dc3
 @data_app.command("simulate")

@@ -237,6 +237,16 @@ def stack_samples(
     return found
 
 # %% ../../nbs/train/01_crops.ipynb #1457b87a
+def _check_labels_of_all(name):
+    """Nothing can be learned where unlabelled objects look like background."""
+    known = datasets().get(name)
+    if known is not None and known.sparse:
+        raise ValueError(
+            f"{name} has labels for some of its objects only; a network would learn that the "
+            "others are background. Choose another data set"
+        )
+
+# %% ../../nbs/train/01_crops.ipynb #a1a25a8b
 def chosen_samples(
     data: DataSettings,  # which data
 ) -> list[Sample] | list[StackSample]:
@@ -247,10 +257,11 @@ def chosen_samples(
     FileNotFoundError
         There is no such folder or table.
     ValueError
-        There is no such data set, split or kind.
+        There is no such data set, split or kind, or only some of its objects are labelled.
     """
     if isinstance(data, StackDataSettings):
         return stack_samples(data)[: data.images]
+    _check_labels_of_all(data.dataset)
     found = samples(data.dataset, split=data.split, kind=data.kind)
     if data.split is None and data.dataset not in datasets():
         found = [sample for sample in found if sample.split != "test"]
