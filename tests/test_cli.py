@@ -737,6 +737,48 @@ def test_evaluate_by_group(images, out, tmp_path):
     assert [row["stain"] for row in scores["images"]] == ["DAPI", "Hoechst"]
 
 
+def test_evaluate_pixels_and_intervals(images, tmp_path):
+    truth = tmp_path / "masks"
+    line = ["evaluate", "--truth", truth, "--pred", truth, "--json", tmp_path / "scores.json"]
+    plain = run(*line).stdout
+    assert "pixel" not in plain and "interval" not in plain
+    shown = run(*line, "--pixels", "--intervals").stdout
+    assert "pixel F1 (Dice)" in shown and "1.00 [1.00, 1.00]" in shown
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert written["groups"][-1]["pixel_iou"] == 1
+    assert {row["high"] for row in written["intervals"] if row["score"] != "count_mae"} == {1}
+    (tmp_path / "index.csv").write_text("file,kind\ncell1,NC-I\ncell2,TS\n")
+    by = ["--index", tmp_path / "index.csv", "--by", "kind"]
+    alone = run(*line, *by, "--intervals").stdout.split("95 % intervals")[1]
+    assert alone.count("[") == 4  # four scores of all images; none of a group of one image
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert written["intervals"][0]["group"] == "NC-I" and written["intervals"][0]["low"] is None
+
+
+def test_evaluate_stacks_by_size(tmp_path):
+    from cellseg_nb.data.simulate import simulate_germline
+
+    _, cells = simulate_germline((8, 48, 48), seed=0, min_visible_px=50)
+    write_labels(tmp_path / "truth" / "a.tif", cells)
+    write_labels(tmp_path / "pred" / "a.tif", np.where(cells == 1, 2, cells))
+    line = ["evaluate", "--truth", tmp_path / "truth", "--pred", tmp_path / "pred"]
+    # in a process of its own: scoring needs no network library
+    code = "import sys; from cellseg_nb.run.cli import main\ntry: main()\n"
+    code += "finally: print(sorted({'torch', 'tensorflow'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, line), "--sizes", "500,2000"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and done.stdout.endswith("[]\n"), done.stderr
+    assert "VOI split" in done.stdout and "500 to 2000 voxels" in done.stdout
+    assert "--sizes takes voxels with commas" in error_of(*line, "--sizes", "5;9")
+    assert "must be positive and rise" in error_of(*line, "--sizes", "9,5")
+    flat = ["evaluate", "--truth", tmp_path / "flat.tif", "--pred", tmp_path / "flat.tif"]
+    write_labels(tmp_path / "flat.tif", cells[0])
+    assert "is for stacks, and no image is one" in run(*flat, "--sizes", "5").stderr
+
+
 def test_evaluate_refuses(images, out, tmp_path):
     truth = tmp_path / "masks"
     labels = read_labels(truth / "cell1_masks.tif")

@@ -276,8 +276,8 @@ SCORES = ("ap", "precision", "recall", "f1", "pq", "mean_matched_iou")
 # %% ../../nbs/measure/00_matching.ipynb #02d73952
 def _ratio(matching: "Matching", part: np.ndarray, whole: np.ndarray | int) -> np.ndarray:
     """Divide; 0/0 is 1 where both images are empty and 0 elsewhere."""
-    both_empty = float(matching.n_truth + matching.n_pred == 0)
-    ratio = np.full(len(matching.thresholds), both_empty)
+    both_empty = np.asarray(matching.n_truth + matching.n_pred == 0, float)
+    ratio = np.broadcast_to(both_empty, np.shape(part)).copy()
     return np.divide(part, whole, out=ratio, where=np.asarray(whole) > 0)
 
 # %% ../../nbs/measure/00_matching.ipynb #34c2f855
@@ -301,7 +301,7 @@ class Matching:
     @property
     def mean_ap(self) -> float:
         """Mean of AP@t over the thresholds."""
-        return float(self.ap.mean())
+        return self.ap.mean(axis=-1)[()]
 
     @property
     def precision(self) -> np.ndarray:

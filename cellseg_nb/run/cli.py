@@ -122,19 +122,23 @@ HEADINGS = {
     "pq_50": "PQ@.5",
     "count_mae": "count MAE",
 }
+PIXEL_HEADINGS = {"pixel_f1": "pixel F1", "pixel_iou": "pixel IoU"}
 POOLED = (
     "AP@t = TP/(TP+FP+FN) at IoU t, mean AP over t = .5, .55, ... .95; objects are pooled over the "
     "images of a row;\ncount MAE is the mean over its images of |predicted - true|."
 )
 
 
-def _print_scores(scores) -> None:
+def _print_scores(scores, pixels: bool = False) -> None:
     """Print a table of scores; the first column names the row."""
-    shown = scores.rename(columns=HEADINGS)
-    formats = {name: "{:.3f}".format for name in HEADINGS.values()} | {"count MAE": "{:.2f}".format}
-    print(shown.to_string(index=False, formatters=formats))
+    headings = HEADINGS | PIXEL_HEADINGS
+    shown = scores if pixels else scores[[name for name in scores if name not in PIXEL_HEADINGS]]
+    formats = {name: "{:.3f}".format for name in headings.values()} | {"count MAE": "{:.2f}".format}
+    print(shown.rename(columns=headings).to_string(index=False, formatters=formats))
     print()
     print(POOLED)
+    if pixels:
+        print("pixel F1 (Dice) = 2 both/(truth + pred), pixel IoU = both/either, of foreground.")
 
 
 def _plane(text: Optional[str]) -> int | str | None:
@@ -287,6 +291,86 @@ def _report_batch(summary: Any, debug: bool) -> None:
     _report_failures(summary, len(summary.counts), debug)
 
 # %% ../../nbs/run/01_cli.ipynb #716be71a
+def _limits(text: Optional[str]) -> Optional[list[float]]:
+    """Limits between size classes, with commas between them."""
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--sizes takes voxels with commas, as 1000,3000, not {text!r}") from None
+
+
+def _print_intervals(intervals, pixels: bool) -> None:
+    """A row per group, each score with its interval."""
+    names = ("ap_50", "mean_ap", "f1_50", "count_mae")
+    headings = {name: HEADINGS[name] for name in names} | (PIXEL_HEADINGS if pixels else {})
+    chosen = intervals[intervals["score"].isin(headings)]
+    formats = ["{:.2f} [{:.2f}, {:.2f}]".format, "{:.2f}".format]
+    cells = [
+        formats[low != low](value, low, high)
+        for value, low, high in chosen[["value", "low", "high"]].itertuples(index=False)
+    ]
+    table = chosen.assign(cell=cells).pivot(index="group", columns="score", values="cell")
+    order = list(dict.fromkeys(chosen["group"]))
+    table = table.loc[order, [name for name in headings if name in table]].rename(columns=headings)
+    print("\n95 % intervals, by drawing the images of a row 1000 times with replacement:\n")
+    print(table.rename_axis(index=None, columns=None).to_string())
+
+# %% ../../nbs/run/01_cli.ipynb #9f00c93b
+STACK_HEADINGS = {
+    "image": "stack",
+    "truth": "truth",
+    "predicted": "predicted",
+    "f1_10": "F1@.1",
+    "f1_50": "F1@.5",
+    "splits": "splits",
+    "merges": "merges",
+    "misses": "misses",
+    "extras": "extras",
+    "voi_split": "VOI split",
+    "voi_merge": "VOI merge",
+    "adapted_rand_error": "Rand error",
+}
+
+
+def _print_stacks(evaluation) -> None:
+    """The scores of stacks as volumes, and by size of the cells."""
+    shown = evaluation.stacks
+    table = shown[[name for name in STACK_HEADINGS if name in shown]].rename(columns=STACK_HEADINGS)
+    print("\nAs volumes (VOI in bits, adapted Rand error: 0 is best):\n")
+    print(table.to_string(index=False, float_format="{:.3f}".format))
+    if evaluation.classes:
+        print("\nBy size of the true cell:\n")
+        width = max(map(len, evaluation.classes))
+        print(f"{'class':{width}}  truth  predicted  F1@.1  F1@.5")
+        for name, one in evaluation.classes.items():
+            f1 = [
+                f"{one.at(t)['f1']:.3f}" if one.n_truth + one.n_pred else "  -  "
+                for t in (0.1, 0.5)
+            ]
+            print(f"{name:{width}}  {one.n_truth:5}  {one.n_pred:9}  {f1[0]}  {f1[1]}")
+
+# %% ../../nbs/run/01_cli.ipynb #d8d43d46
+Sizes = _option(str, "N,N", "Stacks: limits between size classes, in voxels, as 1000,3000.")
+Pixels = Annotated[bool, typer.Option("--pixels", help="Show F1 (Dice) and IoU of pixels too.")]
+Intervals = Annotated[
+    bool, typer.Option("--intervals", help="Show 95 % intervals, by bootstrap over images.")
+]
+
+
+def _report_evaluation(evaluation, sizes) -> None:
+    """What was missing, left out or failed, on the error stream; exit code 1 after a failure."""
+    if evaluation.missing:
+        _say(f"warning: {len(evaluation.missing)} without prediction, counted as nothing found")
+    if evaluation.unused:
+        _say(f"warning: predictions without truth, left out: {len(evaluation.unused)}")
+    if sizes and not evaluation.volumes:
+        _say("warning: --sizes is for stacks, and no image is one")
+    for name, reason in evaluation.failures.items():
+        _say(f"error: {name} is left out: {reason}")
+    if evaluation.failures:
+        raise typer.Exit(1)
+
+# %% ../../nbs/run/01_cli.ipynb #9c813929
 @app.command()
 def evaluate(
     truth: Annotated[
@@ -308,6 +392,9 @@ def evaluate(
             "--allow-missing", help="An image without prediction counts as nothing found."
         ),
     ] = False,
+    pixels: Pixels = False,
+    intervals: Intervals = False,
+    sizes: Sizes = None,
     json_file: Annotated[
         Optional[Path],
         typer.Option("--json", metavar="FILE", help="Write the scores, also per image."),
@@ -318,20 +405,19 @@ def evaluate(
     Files are paired by name: x.png, x_labels.tif and x_masks.png belong together. Exit code 1 =
     some images could not be scored and are left out, 2 = none could.
     """
-    from cellseg_nb.run.evaluate import evaluate_folders, write_evaluation
+    from cellseg_nb.run.evaluate import evaluate_folders, score_intervals, write_evaluation
 
-    evaluation = evaluate_folders(truth, pred, index, by, allow_missing)
-    _print_scores(evaluation.groups)
-    if evaluation.missing:
-        _say(f"warning: {len(evaluation.missing)} without prediction, counted as nothing found")
-    if evaluation.unused:
-        _say(f"warning: predictions without truth, left out: {len(evaluation.unused)}")
+    limits = _limits(sizes)
+    evaluation = evaluate_folders(truth, pred, index, by, allow_missing, limits)
+    _print_scores(evaluation.groups, pixels)
+    spread = score_intervals(evaluation) if intervals else None
+    if intervals:
+        _print_intervals(spread, pixels)
+    if evaluation.volumes:
+        _print_stacks(evaluation)
     if json_file is not None:
-        write_evaluation(json_file, evaluation)
-    for name, reason in evaluation.failures.items():
-        _say(f"error: {name} is left out: {reason}")
-    if evaluation.failures:
-        raise typer.Exit(1)
+        write_evaluation(json_file, evaluation, spread)
+    _report_evaluation(evaluation, limits)
 
 # %% ../../nbs/run/01_cli.ipynb #8b033dda
 @app.command()
