@@ -693,7 +693,7 @@ Walls = Annotated[
     Path,
     typer.Argument(
         metavar="BOUNDARIES",
-        help="Boundary probability, 0 to 1; whole numbers count as parts of their largest.",
+        help="Boundary probability, 0 to 1; or bytes, 0 to 255.",
     ),
 ]
 
@@ -736,6 +736,8 @@ def graph_train(
         ),
     ],
     superpixels: Superpixels = None,
+    threshold: WallThreshold = None,
+    min_size: MinSize = None,
     axes: StackAxes = None,
     channel: Channel = None,
     pixel_size: VoxelEdges = None,
@@ -747,8 +749,9 @@ def graph_train(
     from cellseg_nb.run.stacks import train_edges_file
 
     edges = _three(pixel_size, "--pixel-size", float)
-    axes = axes and axes.upper()
-    print(f"edges: {train_edges_file(boundaries, labels, out, superpixels, axes, channel, edges)}")
+    axes, how = axes and axes.upper(), _given(threshold=threshold, min_size=min_size)
+    files = boundaries, labels, out, superpixels
+    print(f"edges: {train_edges_file(*files, axes, channel, edges, **how)}")
 
 # %% ../../nbs/run/01_cli.ipynb #00e19d7b
 @app.command()

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Voxels', 'Positive', 'CELLS_ONLY', 'NO_RESULT', 'VERSIONS_OF', 'WindowSettings', 'StackSettings', 'stack_settings',
-           'boundary_output', 'choose_postprocessing', 'StackSegmentation', 'cells_from_maps', 'segment_stack',
-           'StackFile', 'open_stack', 'VolumeWriter', 'collect_stacks', 'StackSummary', 'rough_duration',
-           'analyse_stacks', 'partition_file', 'train_edges_file']
+           'boundary_output', 'choose_postprocessing', 'check_settings', 'StackSegmentation', 'cells_from_maps',
+           'segment_stack', 'StackFile', 'open_stack', 'VolumeWriter', 'collect_stacks', 'StackSummary',
+           'rough_duration', 'analyse_stacks', 'partition_file', 'train_edges_file']
 
 # %% ../../nbs/run/05_stacks.ipynb #1606c7a4
 import hashlib
@@ -68,9 +68,10 @@ from cellseg_nb.models.bundle import (
     read_specification,
 )
 from ..segment.blocks import segment_blocks
-from ..segment.cleanup import filter_objects, merge_fragments
+from ..segment.cleanup import filter_objects, fragment_owners, merge_fragments
 from ..segment.edges import EdgeModel, load_edges, save_edges, train_edges
 from ..segment.graph import WALLS, segment_boundaries, walls_and_mask
+from ..segment.partition import region_graph
 from cellseg_nb.segment.predict import (
     choose_device,
     count_windows,
@@ -212,6 +213,33 @@ def choose_postprocessing(
     except ValidationError as error:
         raise ValueError(explain_settings(error, StackPostprocessing)) from error
 
+
+def check_settings(
+    specification: StackSpecification,  # of a model
+    settings: StackSettings,  # how its maps become cells
+    in_pieces: bool = False,  # True = the stack is too large to be cut as a whole
+) -> None:
+    """Say what does not fit together, before the network is asked.
+
+    Raises
+    ------
+    ValueError
+        The model paints no walls, or a setting is not for this model, or not for large stacks.
+    """
+    boundary_output(specification)
+    how = choose_postprocessing(specification, settings.postprocessing)
+    if settings.min_foreground is not None and "foreground" not in specification.outputs:
+        raise ValueError(
+            f"the model {specification.name!r} paints no foreground; leave out min_foreground"
+        )
+    unfit = {"stacked_2d": how.stacked_2d, "the method watershed": how.method == "watershed"}
+    for name in (name for name, chosen in unfit.items() if chosen and in_pieces):
+        raise ValueError(
+            f"it has more than {settings.large_mvox:g} million voxels, and such stacks are cut "
+            f"piece by piece, without {name}; leave it out, or allow more voxels in memory "
+            "(large_mvox=, or --large-mvox)"
+        )
+
 # %% ../../nbs/run/05_stacks.ipynb #8cb00693
 class StackSegmentation(NamedTuple):
     """What was found in one stack."""
@@ -235,12 +263,9 @@ def cells_from_maps(
     ValueError
         A setting makes no sense for this model.
     """
+    check_settings(specification, settings)
     how = choose_postprocessing(specification, settings.postprocessing).model_dump()
-    least, foreground = how.pop("foreground_threshold"), maps.get("foreground")
-    if foreground is None and settings.min_foreground is not None:
-        raise ValueError(
-            f"the model {specification.name!r} paints no foreground; leave out min_foreground"
-        )
+    least = how.pop("foreground_threshold")
     walls, mask = walls_and_mask(maps, least)
     labels = segment_boundaries(
         walls,
@@ -254,7 +279,7 @@ def cells_from_maps(
     return filter_objects(
         labels,
         volume=(settings.min_volume, settings.max_volume),
-        foreground=None if settings.min_foreground is None else foreground,
+        foreground=None if settings.min_foreground is None else maps["foreground"],
         min_foreground=settings.min_foreground or 0.0,
         pixel_size_um=pixel_size_um,
     )
@@ -281,7 +306,7 @@ def segment_stack(
     bundle = model if isinstance(model, Bundle) else load_bundle(model)
     specification = bundle.specification
     walls = boundary_output(specification)
-    choose_postprocessing(specification, settings.postprocessing)
+    check_settings(specification, settings)
     edges = pixel_edges(pixel_size_um or settings.pixel_size_um, 3)
     painted = predict_stack(image, bundle, **_window_settings(settings), report=report)
     maps = dict(zip(specification.outputs, painted))
@@ -535,7 +560,7 @@ class _Job:
 
     def __post_init__(self):
         self.row, self.settings = self.batch.rows[self.name], self.batch.settings
-        self.large = np.prod(self.file.shape) > self.settings.large_mvox * 1e6
+        self.large = _is_large(self.file, self.settings)
         self.edges = pixel_edges(self.settings.pixel_size_um, 3) or self.file.pixel_size_um
         self.specification = self.batch.bundle.specification
         self.walls = boundary_output(self.specification)
@@ -619,7 +644,11 @@ def _segment_large(job: _Job) -> None:
     started = time.perf_counter()
     writer = VolumeWriter(job.labels, job.file.shape, np.uint32, job.edges, True, job.batch.mark)
     _cut_on_disk(job, writer.level)
-    cells = _tidy_on_disk(writer.level, job.settings, job.edges)
+    with ExitStack() as files:
+        foreground = None
+        if job.settings.min_foreground is not None:
+            foreground = files.enter_context(open_stack(job.maps["foreground"]))
+        cells = _tidy_on_disk(writer.level, job.settings, job.edges, foreground)
     writer.close()
     seconds["cells"] = round(time.perf_counter() - started, 2)
     _keep(job, cells, seconds)
@@ -630,19 +659,6 @@ def _cut_on_disk(job: _Job, labels: Any) -> None:
     settings = job.settings
     how = choose_postprocessing(job.specification, settings.postprocessing).model_dump()
     least, mask = how.pop("foreground_threshold"), None
-    unfit = {
-        "merge_below_px": settings.merge_below_px,
-        "min_foreground": settings.min_foreground is not None,
-        "stacked_2d": how["stacked_2d"],
-        "method watershed": how["method"] == "watershed",
-    }
-    for name, chosen in unfit.items():
-        if chosen:
-            raise ValueError(
-                f"it has more than {settings.large_mvox:g} million voxels, and such stacks are cut "
-                f"piece by piece, without {name}; leave it out, or allow more voxels in memory "
-                "(large_mvox=, or --large-mvox)"
-            )
     known = signature(segment_blocks).parameters
     how = {name: value for name, value in how.items() if name in known}
     with ExitStack() as files:
@@ -667,19 +683,44 @@ class _Above:
         return self.volume[window] > self.least
 
 # %% ../../nbs/run/05_stacks.ipynb #0eab2c94
-def _tidy_on_disk(labels: Any, settings: StackSettings, edges: PixelSize) -> pd.DataFrame:
-    """Leave out too small and too large cells; table of the others: place and volume only."""
-    depth, shape = range(labels.shape[0]), labels.shape
-    areas = [np.bincount(np.asarray(labels[z]).ravel()) for z in depth]
-    count = np.zeros(max(map(len, areas)), np.int64)
-    for one in areas:
-        count[: len(one)] += one
-    voxel = float(np.prod(edges or (1.0,)))
+def _added(total: np.ndarray, more: np.ndarray) -> np.ndarray:
+    """The sum of two lists of numbers, of which one may be shorter."""
+    longer, shorter = (total, more) if len(total) >= len(more) else (more, total)
+    longer[: len(shorter)] += shorter
+    return longer
+
+
+def _cells_kept(
+    labels: Any, settings: StackSettings, edges: PixelSize, foreground: StackFile | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """New number of object 0, 1, 2 …, 0 = left out; voxels of each new object."""
+    count, light = np.zeros(1, np.int64), np.zeros(1)
+    for z in range(labels.shape[0]):
+        ids = np.asarray(labels[z]).ravel()
+        count = _added(count, np.bincount(ids))
+        if foreground is not None:
+            light = _added(light, np.bincount(ids, foreground[z : z + 1, :, :].ravel()))
+    owner = np.arange(len(count))
+    if settings.merge_below_px:
+        owner = fragment_owners(region_graph(labels), count, settings.merge_below_px)
+        count = np.bincount(owner, count, len(count)).astype(np.int64)
+    volumes = count * float(np.prod(edges or (1.0,)))
     least, most = settings.min_volume or 0, settings.max_volume or np.inf
-    kept = (count > 0) & (count * voxel >= least) & (count * voxel <= most)
+    kept = (count > 0) & (volumes >= least) & (volumes <= most)
+    if foreground is not None:
+        light = np.bincount(owner, light, len(count))
+        kept &= light >= settings.min_foreground * count
     kept[0] = False
-    number = (np.cumsum(kept) * kept).astype(np.uint32)
-    sums, at_border = np.zeros((int(number.max()) + 1, 3)), np.zeros(int(number.max()) + 1, bool)
+    return (np.cumsum(kept) * kept).astype(np.uint32)[owner], count[kept]
+
+
+def _tidy_on_disk(
+    labels: Any, settings: StackSettings, edges: PixelSize, foreground: StackFile | None = None
+) -> pd.DataFrame:
+    """Merge and leave out cells as the settings say; table of the others: place and volume only."""
+    depth, shape = range(labels.shape[0]), labels.shape
+    number, count = _cells_kept(labels, settings, edges, foreground)
+    sums, at_border = np.zeros((len(count) + 1, 3)), np.zeros(len(count) + 1, bool)
     for z in depth:
         plane = number[np.asarray(labels[z])]
         labels[z] = plane
@@ -690,10 +731,10 @@ def _tidy_on_disk(labels: Any, settings: StackSettings, edges: PixelSize) -> pd.
         rim = [plane[0], plane[-1], plane[:, 0], plane[:, -1]]
         at_border[ids if z in (0, shape[0] - 1) else np.concatenate(rim)] = True
     unit, edges = ("px", (1.0,) * 3) if edges is None else ("um", edges)
-    volumes = count[kept] * voxel
+    volumes = count * float(np.prod(edges))
     size = {f"volume_{unit}{'3' * (unit == 'um')}": volumes}
     size[f"diameter_{unit}"] = np.cbrt(6 * volumes / np.pi)
-    centres = sums[1:] / count[kept][:, None]
+    centres = sums[1:] / count[:, None]
     columns = {f"centroid_{axis}_px": centres[:, number] for number, axis in enumerate("zyx")}
     return pd.DataFrame(
         {"label": np.arange(1, len(sums))} | size | columns | {"touches_border": at_border[1:]}
@@ -786,16 +827,13 @@ def _look_for_finished(batch: _Batch, overwrite: bool) -> dict[str, str]:
 
 def _refuse_foreign(out: Path, name: str) -> None:
     """Leave alone what somebody else made."""
-    for path in sorted(out.glob(f"{name}_*")):
-        if path.name.removeprefix(f"{name}_") in RESULTS:
-            raise ValueError(
-                f"{path} was not made by this command; choose another --out, or --overwrite"
-            )
-
-
-RESULTS = [
-    f"{kind}{suffix}" for kind in ("labels", "boundaries") for suffix in (".ome.tif", ".zarr")
-]
+    for kind in ("labels", "boundaries", "foreground"):
+        for suffix in (".ome.tif", ".zarr"):
+            path = out / f"{name}_{kind}{suffix}"
+            if path.exists():
+                raise ValueError(
+                    f"{path} was not made by this command; choose another --out, or --overwrite"
+                )
 
 # %% ../../nbs/run/05_stacks.ipynb #abc11d68
 def _open(batch: _Batch, name: str) -> StackFile:
@@ -806,12 +844,18 @@ def _open(batch: _Batch, name: str) -> StackFile:
     return open_stack(row.image, axes, 0 if several else settings.channel)
 
 
+def _is_large(file: StackFile, settings: StackSettings) -> bool:
+    """Whether a stack is worked on piece by piece."""
+    return bool(np.prod(file.shape) > settings.large_mvox * 1e6)
+
+
 def _plan(batch: _Batch, todo: dict[str, str]) -> dict[str, tuple[int, tuple[int, ...]]]:
     """Windows of every stack: how many, and how large; what cannot be opened is noted."""
-    plan, settings = {}, batch.settings
+    plan, settings, specification = {}, batch.settings, batch.bundle.specification
     for name in list(todo):
         try:
             with _open(batch, name) as file:
+                check_settings(specification, settings, _is_large(file, settings))
                 window_px = fit_window(file.shape, settings.window_px)
                 n_windows = count_windows(file.shape, batch.bundle, window_px, settings.overlap)
                 plan[name] = n_windows, window_px
@@ -976,8 +1020,7 @@ def analyse_stacks(
         raise ValueError(f"the output {out} is a file; name a folder")
     folder = find_bundle(model)
     specification = read_specification(folder)
-    boundary_output(specification)
-    choose_postprocessing(specification, settings.postprocessing)
+    check_settings(specification, settings)
     choose_device(settings.device)
     rows, failures = collect_stacks([inputs] if isinstance(inputs, (str, Path)) else inputs)
     if not rows:
@@ -1004,6 +1047,18 @@ def _read_walls(path, superpixels, axes, channel, pixel_size_um) -> tuple[Stack,
             "(on the command line --channel)"
         )
     return stack, _fitting(superpixels, stack)
+
+
+def _refuse_unused(superpixels: str | Path | None, how: dict[str, Any]) -> None:
+    """ValueError where a setting of the watershed would change nothing."""
+    ignored = [
+        name for name in ("threshold", "min_size", "sigma_seeds", "stacked_2d") if name in how
+    ]
+    if superpixels is not None and ignored:
+        raise ValueError(
+            f"{ignored[0]} is a setting of the watershed, which is not needed with superpixels; leave "
+            "one of them out"
+        )
 
 
 def _fitting(path: str | Path | None, stack: Stack) -> np.ndarray | None:
@@ -1039,6 +1094,7 @@ def partition_file(
     if out.suffix.lower() not in (".tif", ".tiff", ".zarr"):
         raise ValueError(f"{out}: label volumes are written as .ome.tif, .tif or .zarr")
     stack, pieces = _read_walls(boundaries, superpixels, axes, channel, pixel_size_um)
+    _refuse_unused(superpixels, how)
     model = None if edges is None else load_edges(edges)
     edge_um = stack.pixel_size_um
     labels = segment_boundaries(
@@ -1056,19 +1112,24 @@ def train_edges_file(
     axes: str | None = None,  # of `boundaries`: ZYX, CZYX or ZCYX; None = as the file says
     channel: int | str | None = None,  # of `boundaries`; index from 0, or name
     pixel_size_um: PixelSize = None,  # voxel edges (z, y, x); µm; None = as the file says
+    **watershed: Any,  # settings of `segment.superpixels.distance_watershed`, such as threshold
 ) -> Path:  # what was written
     """Learn which edges of the graph are walls, from file to file.
+
+    The watershed should be that of the stacks to segment: edges of larger pieces look different.
 
     Raises
     ------
     FileNotFoundError
         A file is missing.
     ValueError
-        A file cannot be read, or shapes differ.
+        A file cannot be read, shapes differ, or a setting makes no sense.
     """
     if Path(out).suffix != ".safetensors":
         raise ValueError(f"{out}: learned edges are written as .safetensors")
     stack, pieces = _read_walls(boundaries, superpixels, axes, channel, pixel_size_um)
+    _refuse_unused(superpixels, watershed)
     truth = _fitting(labels, stack)
-    model = train_edges(stack.pixels, truth, pieces, pixel_size_um=stack.pixel_size_um)
+    edge_um = stack.pixel_size_um
+    model = train_edges(stack.pixels, truth, pieces, pixel_size_um=edge_um, **watershed)
     return save_edges(model, out)

@@ -79,6 +79,11 @@ def segment_boundaries(
     values = as_probability(boundaries)
     check_mask(mask, values.shape)
     if method == "watershed":
+        if superpixels is not None or edge_model is not None:
+            raise ValueError(
+                "the method watershed floods the boundaries and uses neither superpixels nor learned "
+                "edges; leave them out, or choose another method"
+            )
         return hollow_watershed(values, sigma_weights, seed_height, min_size, pixel_size_um, mask)
     if method not in METHODS:
         allowed = ", ".join((*METHODS, "watershed"))

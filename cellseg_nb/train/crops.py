@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['SIMULATED_GERMLINES', 'MOST_VOXELS', 'StackSample', 'Picture', 'prepare', 'split_validation', 'split_fold',
-           'stack_samples', 'chosen_samples', 'read_pictures', 'held_out_samples', 'median_diameter',
+           'stack_samples', 'chosen_samples', 'each_channel', 'read_pictures', 'held_out_samples', 'median_diameter',
            'picture_probabilities', 'ObjectTable', 'object_table', 'vary', 'crop_around', 'learning_goal', 'Crops',
            'middle_part', 'WholePictures']
 
 # %% ../../nbs/train/01_crops.ipynb #3f3e86e5
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +25,7 @@ from ..data.io import image_stem, luminance
 from ..data.targets import border_weights, edge_targets, edge_weights, nuclei_targets
 from ..data.transforms import augment
 from ..data.transforms3d import augment3d
-from ..data.volumes import Row, read_row, read_table
+from ..data.volumes import Row, choose_channels, read_row, read_table
 from ..models.bundle import Normalisation
 from .settings import DataSettings, StackDataSettings, StackTrainConfig, TrainConfig
 
@@ -38,8 +39,7 @@ SIMULATED_GERMLINES = {
 
 @lru_cache(maxsize=1)
 def _germline(seed):
-    image, labels = simulate_germline(seed=seed)
-    return image[0], labels
+    return simulate_germline(seed=seed)
 
 # %% ../../nbs/train/01_crops.ipynb #3dab4866
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ class StackSample:
     row
         Row of a table; None = computed.
     channel, axes
-        Of the files, as in `data.volumes.read_stack`.
+        Of the files, as in `data.volumes.read_stack`; of a computed stack None = the membranes.
     seed
         Seed of a computed stack; None = read from files.
     """
@@ -65,7 +65,7 @@ class StackSample:
     kind: str = "stack"
     pixel_size_um: tuple[float, ...] | None = None
     row: Row | None = None
-    channel: int | str | None = None
+    channel: int | str | tuple[int | str, ...] | None = None
     axes: str | None = None
     seed: int | None = None
 
@@ -82,10 +82,13 @@ class StackSample:
     def read(self) -> "Picture":
         """Read the stack (not normalised), its labels and, where there are any, its weights."""
         if self.row is None:
-            return Picture(*_germline(self.seed), self, None, self.pixel_size_um)
+            image, labels = _germline(self.seed)
+            channel = 0 if self.channel is None else self.channel
+            image, _ = choose_channels(image, channel, ["membranes", "nuclei"], self.name)
+            return Picture(image, labels, self, None, self.pixel_size_um)
         return _read_labelled(self)
 
-    def image(self) -> np.ndarray:  # as stored; (Z, Y, X)
+    def image(self) -> np.ndarray:  # as stored; (Z, Y, X), or (C, Z, Y, X)
         """Read the stack."""
         return self.read().image
 
@@ -100,30 +103,29 @@ def _read_labelled(sample):
     stack, labels, weights = read_row(row, sample.axes, sample.channel, sample.pixel_size_um)
     if labels is None:
         raise ValueError(f"{row.place} has no mask, and training needs one")
-    if stack.pixels.ndim == 4:
-        names = ", ".join(stack.channels or map(str, range(len(stack.pixels))))
-        raise ValueError(
-            f"{row.place}: {row.image} has {len(stack.pixels)} channels, and one is learned from; "
-            f"name it in data.channel: {names}"
-        )
     return Picture(stack.pixels, labels, sample, weights, stack.pixel_size_um)
 
 # %% ../../nbs/train/01_crops.ipynb #0c789ca2
 class Picture(NamedTuple):
     """A picture or a stack that training reads once and keeps."""
 
-    image: np.ndarray  # normalised, objects bright; float32; (Y, X) or (Z, Y, X)
-    labels: np.ndarray  # integer; same shape; 0 = background
+    image: np.ndarray  # normalised, objects bright; float32; (Y, X), (Z, Y, X) or (C, Z, Y, X)
+    labels: np.ndarray  # integer; (Y, X) or (Z, Y, X); 0 = background
     sample: Sample | StackSample | None = None  # where it comes from
-    weights: np.ndarray | None = None  # weight map; float32; same shape; None = there is none
+    weights: np.ndarray | None = None  # weight map; float32; as `labels`; None = there is none
     pixel_size_um: PixelSize = None  # pixel edges; µm; None = unknown
+
+    @property
+    def n_channels(self) -> int:
+        """Channels of a stack; 1 where the image has no axis for them."""
+        return len(self.image) if self.image.ndim > self.labels.ndim else 1
 
 
 def prepare(
     sample: Sample | StackSample,  # from the catalog, or a table of stacks
     normalisation: Normalisation,  # percentiles; dark objects made bright
 ) -> Picture:
-    """Read a sample as one normalised channel and its labels.
+    """Read a sample as one normalised channel, or those of a stack, and its labels.
 
     Raises
     ------
@@ -132,7 +134,10 @@ def prepare(
     """
     if isinstance(sample, StackSample):
         picture = sample.read()
-        return picture._replace(image=normalisation.prepare(picture.image))
+        if picture.image.ndim == 3:
+            return picture._replace(image=normalisation.prepare(picture.image))
+        channels = [normalisation.prepare(one) for one in picture.image]
+        return picture._replace(image=np.stack(channels))
     image, labels = sample.image(), sample.labels()
     if image.shape[:2] != labels.shape:
         raise ValueError(
@@ -193,7 +198,13 @@ def _all_stacks(data):
     """All stacks of a table, or all simulated ones."""
     if data.dataset == "simulated-germline":
         return [
-            StackSample(f"germline_{seed}", split, pixel_size_um=(0.5, 0.2, 0.2), seed=seed)
+            StackSample(
+                f"germline_{seed}",
+                split,
+                pixel_size_um=(0.5, 0.2, 0.2),
+                channel=data.channel,
+                seed=seed,
+            )
             for split, (first, count) in SIMULATED_GERMLINES.items()
             for seed in range(first, first + count)
         ]
@@ -268,26 +279,72 @@ def chosen_samples(
     return found[: data.images]
 
 
+def each_channel(
+    picture: Picture,  # picture, or stack with one or several channels
+    channels: Sequence[int] | None = None,  # which, from 0; None = all
+) -> list[Picture]:  # one per channel of a stack; other pictures as they are
+    """Divide a stack into its channels: each is segmented and scored on its own.
+
+    Raises
+    ------
+    ValueError
+        There is no such channel.
+    """
+    count, sample = picture.n_channels, picture.sample
+    if max(channels or [0]) >= count:
+        raise ValueError(f"{sample.name}: channels {channels} are asked for; it has {count}")
+    if picture.image.ndim == picture.labels.ndim:
+        return [picture]
+    divided = []
+    for number in range(count) if channels is None else channels:
+        own = sample.channel[number] if isinstance(sample.channel, tuple) else number
+        one = replace(sample, name=f"{sample.name}, channel {own}", channel=own)
+        divided.append(picture._replace(image=picture.image[number], sample=one))
+    return divided
+
+# %% ../../nbs/train/01_crops.ipynb #5928979d
 def read_pictures(
     config: TrainConfig,  # which data, and how they are prepared
 ) -> tuple[list[Picture], list[Picture]]:  # for training, for validation
     """Read all pictures of a training, and set some aside for validation.
 
+    Stacks for training keep their channels, of which each patch shows one; stacks for validation
+    come once per channel.
+
     Raises
     ------
     ValueError
-        There is no such data set, split or kind, or there are too few pictures.
+        There is no such data set, split, kind or channel, no channel is chosen of several, or
+        there are too few pictures.
     """
-    data = config.data
+    data, shown = config.data, None
     pictures = [prepare(sample, config.normalisation) for sample in chosen_samples(data)]
+    if isinstance(config, StackTrainConfig):
+        shown = config.augmentation.channels
+        drawn = config.augmentation.single_channel or shown is not None
+        for picture in pictures:
+            each_channel(picture, shown)  # says what is missing
+            if picture.n_channels > 1 and data.channel is None and not drawn:
+                raise ValueError(_which_channel(picture))
     if data.folds is not None:
         pictures, _ = split_fold(pictures, data.folds, data.fold)
-    return split_validation(pictures, data.validation_fraction)
+    train, aside = split_validation(pictures, data.validation_fraction)
+    return train, [one for picture in aside for one in each_channel(picture, shown)]
+
+
+def _which_channel(picture: Picture) -> str:
+    """What to do about a stack with several channels."""
+    sample, count = picture.sample, picture.n_channels
+    return (
+        f"{sample.row.place}: {sample.row.image} has {count} channels; name the one to learn from "
+        f"in data.channel, or several (0 to {count - 1}), or set augmentation.single_channel to "
+        "true: then each patch shows one of all"
+    )
 
 
 def held_out_samples(
     data: DataSettings,  # with folds and fold
-) -> list[Sample]:  # those that the training never sees
+) -> list[Sample]:  # those that the training never sees; stacks once per channel
     """List the samples of the fold that is left out.
 
     Raises
@@ -296,7 +353,10 @@ def held_out_samples(
         There are fewer pictures than folds.
     """
     found = [(None, sample.labels(), sample) for sample in chosen_samples(data)]
-    return [sample for *_, sample in split_fold(found, data.folds, data.fold)[1]]
+    left_out = [sample for *_, sample in split_fold(found, data.folds, data.fold)[1]]
+    if isinstance(data, StackDataSettings):
+        return [one.sample for sample in left_out for one in each_channel(sample.read())]
+    return left_out
 
 # %% ../../nbs/train/01_crops.ipynb #09df1f1f
 def median_diameter(
@@ -397,13 +457,20 @@ def vary(
     config: TrainConfig,  # crop size and variations
     rng: np.random.Generator,  # source of randomness
 ) -> Picture:  # varied crop
-    """Cut a random crop from a picture, or a random patch from a stack, and vary it."""
+    """Cut a random crop from a picture, or a random patch from a stack, and vary it.
+
+    Of a stack with several channels a patch shows one, drawn anew for each.
+    """
     size_px, settings = config.training.crop_px, config.augmentation
     if picture.labels.ndim == 2:
         return Picture(*augment(picture.image, picture.labels, size_px, settings, rng))
-    size = picture.pixel_size_um
+    size, channels = picture.pixel_size_um, picture.image
+    if channels.ndim == 3:
+        channels = channels[None]
+    else:
+        settings = settings.model_copy(update={"single_channel": True})
     image, labels, weights = augment3d(
-        picture.image[None], picture.labels, picture.weights, size_px, settings, rng, size
+        channels, picture.labels, picture.weights, size_px, settings, rng, size
     )
     return Picture(image[0], labels, weights=weights, pixel_size_um=size)
 
@@ -426,7 +493,7 @@ def crop_around(
     window = tuple(window)
     weights = None if picture.weights is None else picture.weights[window]
     part = picture._replace(
-        image=picture.image[window], labels=picture.labels[window], weights=weights
+        image=picture.image[..., *window], labels=picture.labels[window], weights=weights
     )
     fixed = settings.model_copy(update={"scale": (factor, factor)})
     return vary(part, config.model_copy(update={"augmentation": fixed}), rng)
@@ -517,7 +584,7 @@ def middle_part(
     )
     arrays = {name: getattr(picture, name) for name in ("image", "labels", "weights")}
     return picture._replace(
-        **{name: array[window] for name, array in arrays.items() if array is not None}
+        **{name: array[..., *window] for name, array in arrays.items() if array is not None}
     )
 
 # %% ../../nbs/train/01_crops.ipynb #b072e976
