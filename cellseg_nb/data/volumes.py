@@ -93,7 +93,7 @@ def _channel_number(path, names, n_channels, channel):
         raise ValueError(f"{path} has no channel {channel!r}; there are: {listed}")
     return number
 
-
+# %% ../../nbs/data/07_volumes.ipynb #15296a85
 def choose_channels(
     pixels: np.ndarray,  # (C, Z, Y, X), or (Z, Y, X) = one channel
     channel: int

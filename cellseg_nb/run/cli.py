@@ -504,10 +504,14 @@ def tune(
     model: Annotated[str, typer.Argument(help="Name of a model, or its folder.")] = "nuclei",
     dataset: Annotated[
         Optional[str],
-        typer.Option(help="Data set or folder.  [default: what the model was trained with]"),
+        typer.Option(
+            help="Data set or folder; for stacks a CSV table.  [default: what the model was trained "
+            "with]"
+        ),
     ] = None,
     split: Annotated[Optional[str], typer.Option(help="Only samples of this split.")] = None,
     kind: Annotated[Optional[str], typer.Option(help="Only samples of this kind.")] = None,
+    channel: _option(str, "N|NAME", "Channel of stacks: name, or number from 0.") = None,
     out: Annotated[
         Optional[Path],
         typer.Option(metavar="DIR", help="Write a copy of the model with the chosen settings."),
@@ -521,15 +525,14 @@ def tune(
     import yaml
 
     from cellseg_nb.models.bundle import load_bundle
-    from cellseg_nb.train.settings import DataSettings
-    from cellseg_nb.train.tune import check_free, labelled_samples, paint, save_tuned
+    from cellseg_nb.train.tune import check_free, data_to_tune, labelled_samples, paint, save_tuned
     from cellseg_nb.train.tune import tune as choose
 
-    if dataset is None and (split or kind):
-        raise ValueError("--split and --kind choose from a data set; give --dataset too")
+    if dataset is None and (split or kind or channel):
+        raise ValueError("--split, --kind and --channel choose from a data set; give --dataset too")
     check_free(out)
     bundle = load_bundle(model)
-    data = dataset and DataSettings(dataset=dataset, split=split, kind=kind)
+    data = dataset and data_to_tune(bundle, dataset, split, kind, channel)
     painted = paint(bundle, labelled_samples(bundle, data), device)
     tuned = choose(painted, bundle.specification.postprocessing)
     print(tuned.scores.to_string())

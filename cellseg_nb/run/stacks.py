@@ -213,7 +213,7 @@ def choose_postprocessing(
     except ValidationError as error:
         raise ValueError(explain_settings(error, StackPostprocessing)) from error
 
-
+# %% ../../nbs/run/05_stacks.ipynb #2f998d46
 def check_settings(
     specification: StackSpecification,  # of a model
     settings: StackSettings,  # how its maps become cells
@@ -713,7 +713,7 @@ def _cells_kept(
     kept[0] = False
     return (np.cumsum(kept) * kept).astype(np.uint32)[owner], count[kept]
 
-
+# %% ../../nbs/run/05_stacks.ipynb #4b672660
 def _tidy_on_disk(
     labels: Any, settings: StackSettings, edges: PixelSize, foreground: StackFile | None = None
 ) -> pd.DataFrame:
@@ -864,7 +864,7 @@ def _plan(batch: _Batch, todo: dict[str, str]) -> dict[str, tuple[int, tuple[int
             del todo[name]
     return plan
 
-
+# %% ../../nbs/run/05_stacks.ipynb #5fa81ec8
 def _announce(batch: _Batch, plan: dict, say: Callable[[str], None]) -> None:
     """Say how many windows there are and how long they will take."""
     settings = batch.settings

@@ -81,12 +81,7 @@ class StackSample:
 
     def read(self) -> "Picture":
         """Read the stack (not normalised), its labels and, where there are any, its weights."""
-        if self.row is None:
-            image, labels = _germline(self.seed)
-            channel = 0 if self.channel is None else self.channel
-            image, _ = choose_channels(image, channel, ["membranes", "nuclei"], self.name)
-            return Picture(image, labels, self, None, self.pixel_size_um)
-        return _read_labelled(self)
+        return _computed(self) if self.row is None else _read_labelled(self)
 
     def image(self) -> np.ndarray:  # as stored; (Z, Y, X), or (C, Z, Y, X)
         """Read the stack."""
@@ -96,7 +91,15 @@ class StackSample:
         """Read the true labels."""
         return self.read().labels
 
-# %% ../../nbs/train/01_crops.ipynb #719004d3
+# %% ../../nbs/train/01_crops.ipynb #258d919d
+def _computed(sample):
+    """Simulate the stack and its labels."""
+    image, labels = _germline(sample.seed)
+    channel = 0 if sample.channel is None else sample.channel
+    image, _ = choose_channels(image, channel, ["membranes", "nuclei"], sample.name)
+    return Picture(image, labels, sample, None, sample.pixel_size_um)
+
+
 def _read_labelled(sample):
     """Read the stack, the labels and the weights of a row."""
     row = sample.row
@@ -221,7 +224,7 @@ def _all_stacks(data):
         for row in read_table(data.dataset)
     ]
 
-
+# %% ../../nbs/train/01_crops.ipynb #cc85b0dd
 def stack_samples(
     data: StackDataSettings,  # which stacks
 ) -> list[StackSample]:
@@ -341,7 +344,7 @@ def _which_channel(picture: Picture) -> str:
         "true: then each patch shows one of all"
     )
 
-
+# %% ../../nbs/train/01_crops.ipynb #94b48035
 def held_out_samples(
     data: DataSettings,  # with folds and fold
 ) -> list[Sample]:  # those that the training never sees; stacks once per channel
