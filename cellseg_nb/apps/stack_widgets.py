@@ -12,7 +12,7 @@ import html
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -41,7 +41,7 @@ from ..data.targets import thick_edges
 from ..data.transforms import normalise_percentile
 from ..data.volumes import STACK_AXES, Stack, read_stack
 from ..measure.matching import match
-from ..measure.plots import overlay
+from ..measure.plots import neighbour_colours, overlay
 from cellseg_nb.models.bundle import (
     Bundle,
     StackPostprocessing,
@@ -192,6 +192,7 @@ def slice_view(
     gray: np.ndarray,  # brightness of the slice; uint8; (Y, X)
     content: np.ndarray | None = None,  # walls 0..1, superpixels or cells; (Y, X)
     least_px: int = 400,  # a smaller slice is enlarged by a whole number; longest edge; px
+    colours: Mapping[int, int] | None = None,  # of the whole stack, from `neighbour_colours`
 ) -> np.ndarray:  # RGB; uint8; (Y, X, 3)
     """Draw one slice."""
     times = max(1, least_px // max(gray.shape))
@@ -202,7 +203,7 @@ def slice_view(
     if content is None:
         return colour
     content = content.repeat(times, axis=0).repeat(times, axis=1)
-    return overlay(colour, content, fill=0.35 if kind == "cells" else 0)
+    return overlay(colour, content, 0.35 if kind == "cells" else 0, colours=colours)
 
 
 def describe_cells(
@@ -537,6 +538,7 @@ def _forget(self: StackExplorer) -> None:
     """Begin anew with another stack."""
     self._maps_of: dict[tuple, Maps] = {}
     self.labels = self.superpixels = self.maps = None
+    self._colours: dict[str, dict[int, int]] = {}
     self.count.value = ""
     for view in self.views.values():
         view.layout.display = "none"
@@ -577,6 +579,8 @@ def _draw(self: StackExplorer, _=None, ask: bool = False) -> None:
             largest = now["largest"] if now["largest"] < self._unit[1] else math.inf
             self.labels = keep_sizes(found, now["smallest"], largest, edges)
         known = self.labels is not None
+        drawn = {"superpixels": self.superpixels, "cells": self.labels} if known else {}
+        self._colours = {kind: neighbour_colours(volume) for kind, volume in drawn.items()}
         self.count.value = describe_cells(self.labels, edges, self.truth) if known else ""
     self._show()
 
@@ -648,7 +652,7 @@ def _show(self: StackExplorer, _=None) -> None:
         view.layout.display = "flex" if kind in visible else "none"
         if kind in visible:
             content = None if kind == "raw" else volumes[kind][depth]
-            rgb = slice_view(kind, self.gray[depth], content)
+            rgb = slice_view(kind, self.gray[depth], content, colours=self._colours.get(kind))
             self.screens[kind].value = picture_bytes(rgb, 1)
     self.gallery.layout.max_width = WIDTHS[min(max(len(visible), 1), len(WIDTHS)) - 1]
 
