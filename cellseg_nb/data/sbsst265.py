@@ -153,9 +153,14 @@ def _inside(source, name):
 
 def _one_channel(path):
     """A gray picture; one in colour becomes the brightest channel of each pixel."""
-    image = read_image(path)
+    try:
+        image = read_image(path)
+    except ValueError as error:
+        if "axes=" not in str(error):
+            raise
+        image = read_image(path, axes="CYX")  # the file does not say what its planes are
     axes, pixels = image.axes, image.pixels
-    if "C" in axes:
+    if "C" in axes and image.size("C") <= 4:
         pixels, axes = pixels.max(axis=axes.index("C")), axes.replace("C", "")
     if axes != "YX":
         raise ValueError(f"{path} has the axes {image.axes}; one plane is expected")
