@@ -345,7 +345,8 @@ def _measurements_by_id(measurements, ids):
 # %% ../../nbs/data/06_annotations.ipynb #d03f30e0
 def write_geojson(
     path: str | Path,  # .geojson or .json
-    labels: np.ndarray,  # label image; integer; (Y, X); 0 = background
+    labels: np.ndarray
+    | Mapping[int, list],  # label image; (Y, X); or polygons as `polygons` gives them
     measurements: Mapping | None = None,  # table with a column label, such as `object_table` gives
     classification: str | None = "Nucleus",  # class of all objects; None = no class
     object_type: str = "detection",  # or annotation, cell, tile
@@ -362,7 +363,7 @@ def write_geojson(
     if object_type not in OBJECT_TYPES:
         raise ValueError(f"object_type is one of {', '.join(OBJECT_TYPES)}, not {object_type!r}")
     image_name = image_stem(path).split(".")[0] if image_name is None else image_name
-    found = polygons(labels)
+    found = labels if isinstance(labels, Mapping) else polygons(labels)
     measured = _measurements_by_id(measurements, found)
     features = []
     for number, parts in found.items():
@@ -473,7 +474,8 @@ def _roi(number, digits, parts):
         right=int(right),
         bottom=int(bottom),
     )
-    if len(rings) == 1 and max(right, bottom) <= LARGEST_ROI_PX:
+    whole = corners.dtype.kind in "iu"
+    if whole and len(rings) == 1 and max(right, bottom) <= LARGEST_ROI_PX:
         roi.roitype = roifile.ROI_TYPE.TRACED
         roi.integer_coordinates = (rings[0][:-1] - [left, top]).astype(np.int32)
         roi.n_coordinates = len(rings[0]) - 1
@@ -491,7 +493,8 @@ def _roi(number, digits, parts):
 # %% ../../nbs/data/06_annotations.ipynb #9697aada
 def write_roi_zip(
     path: str | Path,  # .zip
-    labels: np.ndarray,  # label image; integer; (Y, X); 0 = background
+    labels: np.ndarray
+    | Mapping[int, list],  # label image; (Y, X); or polygons as `polygons` gives them
 ) -> Path:  # the file written
     """Write objects as regions for the ROI Manager of ImageJ; names are the ids in `labels`.
 
@@ -503,7 +506,7 @@ def write_roi_zip(
     path = Path(path)
     if path.suffix.lower() != ".zip":
         raise ValueError(f"{path}: the ROI Manager opens several regions from a .zip file")
-    found = polygons(labels)
+    found = labels if isinstance(labels, Mapping) else polygons(labels)
     digits = len(str(max(found, default=0)))
     with atomic_path(path) as temporary:
         with zipfile.ZipFile(temporary, "w") as archive:

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['FORMAT_VERSION', 'Scale', 'Scales', 'Target', 'SegmentationSetting', 'StackMethod', 'StackTarget', 'VoxelSize',
-           'BUNDLES', 'NetworkSettings', 'StackNetworkSettings', 'Normalisation', 'Specification',
-           'StackPostprocessing', 'StackSpecification', 'specification_class', 'Bundle', 'save_bundle',
+           'STAR_DEFAULTS', 'OpenShare', 'BUNDLES', 'NetworkSettings', 'StackNetworkSettings', 'Normalisation',
+           'Specification', 'StackPostprocessing', 'StackSpecification', 'StarNetworkSettings', 'StarPostprocessing',
+           'StarSpecification', 'specification_class', 'needs_maps', 'Bundle', 'weight_arrays', 'save_bundle',
            'write_specification', 'list_bundles', 'find_bundle', 'read_specification', 'load_bundle']
 
 # %% ../../nbs/models/02_bundle.ipynb #576c5ee8
@@ -249,25 +250,184 @@ class StackSpecification(Specification):
     pixel_size_um: VoxelSize | None = None
     patch_px: tuple[int, int, int] | None = None
 
+# %% ../../nbs/models/02_bundle.ipynb #f5a7d1ec
+STAR_DEFAULTS = {
+    "StarDist2D": {"n_rays": 32, "grid": (1, 1), "n_depth": 3},
+    "StarDist3D": {"n_rays": 96, "grid": (1, 1, 1), "n_depth": 2},
+}
+OpenShare = Annotated[float, Field(gt=0, lt=1)]
 
+
+class StarNetworkSettings(BaseModel):
+    """Which StarDist network; the keys of StarDist's configuration.
+
+    Parameters
+    ----------
+    architecture : str
+        "StarDist2D" or "StarDist3D".
+    in_channels : int
+        Channels of the picture.
+    n_rays : int
+        Corners of a polygon, or of a polyhedron; 32, in 3D 96 unless given.
+    grid : tuple of int
+        One proposal per so many pixels along (z,) y, x; powers of 2.
+    n_depth, n_filter_base : int
+        Times the U-Net halves the picture (3, in 3D 2 unless given), and channels of its finest level.
+    backbone : str
+        "unet", or for 3D "resnet".
+    anisotropy : tuple of float or None
+        Size of an object along z, y, x relative to the others, in voxels; for 3D.
+    options : dict
+        Other keys of StarDist's configuration of a network: unet_…, resnet_…, net_…, rays_json.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    architecture: Literal["StarDist2D", "StarDist3D"] = "StarDist2D"
+    in_channels: int = Field(1, ge=1)
+    n_rays: int = Field(ge=3)
+    grid: tuple[Literal[1, 2, 4, 8, 16], ...]
+    n_depth: int = Field(ge=1, le=6)
+    n_filter_base: int = Field(32, ge=1)
+    backbone: Literal["unet", "resnet"] = "unet"
+    anisotropy: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_by_architecture(cls, fields):
+        if not isinstance(fields, dict):
+            return fields
+        return STAR_DEFAULTS.get(fields.get("architecture", "StarDist2D"), {}) | fields
+
+    @model_validator(mode="after")
+    def _fits_together(self):
+        flat = self.n_axes == 2
+        if len(self.grid) != self.n_axes:
+            raise ValueError(f"grid must have {self.n_axes} numbers; it is {self.grid}")
+        if flat and (self.anisotropy is not None or self.backbone != "unet"):
+            raise ValueError("anisotropy and other backbones than unet are for StarDist3D")
+        if self.anisotropy is not None and len(self.anisotropy) != 3:
+            raise ValueError(f"anisotropy must have 3 numbers; it is {self.anisotropy}")
+        wrong = [
+            key
+            for key in self.options
+            if not key.startswith(("unet_", "resnet_", "net_", "rays_json"))
+        ]
+        if wrong:
+            raise ValueError(
+                f"options.{wrong[0]} is no key of a network in StarDist's configuration"
+            )
+        return self
+
+    @property
+    def n_axes(self) -> int:
+        """2 for pictures, 3 for stacks."""
+        return int(self.architecture[-2])
+
+    @property
+    def step_px(self) -> tuple[int, ...]:
+        """Total stride of the network along (z,) y, x; px."""
+        if self.backbone == "resnet":
+            return self.grid
+        pool = self.options.get("unet_pool", (2,) * self.n_axes)
+        return tuple(one**self.n_depth * step for one, step in zip(pool, self.grid))
+
+# %% ../../nbs/models/02_bundle.ipynb #b6228bf0
+class StarPostprocessing(BaseModel):
+    """Which proposals stay.
+
+    Parameters
+    ----------
+    prob_thresh : float
+        Proposals of a smaller object probability are dropped.
+    nms_thresh : float
+        Of two proposals that overlap by more than this share, the more probable one stays.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prob_thresh: OpenShare = 0.5
+    nms_thresh: OpenShare = 0.4
+
+
+class StarSpecification(Specification):
+    """Everything about a StarDist model but its weights: as in `Specification`, and besides
+
+    Parameters
+    ----------
+    outputs : tuple of str
+        What the network gives for every point of its grid.
+    network : StarNetworkSettings
+    postprocessing : StarPostprocessing
+    scales : tuple of float
+        One number: the enlargement at which pictures are predicted.
+    pixel_size_um : tuple of float or None
+        Pixel (z, y, x) of the training pictures, in µm.
+    patch_px : tuple of int or None
+        Size of the training patches.
+    """
+
+    outputs: tuple[Literal["probability", "distances"], ...] = ("probability", "distances")
+    network: StarNetworkSettings = StarNetworkSettings()
+    postprocessing: StarPostprocessing = StarPostprocessing()
+    scales: tuple[Scale] = (1.0,)
+    pixel_size_um: VoxelSize | None = None
+    patch_px: tuple[int, ...] | None = None
+
+# %% ../../nbs/models/02_bundle.ipynb #9d3e685e
 def specification_class(
     fields: object,  # what a file says about a model
 ) -> type[Specification]:
-    """Choose the class for pictures or for stacks by the name of the network."""
+    """Choose the class for pictures, for stacks or for stars by the name of the network."""
     network = fields.get("network") if isinstance(fields, dict) else None
-    named = isinstance(network, dict) and network.get("architecture") == "UNet3D"
-    return StackSpecification if named else Specification
+    named = network.get("architecture") if isinstance(network, dict) else None
+    if named in STAR_DEFAULTS:
+        return StarSpecification
+    return StackSpecification if named == "UNet3D" else Specification
+
+
+def needs_maps(
+    specification: Specification,  # of a model
+    purpose: str,  # what was asked for
+) -> None:
+    """Refuse a StarDist model where maps are needed.
+
+    Raises
+    ------
+    ValueError
+        It is a StarDist model.
+    """
+    if isinstance(specification, StarSpecification):
+        raise ValueError(
+            f"the model {specification.name!r} is a StarDist model, which paints no maps; {purpose} "
+            "wants another model. 'cellseg segment' and segment.stars.predict_stars use this one"
+        )
 
 # %% ../../nbs/models/02_bundle.ipynb #c008be3a
 @dataclass(frozen=True)
 class Bundle:
-    """A network ready to predict, with its specification and the folder it came from."""
+    """A network ready to predict, with its specification and the folder it came from.
+
+    The network is one of PyTorch, or with a `StarSpecification` a `StarDist2D` or `StarDist3D`.
+    """
 
     network: "nn.Module"
     specification: Specification
     folder: Path
 
 # %% ../../nbs/models/02_bundle.ipynb #4339d173
+def weight_arrays(
+    network: "nn.Module",  # of PyTorch, or one of StarDist
+) -> dict[str, np.ndarray]:  # name → numbers
+    """All numbers of a network by name."""
+    if hasattr(network, "keras_model"):
+        from cellseg_nb.models.stars import star_arrays
+
+        return star_arrays(network)
+    return {name: one.detach().cpu().numpy() for name, one in network.state_dict().items()}
+
+# %% ../../nbs/models/02_bundle.ipynb #0be7599c
 def save_bundle(
     folder: str | Path,  # where; made when missing, files in it replaced
     network: "nn.Module",  # trained network
@@ -282,18 +442,17 @@ def save_bundle(
     ValueError
         A weight is NaN or infinite.
     """
-    import torch
-    from safetensors.torch import save
+    from safetensors.numpy import save
 
-    folder = Path(folder)
-    weights = {}
-    for name, tensor in network.state_dict().items():
-        if tensor.is_floating_point():
-            tensor = tensor.detach()
-            if not torch.isfinite(tensor).all():
+    folder, weights = Path(folder), {}
+    for name, array in weight_arrays(network).items():
+        if array.dtype.kind == "f":
+            if not np.isfinite(array).all():
                 raise ValueError(f"weight {name} is NaN or infinite; the training went wrong")
-            tensor = tensor.half() if torch.isfinite(tensor.half()).all() else tensor.float()
-        weights[name] = tensor.cpu().contiguous()
+            with np.errstate(over="ignore"):
+                half = array.astype(np.float16)
+            array = half if np.isfinite(half).all() else array.astype(np.float32)
+        weights[name] = np.ascontiguousarray(array)
     with atomic_path(folder / "weights.safetensors") as path:
         path.write_bytes(save(weights))
     write_specification(folder, specification)
@@ -322,7 +481,7 @@ def list_bundles() -> dict[str, Path]:  # name → folder
 def find_bundle(
     model: str | Path,  # name of a bundle of the package, or a folder
 ) -> Path:  # its folder
-    """Find a bundle by name or folder.
+    """Find a bundle by name or folder; a published StarDist model, such as 2D_versatile_fluo, too.
 
     Raises
     ------
@@ -334,6 +493,15 @@ def find_bundle(
         return known[str(model)]
     if (Path(model) / "model.json").is_file():
         return Path(model)
+    from cellseg_nb.models.stars import PRETRAINED, pretrained_bundle
+
+    if str(model) in PRETRAINED:
+        return pretrained_bundle(str(model))
+    if (Path(model) / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{model} has config.json and no model.json; if it is a folder of StarDist, "
+            "models.stars.import_stardist makes a model of it"
+        )
     raise FileNotFoundError(
         f"no model {str(model)!r}: neither a folder with model.json nor one of: {', '.join(known)}"
     )
@@ -386,21 +554,39 @@ def load_bundle(
         Specification or weights are damaged or do not fit together.
     """
     from safetensors import SafetensorError
+
+    folder = find_bundle(model)
+    specification = read_specification(folder)
+    path = folder / "weights.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; the bundle is incomplete")
+    stars = isinstance(specification, StarSpecification)
+    try:
+        network = (_load_stars if stars else _load_network)(specification, path)
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is damaged or does not fit model.json: {reason}") from error
+    return Bundle(network, specification, folder)
+
+
+def _load_network(specification: Specification, path: Path) -> "nn.Module":
+    """Build a network of PyTorch and fill it."""
     from safetensors.torch import load_file
 
     from cellseg_nb.models.zoo import build_network
 
-    folder = find_bundle(model)
-    specification = read_specification(folder)
     network = build_network(
         **specification.network.model_dump(), out_channels=len(specification.outputs)
     )
-    path = folder / "weights.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; the bundle is incomplete")
-    try:
-        network.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is damaged or does not fit model.json: {reason}") from error
-    return Bundle(network.eval(), specification, folder)
+    network.load_state_dict(load_file(path))
+    return network.eval()
+
+
+def _load_stars(specification: StarSpecification, path: Path) -> Any:
+    """Build a network of StarDist and fill it."""
+    from safetensors.numpy import load_file
+
+    from cellseg_nb.models.stars import build_stars, fill_stars
+
+    arrays = load_file(path)
+    return fill_stars(build_stars(specification.network, specification.postprocessing), arrays)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..data.transforms import rescale, resize
-from ..models.bundle import Bundle
+from ..models.bundle import Bundle, needs_maps
 from .predict import predict
 
 # %% ../../nbs/segment/03_certainty.ipynb #2dd83fb2
@@ -28,6 +28,8 @@ def _check_members(bundles: Sequence[Bundle]) -> None:
     """Models can be averaged when they paint the same maps."""
     if not bundles:
         raise ValueError("an ensemble needs at least one model")
+    for bundle in bundles:
+        needs_maps(bundle.specification, "averaging models")
     first = bundles[0].specification
     for other in (bundle.specification for bundle in bundles[1:]):
         if set(other.outputs) != set(first.outputs):

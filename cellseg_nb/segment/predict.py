@@ -32,7 +32,7 @@ from cellseg_nb.data.tiles import (
     weigh,
 )
 from ..data.transforms import normalise_percentile
-from ..models.bundle import Bundle
+from ..models.bundle import Bundle, needs_maps
 
 # %% ../../nbs/segment/00_predict.ipynb #292b10f8
 def choose_device(
@@ -323,6 +323,7 @@ def predict(
         The picture has the wrong number of axes, is empty or holds NaN; or a setting makes no
         sense.
     """
+    needs_maps(bundle.specification, "predicting maps")
     n_axes = network_axes(bundle.network) or image.ndim
     if image.ndim != n_axes:
         axes = "(Y, X), one channel" if n_axes == 2 else "(Z, Y, X), one channel"

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Three', 'Channels', 'CONFIGS', 'Settings', 'DataSettings', 'ShownSettings', 'TrainingSettings', 'BorderWeights',
            'StartSettings', 'TrainConfig', 'is_weights_file', 'StackDataSettings', 'StackTrainingSettings', 'Edges',
-           'StackTrainConfig', 'config_class', 'read_config']
+           'StackTrainConfig', 'StarTrainingSettings', 'StarTrainConfig', 'StarStackTrainConfig', 'config_class',
+           'read_config']
 
 # %% ../../nbs/train/00_settings.ipynb #823c20c4
 from pathlib import Path
@@ -36,6 +37,10 @@ from cellseg_nb.models.bundle import (
     StackNetworkSettings,
     StackPostprocessing,
     StackTarget,
+    STAR_DEFAULTS,
+    Scale,
+    StarNetworkSettings,
+    StarPostprocessing,
     Target,
     VoxelSize,
     read_specification,
@@ -387,14 +392,128 @@ class StackTrainConfig(TrainConfig):
                 "targets must hold edges, inner_edges or boundary: cells are cut there"
             )
 
+# %% ../../nbs/train/00_settings.ipynb #bbf01b04
+class StarTrainingSettings(Settings):
+    """How a StarDist model is trained; the keys of StarDist's configuration, and a few more.
 
+    Parameters
+    ----------
+    epochs, steps_per_epoch, batch_size : int
+        How much is shown: a step sees `batch_size` crops.
+    patch_size : tuple of int
+        Size of a crop, in px; multiples of the total stride. One number = a square.
+    foreground_only : float
+        Share of the crops that must hold an object, as far as ten attempts find one; 0..1.
+    sampling : str
+        How pictures are chosen, see `ShownSettings`.
+    dist_loss : str
+        "mae", "mse" or "iou": the loss of the distances.
+    loss_weights : tuple of float
+        Weights of the losses of probability and distances.
+    background_reg : float
+        How strongly distances outside objects are drawn to 0.
+    learning_rate : float
+        Largest learning rate of Adam.
+    warmup : float
+        Share of the training in which the rate rises; it falls to 0 along a cosine afterwards.
+    precision : str
+        "auto", "float32" or "bfloat16"; auto takes bfloat16 where the processor has it.
+    device : str
+        "auto" = what TensorFlow finds.
+    """
+
+    epochs: int = Field(100, ge=1)
+    steps_per_epoch: int = Field(100, ge=1)
+    batch_size: int = Field(4, ge=1)
+    patch_size: tuple[Annotated[int, Field(ge=8)], ...] = (256, 256)
+    foreground_only: float = Field(0.9, ge=0, le=1)
+    sampling: Literal["uniform", "kinds", "counts", "objects"] = "uniform"
+    dist_loss: Literal["mae", "mse", "iou"] = "mae"
+    loss_weights: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] = (1, 0.2)
+    background_reg: float = Field(1e-4, ge=0)
+    learning_rate: float = Field(3e-4, gt=0)
+    warmup: float = Field(0.05, gt=0, lt=1)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: Literal["auto"] = "auto"
+
+    @field_validator("patch_size", mode="before")
+    @classmethod
+    def _one_is_a_square(cls, patch_size):
+        return (patch_size,) * 2 if isinstance(patch_size, int) else patch_size
+
+    @property
+    def crop_px(self) -> int | tuple[int, ...]:
+        """Size of a crop as `train.crops` takes it: the edge of a square, or (z, y, x)."""
+        return self.patch_size[0] if len(self.patch_size) == 2 else self.patch_size
+
+# %% ../../nbs/train/00_settings.ipynb #19488a9f
+class StarTrainConfig(StartSettings):
+    """All settings of the training of a StarDist model.
+
+    Parameters
+    ----------
+    name, description, licence, citation, seed, start_from
+        As in `StartSettings`; it starts from a StarDist model.
+    data : DataSettings
+    network : StarNetworkSettings
+    normalisation : Normalisation
+    augmentation : Augmentation
+    training : StarTrainingSettings
+    scales : tuple of float
+        One number: the enlargement at which the finished model predicts.
+    postprocessing : StarPostprocessing or None
+        Thresholds; None = chosen on the validation pictures.
+    """
+
+    data: DataSettings = DataSettings()
+    network: StarNetworkSettings = StarNetworkSettings()
+    normalisation: Normalisation = Normalisation()
+    augmentation: Augmentation = Augmentation()
+    training: StarTrainingSettings = StarTrainingSettings()
+    scales: tuple[Scale] = (1.0,)
+    postprocessing: StarPostprocessing | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self):
+        size, step_px = self.training.patch_size, self.network.step_px
+        if self.network.in_channels != 1:
+            raise ValueError("network.in_channels must be 1: images are read as one channel")
+        if len(size) != len(step_px) or (len(size) == 2 and size[0] != size[1]):
+            shape = "one number" if len(step_px) == 2 else "three numbers (z, y, x)"
+            raise ValueError(f"training.patch_size must be {shape} for {self.network.architecture}")
+        if any(edge % step for edge, step in zip(size, step_px)):
+            raise ValueError(
+                f"training.patch_size must be multiples of {step_px}, the total stride"
+            )
+        if self.start_key is not None or is_weights_file(self.start_from):
+            raise ValueError(
+                "start_from: a StarDist model starts from another one, not from a file"
+            )
+        return self
+
+
+class StarStackTrainConfig(StarTrainConfig):
+    """As `StarTrainConfig`, for stacks.
+
+    Parameters
+    ----------
+    data : StackDataSettings
+    augmentation : Augmentation3D
+    """
+
+    data: StackDataSettings = StackDataSettings()
+    augmentation: Augmentation3D = Augmentation3D()
+
+# %% ../../nbs/train/00_settings.ipynb #f2fd1034
 def config_class(
     fields: dict,  # what a YAML file says
-) -> type[TrainConfig]:
-    """Choose the class for pictures or for stacks by the name of the network."""
+) -> type[TrainConfig] | type[StarTrainConfig]:
+    """Choose the class for pictures, for stacks or for stars by the name of the network."""
     network = fields.get("network")
-    named = isinstance(network, dict) and network.get("architecture") == "UNet3D"
-    return StackTrainConfig if named else TrainConfig
+    named = network.get("architecture") if isinstance(network, dict) else None
+    if named in STAR_DEFAULTS:
+        return StarStackTrainConfig if named == "StarDist3D" else StarTrainConfig
+    return StackTrainConfig if named == "UNet3D" else TrainConfig
 
 # %% ../../nbs/train/00_settings.ipynb #34e27156
 CONFIGS = Path(cellseg_nb.__file__).parent / "configs"
@@ -424,6 +543,8 @@ def _inherited(fields: dict) -> dict:
     if not shared or not isinstance(start_from, str) or is_weights_file(start_from):
         return {}
     parent = read_specification(fields["start_from"]).model_dump()
+    if parent["network"]["architecture"] in STAR_DEFAULTS:
+        shared -= {"targets", "postprocessing"}  # thresholds are chosen anew
     return {key: parent["outputs" if key == "targets" else key] for key in shared}
 
 # %% ../../nbs/train/00_settings.ipynb #bc2bed90

@@ -23,6 +23,7 @@ from cellseg_nb.models.bundle import (
     Bundle,
     StackPostprocessing,
     StackSpecification,
+    needs_maps,
     save_bundle,
 )
 from ..segment.predict import network_axes
@@ -92,6 +93,7 @@ def labelled_samples(
         The model does not say what it was trained on, or the pictures are a test set, or not of
         the kind that the model is for.
     """
+    needs_maps(bundle.specification, "choosing how maps become objects")
     wanted = StackDataSettings if network_axes(bundle.network) == 3 else DataSettings
     if data is None:
         config = bundle.specification.training.get("config", {})
