@@ -80,7 +80,7 @@ from cellseg_nb.segment.watershed import (
 )
 
 if TYPE_CHECKING:  # PyTorch takes seconds to load, and the classical method does without
-    from cellseg_nb.models.bundle import Bundle
+    from cellseg_nb.models.bundle import Bundle, Specification
     from cellseg_nb.segment.certainty import Familiarity
     from cellseg_nb.segment.large import LargeSettings
 
@@ -135,7 +135,10 @@ class SegmentSettings(PlaneSettings):
     diameter_px : float or None
         Diameter of an object here, px; rescales the image to the model's. None = no rescaling.
     threshold : float or None
-        Probability from which a pixel is foreground, 0..1. None = the model's own.
+        Probability from which a pixel is foreground, and of a StarDist model the smallest
+        probability of an object, 0..1. None = the model's own.
+    nms_threshold : float or None
+        Of a StarDist model: the largest overlap of two objects, 0..1. None = the model's own.
     min_area_px, min_area_um2 : float or None
         Smallest object kept, in px or in µm² (needs a pixel size). None = the model's own.
     tile_px, overlap_px : int
@@ -153,6 +156,7 @@ class SegmentSettings(PlaneSettings):
 
     diameter_px: Positive | None = None
     threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
+    nms_threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
     min_area_px: Annotated[float, Field(ge=0)] | None = None
     min_area_um2: Annotated[float, Field(ge=0)] | None = None
     tile_px: int = Field(1024, ge=32)
@@ -265,7 +269,12 @@ def load_models(
     return [load_bundle(one) if isinstance(one, (str, Path)) else one for one in members]
 
 # %% ../../nbs/run/00_analyse.ipynb #020744d3
-NETWORK_ONLY = ("threshold", "diameter_px", "flips")  # settings that the classical method lacks
+NETWORK_ONLY = (
+    "threshold",
+    "nms_threshold",
+    "diameter_px",
+    "flips",
+)  # settings that the classical method lacks
 
 
 def _segment_classically(image: np.ndarray, settings: SegmentSettings) -> Segmentation:
@@ -312,6 +321,14 @@ def _postprocessing(
 ) -> dict[str, float]:  # arguments of `objects_from_probabilities`
     """The model's own post-processing, changed by what was chosen."""
     how = dict(bundle.specification.postprocessing)
+    if _is_star(bundle):
+        chosen = {"prob_thresh": settings.threshold, "nms_thresh": settings.nms_threshold}
+        return how | {name: value for name, value in chosen.items() if value is not None}
+    if settings.nms_threshold is not None:
+        raise ValueError(
+            f"the model {bundle.specification.name!r} is no StarDist model and has no nms_threshold; "
+            "leave it out"
+        )
     if settings.threshold is not None:
         how["threshold"] = settings.threshold
     area_px = smallest_area_px(settings)
@@ -320,6 +337,40 @@ def _postprocessing(
     return how
 
 
+def _is_star(model: "str | Path | Bundle") -> bool:
+    """Whether a model is one of StarDist."""
+    from cellseg_nb.models.bundle import StarSpecification, read_specification
+
+    named = isinstance(model, (str, Path))
+    specification = read_specification(model) if named else model.specification
+    return isinstance(specification, StarSpecification)
+
+
+def _segment_with_stars(
+    bundle: "Bundle", image: np.ndarray, settings: SegmentSettings
+) -> Segmentation:
+    """Let the network propose objects, and choose among them."""
+    from cellseg_nb.segment.stars import objects_from_proposals, propose
+
+    if settings.flips:
+        raise ValueError(
+            f"the model {bundle.specification.name!r} is a StarDist model; leave out flips"
+        )
+    scale, how = _scale_to_model(bundle, settings), _postprocessing(bundle, settings, 1)
+    watch = Stopwatch()
+    with watch("network"):
+        enlarged = scale * bundle.specification.scales[0]
+        proposals = propose(image, bundle, how["prob_thresh"], enlarged, settings.tile_px)
+    with watch("postprocessing"):
+        found = objects_from_proposals(proposals, bundle, **how)
+        areas = np.bincount(found.labels.ravel(), minlength=len(found.probabilities) + 1)
+        kept = areas >= (smallest_area_px(settings) or 0)
+        kept[0] = False
+        new_ids = (np.cumsum(kept) * kept).astype(found.labels.dtype)
+    confidence = found.probabilities[kept[1:]]
+    return Segmentation(new_ids[found.labels], None, confidence, seconds=watch.seconds)
+
+# %% ../../nbs/run/00_analyse.ipynb #927d1079
 def _segment_with(
     bundles: "list[Bundle]", image: np.ndarray, settings: SegmentSettings
 ) -> Segmentation:
@@ -327,6 +378,8 @@ def _segment_with(
     from cellseg_nb.segment.certainty import familiarity, predict_ensemble
 
     first = bundles[0]
+    if len(bundles) == 1 and _is_star(first):
+        return _segment_with_stars(first, image, settings)
     scales = [_scale_to_model(one, settings) for one in bundles]
     scaled = image if scales[0] == 1 else rescale(image.astype(np.float32), scales[0])
     watch = Stopwatch()
@@ -440,10 +493,18 @@ def model_facts(
         "files": {path.name: file_sha256(path) for path in files},
         "diameter_px": specification.diameter_px,
         "normalisation": specification.normalisation.model_dump(),
-        "postprocessing": _defaults(objects_from_probabilities) | specification.postprocessing,
+        "postprocessing": _postprocessing_of(specification),
     }
 
 # %% ../../nbs/run/00_analyse.ipynb #9babd935
+def _postprocessing_of(specification: "Specification") -> dict[str, float]:
+    """Every setting of the post-processing that a model has."""
+    own = dict(specification.postprocessing)
+    if "prob_thresh" in own:
+        return own
+    return _defaults(objects_from_probabilities) | own
+
+
 def _defaults(function: Callable) -> dict[str, float]:
     """The numbers a function uses when none are given."""
     parameters = signature(function).parameters.values()
@@ -977,6 +1038,7 @@ def _notes(batch: _Batch) -> list[str]:
 
 # %% ../../nbs/run/00_analyse.ipynb #4c4d9e59
 VERSIONS_OF = ("cellseg_nb", "numpy", "scipy", "scikit-image", "tifffile", "torch")
+STAR_VERSIONS_OF = ("stardist", "tensorflow")
 MOST_THUMBNAILS = 200
 BOOTSTRAP_SEED = 0
 
@@ -1016,6 +1078,9 @@ def _run_facts(batch: _Batch) -> dict[str, Any]:
         from cellseg_nb.segment.predict import choose_device
 
         device = str(choose_device(batch.settings.device))
+    libraries = VERSIONS_OF
+    if not _is_classical(batch.model) and any(map(_is_star, _members(batch.model))):
+        libraries += STAR_VERSIONS_OF
     inputs = [
         {"image": name, **{key: batch.records[name][key] for key in ("file", "sha256", "seconds")}}
         for name in _in_order(batch)
@@ -1026,7 +1091,7 @@ def _run_facts(batch: _Batch) -> dict[str, Any]:
         "seed": BOOTSTRAP_SEED,
         "device": device,
         "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in VERSIONS_OF},
+        | {name: version(name) for name in libraries},
         "platform": platform.platform(),
         "started": batch.started.isoformat(timespec="seconds"),
         "seconds": batch.watch.split(),

@@ -193,7 +193,10 @@ Axes = _option(str, "AXES", "Axes where the file does not say them, as ZYX.")
 Series = _option(int, "N", "Image of a file that holds several: number from 0.")
 PixelEdge = _option(float, "UM", "Edge of a pixel in µm; replaces the file's.")
 Diameter = _option(float, "PX", "Typical object diameter here, in pixels; rescales to the model's.")
-Threshold = _option(float, "P", "Foreground from this probability on, 0 to 1.")
+Threshold = _option(
+    float, "P", "Foreground, or an object of StarDist, from this probability on, 0 to 1."
+)
+NmsThreshold = _option(float, "P", "StarDist: largest overlap of two objects, 0 to 1.")
 MinArea = _option(float, "PX", "Smallest object kept, in pixels.")
 MinAreaUm2 = _option(float, "UM2", "Smallest object kept, in µm²; needs a pixel size.")
 Tile = _option(int, "PX", "Edge of a tile, in pixels.  [default: 1024]")
@@ -231,6 +234,7 @@ def segment(
     pixel_size: PixelEdge = None,
     diameter: Diameter = None,
     threshold: Threshold = None,
+    nms_threshold: NmsThreshold = None,
     min_area: MinArea = None,
     min_area_um2: MinAreaUm2 = None,
     tile: Tile = None,
@@ -259,6 +263,7 @@ def segment(
         "pixel_size_um": pixel_size,
         "diameter_px": diameter,
         "threshold": threshold,
+        "nms_threshold": nms_threshold,
         "min_area_px": min_area,
         "min_area_um2": min_area_um2,
     }

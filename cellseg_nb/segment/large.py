@@ -35,8 +35,9 @@ from cellseg_nb.data.tiles import (
 )
 from ..measure.objects import object_table
 from ..measure.plots import overlay
-from ..models.bundle import Bundle
+from ..models.bundle import Bundle, StarPostprocessing, StarSpecification, weight_arrays
 from .predict import bundle_parts, choose_precision, plan_scaled
+from .stars import plan_star_blocks, predict_star_block
 from .watershed import island_margin_px, objects_and_seeds
 
 # %% ../../nbs/segment/02_large.ipynb #43f1aad7
@@ -238,6 +239,17 @@ class _Labels:
         return labels[np.ix_(*(along - along[0] for along in places))]
 
 # %% ../../nbs/segment/02_large.ipynb #a1bddb4f
+class _StarLabels(_Labels):
+    """Labels in one file, read window by window, in the grid of the picture."""
+
+    def __init__(self, labels: np.ndarray, n_objects: int, out_shape: tuple[int, int]):
+        self.labels, self.shape, self.out_shape = labels, labels.shape, tuple(out_shape)
+        self.seeds = np.arange(n_objects)
+
+    def _read(self, window) -> np.ndarray:
+        return np.asarray(self.labels[window])
+
+
 def _paste(target: np.ndarray, window, part: Part) -> None:
     """Copy what lies in the window."""
     common = [(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(part.window, window)]
@@ -354,8 +366,8 @@ def _picture_hash(picture: _Picture, block_px: int = 1024) -> str:
 
 def _weights_hash(bundle: Bundle) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for name, weights in bundle.network.state_dict().items():
-        digest.update(name.encode() + weights.detach().cpu().contiguous().numpy().tobytes())
+    for name, weights in weight_arrays(bundle.network).items():
+        digest.update(name.encode() + np.ascontiguousarray(weights).tobytes())
     return digest.hexdigest()
 
 
@@ -450,7 +462,10 @@ class LargeSettings:
 
 # %% ../../nbs/segment/02_large.ipynb #04692e54
 def _how_to_segment(bundle: Bundle, postprocessing: Mapping[str, float] | None) -> dict[str, float]:
-    """Settings of `objects_from_probabilities`, checked before hours of work."""
+    """Settings of `objects_from_probabilities`, or of stars, checked before hours of work."""
+    if isinstance(bundle.specification, StarSpecification):
+        own = bundle.specification.postprocessing.model_dump()
+        return StarPostprocessing(**own | dict(postprocessing or {})).model_dump()
     how = {"threshold": 0.5, "smoothing_px": 1} | bundle.specification.postprocessing
     how |= postprocessing or {}
     allowed = list(signature(objects_and_seeds).parameters)[3:]
@@ -524,17 +539,26 @@ def segment_large(
     report = report or (lambda *_: None)
     edges = pixel_edges(pixel_size_um or getattr(plane, "pixel_size_um", None), 2)
     how = _how_to_segment(bundle, postprocessing)
-    precision = choose_precision(bundle, settings.device, settings.precision)
+    stars = isinstance(bundle.specification, StarSpecification)
+    precision = (
+        "float32" if stars else choose_precision(bundle, settings.device, settings.precision)
+    )
     scratch = out_folder / f".{name}_scratch"
     _claim_scratch(scratch, _facts(picture, bundle, settings, precision, how, measure, edges))
-    maps = _all_maps(picture, bundle, scratch / "maps", settings, precision, report)
-    labels, cut = _all_labels(maps, scratch / "blocks", settings, how, picture.shape, report)
+    what, cut = {"edges": edges, "maps": None, "measure": None}, []
+    if stars:
+        labels, probable = _all_stars(picture, bundle, scratch / "blocks", settings, how, report)
+    else:
+        maps = _all_maps(picture, bundle, scratch / "maps", settings, precision, report)
+        labels, cut = _all_labels(maps, scratch / "blocks", settings, how, picture.shape, report)
+        what |= {"maps": maps, "measure": measure}
     census = _census(labels, settings.tile_px)
     kept = census.areas >= max(1, settings.min_area_px)
     new_ids = (np.cumsum(kept) * kept).astype(label_dtype(int(kept.sum())))
-    what = {"edges": edges, "maps": maps, "measure": measure}
     plan = (scratch / "tables", settings.tile_px)
     table = _tables(labels, census, picture, *plan, new_ids, report, **what)
+    if stars:
+        table["confidence"] = probable[np.flatnonzero(new_ids) - 1].round(4)
     path = out_folder / f"{name}_labels{'.zarr' if settings.zarr else '.ome.tif'}"
     with LabelWriter(path, picture.shape, new_ids.dtype, settings.tile_px, edges) as writer:
         for y, x in plan_blocks(picture.shape, settings.tile_px):
@@ -564,6 +588,32 @@ def _all_maps(picture, bundle, folder, settings, precision, report) -> _Maps:
         precision=precision,
         flips=settings.flips,
     )
+
+
+def _all_stars(picture, bundle, folder, settings, how, report) -> tuple[_Labels, np.ndarray]:
+    """Find star-convex objects block by block; labels, and a probability for each."""
+    specification, how = bundle.specification, StarPostprocessing(**how)
+    if settings.flips:
+        raise ValueError(f"the model {specification.name!r} is a StarDist model; leave out flips")
+    shape = scaled_shape(picture.shape, settings.scale * specification.scales[0])
+    prepared = normalised(picture, **specification.normalisation.model_dump())
+    source = prepared if shape == tuple(picture.shape) else Resized(prepared, shape)
+    blocks = plan_star_blocks(shape, bundle, settings.tile_px, settings.overlap_px)
+    whole, n_found, probabilities = folder / "labels.npy", 0, [np.zeros(0)]
+    mode = "r+" if whole.is_file() else "w+"
+    labels = np.lib.format.open_memmap(whole, mode, np.uint32, shape)
+    for number, block in enumerate(blocks):
+        path = folder / f"{number:08d}.npy"
+        if not path.is_file():
+            found, probable = predict_star_block(source, block, bundle, how)
+            block.write(labels, np.where(found, found + n_found, 0).astype(np.uint32))
+            labels.flush()
+            with atomic_path(path) as temporary:
+                np.save(temporary, probable)
+        probabilities.append(np.load(path))
+        n_found += len(probabilities[-1])
+        report("predict", number + 1, len(blocks))
+    return _StarLabels(labels, n_found, picture.shape), np.concatenate(probabilities)
 
 
 def _all_labels(maps, folder, settings, how, shape, report) -> tuple[_Labels, list[tuple]]:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TILE_PX', 'PROB_THRESHS', 'NMS_THRESHS', 'load_stars', 'Proposals', 'propose', 'StarResult', 'suppress', 'draw',
-           'objects_from_proposals', 'predict_stars', 'Thresholds', 'optimise_thresholds', 'polygon_parts',
-           'write_polygons']
+           'objects_from_proposals', 'predict_stars', 'plan_star_blocks', 'predict_star_block', 'Thresholds',
+           'optimise_thresholds', 'polygon_parts', 'write_polygons']
 
 # %% ../../nbs/segment/10_stars.ipynb #88af7967
 from collections.abc import Sequence
@@ -65,6 +65,7 @@ def propose(
     least: float | None = None,  # smallest probability kept; 0..1; None = the model's threshold
     scale: float | None = None,  # enlargement; None = the model's
     tile_px: int | Sequence[int] | None = None,  # edge of what the network sees at once; px
+    prepared: bool = False,  # True = the brightness is normalised already
 ) -> Proposals:
     """Let every point of the picture propose an object. Tiles change nothing but the memory.
 
@@ -76,19 +77,19 @@ def propose(
     specification = stars.specification
     network, n_axes = specification.network, specification.network.n_axes
     _check_picture(image, specification)
-    prepared = specification.normalisation.prepare(image)
+    pixels = image if prepared else specification.normalisation.prepare(image)
     scale = specification.scales[0] if scale is None else scale
     shape = image.shape[:n_axes]
     if scale != 1:
         size = (*scaled_shape(shape, scale), *image.shape[n_axes:])
-        prepared = Resized(prepared, size)[(slice(None),) * image.ndim]
+        pixels = Resized(pixels, size)[(slice(None),) * image.ndim]
     edges = np.broadcast_to(tile_px or TILE_PX[n_axes], n_axes)
     tiles = [
         int(-(-size // max(edge, step)))
-        for size, edge, step in zip(prepared.shape, edges, network.step_px)
+        for size, edge, step in zip(pixels.shape, edges, network.step_px)
     ]
     found = stars.network.predict_sparse(
-        prepared,
+        pixels,
         prob_thresh=specification.postprocessing.prob_thresh if least is None else least,
         n_tiles=(*tiles, *[1] * (image.ndim - n_axes)),
         show_tile_progress=False,
@@ -245,6 +246,67 @@ def predict_stars(
     how = _thresholds(stars, prob_thresh, nms_thresh)
     proposals = propose(np.asarray(image), stars, how.prob_thresh, scale, tile_px)
     return objects_from_proposals(proposals, stars, how.prob_thresh, how.nms_thresh)
+
+# %% ../../nbs/segment/10_stars.ipynb #2a48869e
+def plan_star_blocks(
+    shape: Sequence[int],  # of the picture
+    stars: Bundle,  # the model
+    block_px: int,  # edge of a block; px
+    overlap_px: int,  # longer than any object; px
+) -> tuple:  # `stardist.big.BlockND`
+    """Plan the blocks of a large picture.
+
+    Raises
+    ------
+    ValueError
+        Overlap and context leave nothing of a block.
+    """
+    from stardist.big import BlockND
+
+    axes = "ZYX"[-len(shape) :]
+    steps, contexts = stars.specification.network.step_px, stars.network._axes_tile_overlap(axes)
+    plans = []
+    for size, step, context in zip(shape, steps, contexts):
+        block, overlap, context = (
+            -(-one // step) * step for one in (block_px, overlap_px, context)
+        )
+        if size <= block:
+            plans.append((size, 0, 0, 1))
+        elif overlap + 2 * context >= block:
+            raise ValueError(
+                f"tiles of {block_px} px are too small for an overlap of {overlap_px} px and the "
+                f"{context} px on each side that the network needs; raise tile_px (--tile)"
+            )
+        else:
+            plans.append((block, overlap, context, step))
+    return BlockND.cover(shape, axes, *map(list, zip(*plans)))
+
+
+def predict_star_block(
+    picture: Any,  # normalised; gives arrays when sliced
+    block: Any,  # of `plan_star_blocks`
+    stars: Bundle,  # the model
+    how: StarPostprocessing,  # thresholds
+) -> tuple[np.ndarray, np.ndarray]:  # labels of what the block writes; probabilities of its objects
+    """Find the objects that a block is responsible for.
+
+    Raises
+    ------
+    ValueError
+        An object is longer than the overlap.
+    """
+    window = np.asarray(block.read(picture), np.float32)
+    proposals = propose(window, stars, how.prob_thresh, 1.0, prepared=True)
+    found = objects_from_proposals(proposals, stars, how.prob_thresh, how.nms_thresh)
+    try:
+        labels = block.filter_objects(block.crop_context(found.labels.astype(np.int32)), None)
+    except RuntimeError as error:
+        raise ValueError(
+            "an object is longer than the overlap of two tiles; raise overlap_px and tile_px "
+            "(--overlap and --tile)"
+        ) from error
+    labels, ids = consecutive(labels)
+    return labels, found.probabilities[ids - 1]
 
 # %% ../../nbs/segment/10_stars.ipynb #b9765d61
 class Thresholds(NamedTuple):

@@ -227,7 +227,7 @@ def load_checkpoint(
             model.set_weights(weights)
         except ValueError as error:
             raise ValueError(f"{path} does not fit the network of this run") from error
-        for n, one in enumerate(getattr(model.optimizer, "variables", [])):
+        for n, one in enumerate(getattr(getattr(model, "optimizer", None), "variables", [])):
             one.assign(stored[f"o{n}"])
         return int(stored["epoch"]) + 1
 
