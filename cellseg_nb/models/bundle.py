@@ -258,7 +258,44 @@ STAR_DEFAULTS = {
 OpenShare = Annotated[float, Field(gt=0, lt=1)]
 
 
-class StarNetworkSettings(BaseModel):
+class _StarNetwork(BaseModel):
+    """What follows from the settings of a StarDist network."""
+
+    @model_validator(mode="after")
+    def _fits_together(self):
+        flat = self.n_axes == 2
+        if len(self.grid) != self.n_axes:
+            raise ValueError(f"grid must have {self.n_axes} numbers; it is {self.grid}")
+        if flat and (self.anisotropy is not None or self.backbone != "unet"):
+            raise ValueError("anisotropy and other backbones than unet are for StarDist3D")
+        if self.anisotropy is not None and len(self.anisotropy) != 3:
+            raise ValueError(f"anisotropy must have 3 numbers; it is {self.anisotropy}")
+        wrong = [
+            key
+            for key in self.options
+            if not key.startswith(("unet_", "resnet_", "net_", "rays_json"))
+        ]
+        if wrong:
+            raise ValueError(
+                f"options.{wrong[0]} is no key of a network in StarDist's configuration"
+            )
+        return self
+
+    @property
+    def n_axes(self) -> int:
+        """2 for pictures, 3 for stacks."""
+        return int(self.architecture[-2])
+
+    @property
+    def step_px(self) -> tuple[int, ...]:
+        """Total stride of the network along (z,) y, x; px."""
+        if self.backbone == "resnet":
+            return self.grid
+        pool = self.options.get("unet_pool", (2,) * self.n_axes)
+        return tuple(one**self.n_depth * step for one, step in zip(pool, self.grid))
+
+# %% ../../nbs/models/02_bundle.ipynb #5bfb65d5
+class StarNetworkSettings(_StarNetwork):
     """Which StarDist network; the keys of StarDist's configuration.
 
     Parameters
@@ -299,39 +336,6 @@ class StarNetworkSettings(BaseModel):
         if not isinstance(fields, dict):
             return fields
         return STAR_DEFAULTS.get(fields.get("architecture", "StarDist2D"), {}) | fields
-
-    @model_validator(mode="after")
-    def _fits_together(self):
-        flat = self.n_axes == 2
-        if len(self.grid) != self.n_axes:
-            raise ValueError(f"grid must have {self.n_axes} numbers; it is {self.grid}")
-        if flat and (self.anisotropy is not None or self.backbone != "unet"):
-            raise ValueError("anisotropy and other backbones than unet are for StarDist3D")
-        if self.anisotropy is not None and len(self.anisotropy) != 3:
-            raise ValueError(f"anisotropy must have 3 numbers; it is {self.anisotropy}")
-        wrong = [
-            key
-            for key in self.options
-            if not key.startswith(("unet_", "resnet_", "net_", "rays_json"))
-        ]
-        if wrong:
-            raise ValueError(
-                f"options.{wrong[0]} is no key of a network in StarDist's configuration"
-            )
-        return self
-
-    @property
-    def n_axes(self) -> int:
-        """2 for pictures, 3 for stacks."""
-        return int(self.architecture[-2])
-
-    @property
-    def step_px(self) -> tuple[int, ...]:
-        """Total stride of the network along (z,) y, x; px."""
-        if self.backbone == "resnet":
-            return self.grid
-        pool = self.options.get("unet_pool", (2,) * self.n_axes)
-        return tuple(one**self.n_depth * step for one, step in zip(pool, self.grid))
 
 # %% ../../nbs/models/02_bundle.ipynb #b6228bf0
 class StarPostprocessing(BaseModel):

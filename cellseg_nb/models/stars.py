@@ -65,7 +65,7 @@ def star_config(
         kind = models.Config2D if settings.n_axes == 2 else models.Config3D
         return kind(**given | settings.options | training)
 
-
+# %% ../../nbs/models/04_stars.ipynb #b8e183dc
 def build_stars(
     settings: StarNetworkSettings = StarNetworkSettings(),  # which network
     postprocessing: StarPostprocessing = StarPostprocessing(),  # thresholds
@@ -194,7 +194,7 @@ def read_stardist(
     chosen = StarPostprocessing(prob_thresh=thresholds.prob, nms_thresh=thresholds.nms)
     return network, _settings_of(network.config), chosen
 
-
+# %% ../../nbs/models/04_stars.ipynb #360d70b9
 def import_stardist(
     folder: str | Path,  # of StarDist
     out: str | Path,  # folder of the new bundle
@@ -258,7 +258,7 @@ def _cache() -> Path:
     """Where fetched models are kept."""
     return cache_folder() / "stardist"
 
-
+# %% ../../nbs/models/04_stars.ipynb #c4b53791
 def find_pretrained(
     name: str,  # one of `PRETRAINED`
 ) -> Path:  # folder of StarDist
@@ -302,7 +302,7 @@ def _fetch(name: str, place: Path) -> Path:
         ) from error
     return next(iter(sorted(place.rglob("config.json")))).parent
 
-
+# %% ../../nbs/models/04_stars.ipynb #8fe19e51
 def pretrained_bundle(
     name: str,  # one of `PRETRAINED`
 ) -> Path:  # folder of the bundle

@@ -336,7 +336,7 @@ def _postprocessing(
         how["min_area_px"] = area_px * scale**2
     return how
 
-
+# %% ../../nbs/run/00_analyse.ipynb #b2eee262
 def _is_star(model: "str | Path | Bundle") -> bool:
     """Whether a model is one of StarDist."""
     from cellseg_nb.models.bundle import StarSpecification, read_specification
@@ -345,7 +345,7 @@ def _is_star(model: "str | Path | Bundle") -> bool:
     specification = read_specification(model) if named else model.specification
     return isinstance(specification, StarSpecification)
 
-
+# %% ../../nbs/run/00_analyse.ipynb #23389052
 def _segment_with_stars(
     bundle: "Bundle", image: np.ndarray, settings: SegmentSettings
 ) -> Segmentation:

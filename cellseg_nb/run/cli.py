@@ -264,9 +264,8 @@ def segment(
         "diameter_px": diameter,
         "threshold": threshold,
         "nms_threshold": nms_threshold,
-        "min_area_px": min_area,
-        "min_area_um2": min_area_um2,
     }
+    chosen |= {"min_area_px": min_area, "min_area_um2": min_area_um2}
     chosen |= {"tile_px": tile, "overlap_px": overlap, "large_mpx": large_mpx, "flips": flips}
     chosen |= {"exports": tuple(one for one in exports if exports[one]), "device": device}
     summary = _analyse(inputs, out, model, chosen, overwrite)

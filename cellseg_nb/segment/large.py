@@ -481,6 +481,13 @@ def _how_to_segment(bundle: Bundle, postprocessing: Mapping[str, float] | None) 
     return how
 
 
+def _precision(bundle: Bundle, settings: LargeSettings) -> str:
+    """How exactly the network computes."""
+    if isinstance(bundle.specification, StarSpecification):
+        return "float32"
+    return choose_precision(bundle, settings.device, settings.precision)
+
+
 def _facts(picture, bundle, settings, precision, how, measure, edges) -> dict[str, Any]:
     """Everything that decides the pieces."""
     facts = asdict(settings) | {
@@ -535,26 +542,19 @@ def segment_large(
         picture or other settings.
     """
     out_folder, picture = Path(out_folder), _Picture(plane)
-    name = name or getattr(plane, "name", "picture")
-    report = report or (lambda *_: None)
+    name, report = name or getattr(plane, "name", "picture"), report or (lambda *_: None)
     edges = pixel_edges(pixel_size_um or getattr(plane, "pixel_size_um", None), 2)
     how = _how_to_segment(bundle, postprocessing)
     stars = isinstance(bundle.specification, StarSpecification)
-    precision = (
-        "float32" if stars else choose_precision(bundle, settings.device, settings.precision)
-    )
+    precision = _precision(bundle, settings)
     scratch = out_folder / f".{name}_scratch"
     _claim_scratch(scratch, _facts(picture, bundle, settings, precision, how, measure, edges))
-    what, cut = {"edges": edges, "maps": None, "measure": None}, []
-    if stars:
-        labels, probable = _all_stars(picture, bundle, scratch / "blocks", settings, how, report)
-    else:
-        maps = _all_maps(picture, bundle, scratch / "maps", settings, precision, report)
-        labels, cut = _all_labels(maps, scratch / "blocks", settings, how, picture.shape, report)
-        what |= {"maps": maps, "measure": measure}
+    find = _all_stars if stars else _all_cut
+    labels, cut, probable, maps = find(picture, bundle, scratch, settings, how, precision, report)
     census = _census(labels, settings.tile_px)
     kept = census.areas >= max(1, settings.min_area_px)
     new_ids = (np.cumsum(kept) * kept).astype(label_dtype(int(kept.sum())))
+    what = {"edges": edges, "maps": maps, "measure": None if stars else measure}
     plan = (scratch / "tables", settings.tile_px)
     table = _tables(labels, census, picture, *plan, new_ids, report, **what)
     if stars:
@@ -589,10 +589,18 @@ def _all_maps(picture, bundle, folder, settings, precision, report) -> _Maps:
         flips=settings.flips,
     )
 
+# %% ../../nbs/segment/02_large.ipynb #9a526bc6
+def _all_cut(picture, bundle, scratch, settings, how, precision, report) -> tuple:
+    """Predict maps and cut them: labels, islands that were cut, no probabilities, maps."""
+    maps = _all_maps(picture, bundle, scratch / "maps", settings, precision, report)
+    labels, cut = _all_labels(maps, scratch / "blocks", settings, how, picture.shape, report)
+    return labels, cut, None, maps
 
-def _all_stars(picture, bundle, folder, settings, how, report) -> tuple[_Labels, np.ndarray]:
-    """Find star-convex objects block by block; labels, and a probability for each."""
+
+def _all_stars(picture, bundle, scratch, settings, how, precision, report) -> tuple:
+    """Find star-convex objects block by block: labels, nothing cut, their probabilities, no maps."""
     specification, how = bundle.specification, StarPostprocessing(**how)
+    folder = scratch / "blocks"
     if settings.flips:
         raise ValueError(f"the model {specification.name!r} is a StarDist model; leave out flips")
     shape = scaled_shape(picture.shape, settings.scale * specification.scales[0])
@@ -613,9 +621,10 @@ def _all_stars(picture, bundle, folder, settings, how, report) -> tuple[_Labels,
         probabilities.append(np.load(path))
         n_found += len(probabilities[-1])
         report("predict", number + 1, len(blocks))
-    return _StarLabels(labels, n_found, picture.shape), np.concatenate(probabilities)
+    labels = _StarLabels(labels, n_found, picture.shape)
+    return labels, [], np.concatenate(probabilities), None
 
-
+# %% ../../nbs/segment/02_large.ipynb #8bc8998f
 def _all_labels(maps, folder, settings, how, shape, report) -> tuple[_Labels, list[tuple]]:
     """Find islands, and the objects on them."""
     islands = find_islands(_Foreground(maps, how["threshold"]), settings.tile_px)

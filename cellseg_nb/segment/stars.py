@@ -58,7 +58,7 @@ class Proposals(NamedTuple):
 
 TILE_PX = {2: 1024, 3: (64, 256, 256)}
 
-
+# %% ../../nbs/segment/10_stars.ipynb #50eb2f3d
 def propose(
     image: np.ndarray,  # picture; any number type; (Y, X) or (Z, Y, X), channels last
     stars: Bundle,  # from `load_stars`
@@ -161,7 +161,7 @@ def suppress(
         )
     return proposals._replace(probabilities=probabilities, distances=distances, points=points)
 
-
+# %% ../../nbs/segment/10_stars.ipynb #69746b57
 def draw(
     kept: Proposals,  # from `suppress`
     rays: Any = None,  # of StarDist, for stacks
@@ -194,7 +194,7 @@ def draw(
     labels = labels.astype(label_dtype(len(ids)))
     return StarResult(labels, corners[seen], points[seen], kept.probabilities[seen])
 
-# %% ../../nbs/segment/10_stars.ipynb #69746b57
+# %% ../../nbs/segment/10_stars.ipynb #54dfbc40
 def _rays(stars: Bundle) -> Any:
     """Rays of a model for stacks; None for pictures."""
     if stars.specification.network.n_axes == 2:
@@ -223,7 +223,7 @@ def objects_from_proposals(
     rays = _rays(stars)
     return draw(suppress(Proposals(*arrays, *proposals[3:]), how.nms_thresh, rays), rays)
 
-
+# %% ../../nbs/segment/10_stars.ipynb #b510055d
 def predict_stars(
     image: np.ndarray,  # picture; any number type; (Y, X) or (Z, Y, X), channels last
     stars: str | Path | Bundle,  # StarDist model: folder, name or loaded
@@ -281,7 +281,7 @@ def plan_star_blocks(
             plans.append((block, overlap, context, step))
     return BlockND.cover(shape, axes, *map(list, zip(*plans)))
 
-
+# %% ../../nbs/segment/10_stars.ipynb #6fe4a956
 def predict_star_block(
     picture: Any,  # normalised; gives arrays when sliced
     block: Any,  # of `plan_star_blocks`
@@ -319,7 +319,7 @@ class Thresholds(NamedTuple):
 PROB_THRESHS = tuple(round(0.2 + 0.05 * n, 2) for n in range(14))
 NMS_THRESHS = (0.3, 0.4, 0.5)
 
-
+# %% ../../nbs/segment/10_stars.ipynb #5b0efdee
 def optimise_thresholds(
     proposals: Sequence[Proposals],  # of each picture, down to the smallest threshold tried
     truths: Sequence[np.ndarray],  # true label images

@@ -406,20 +406,17 @@ class StarTrainingSettings(Settings):
         Share of the crops that must hold an object, as far as ten attempts find one; 0..1.
     sampling : str
         How pictures are chosen, see `ShownSettings`.
-    dist_loss : str
-        "mae", "mse" or "iou": the loss of the distances.
-    loss_weights : tuple of float
-        Weights of the losses of probability and distances.
+    dist_loss, loss_weights : str, tuple of float
+        Loss of the distances, "mae", "mse" or "iou"; weights of probability and distances.
     background_reg : float
         How strongly distances outside objects are drawn to 0.
     learning_rate : float
         Largest learning rate of Adam.
     warmup : float
         Share of the training in which the rate rises; it falls to 0 along a cosine afterwards.
-    precision : str
-        "auto", "float32" or "bfloat16"; auto takes bfloat16 where the processor has it.
-    device : str
-        "auto" = what TensorFlow finds.
+    precision, device : str
+        "auto", "float32" or "bfloat16"; auto takes bfloat16 where the processor has it. TensorFlow
+        chooses the device.
     """
 
     epochs: int = Field(100, ge=1)
@@ -491,7 +488,7 @@ class StarTrainConfig(StartSettings):
             )
         return self
 
-
+# %% ../../nbs/train/00_settings.ipynb #33b42518
 class StarStackTrainConfig(StarTrainConfig):
     """As `StarTrainConfig`, for stacks.
 
