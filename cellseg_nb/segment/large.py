@@ -505,7 +505,7 @@ def _facts(picture, bundle, settings, precision, how, measure, edges) -> dict[st
         "measure": getattr(measure, "__qualname__", None),
     }
 
-
+# %% ../../nbs/segment/02_large.ipynb #0565afaf
 def _warn_of_cut(cut: np.ndarray, largest_px: int) -> None:
     """Say which pieces of foreground were too large."""
     if len(cut):
@@ -517,7 +517,7 @@ def _warn_of_cut(cut: np.ndarray, largest_px: int) -> None:
             stacklevel=3,
         )
 
-# %% ../../nbs/segment/02_large.ipynb #0565afaf
+# %% ../../nbs/segment/02_large.ipynb #4f890d48
 def segment_large(
     plane: Plane | np.ndarray,  # from `data.io.open_plane`; or an array (Y, X)
     out_folder: str | Path,  # folder for the results; made when missing
@@ -555,17 +555,16 @@ def segment_large(
     kept = census.areas >= max(1, settings.min_area_px)
     new_ids = (np.cumsum(kept) * kept).astype(label_dtype(int(kept.sum())))
     what = {"edges": edges, "maps": maps, "measure": None if stars else measure}
-    plan = (scratch / "tables", settings.tile_px)
-    table = _tables(labels, census, picture, *plan, new_ids, report, **what)
+    plan = (labels, census, picture, scratch / "tables", settings.tile_px, new_ids, report)
+    table = _tables(*plan, **what)
     if stars:
         table["confidence"] = probable[np.flatnonzero(new_ids) - 1].round(4)
     path = out_folder / f"{name}_labels{'.zarr' if settings.zarr else '.ome.tif'}"
     with LabelWriter(path, picture.shape, new_ids.dtype, settings.tile_px, edges) as writer:
         for y, x in plan_blocks(picture.shape, settings.tile_px):
             writer.write(y.start, x.start, new_ids[labels[y, x]])
-    preview = out_folder / f"{name}_overlay.png"
     drawn = _preview(picture, labels, new_ids, settings.preview_px, settings.tile_px)
-    write_image(preview, drawn, "YXC")
+    preview = write_image(out_folder / f"{name}_overlay.png", drawn, "YXC")
     covered = 100 * float(census.areas[kept].sum()) / np.prod(picture.shape)
     shutil.rmtree(scratch)
     return LargeResult(path, table, preview, len(table), covered, cut, picture.shape)

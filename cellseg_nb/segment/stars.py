@@ -96,7 +96,7 @@ def propose(
     )
     return Proposals(*(np.asarray(one) for one in found), shape, scale)
 
-
+# %% ../../nbs/segment/10_stars.ipynb #1e61ab59
 def _check_picture(image: np.ndarray, specification: StarSpecification) -> None:
     """Refuse what the network does not take."""
     network = specification.network
