@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['PixelSize', 'pixel_edges', 'check_labels', 'label_dtype', 'consecutive', 'atomic_path', 'file_sha256',
-           'explain_settings', 'one_line', 'require']
+           'explain_settings', 'one_line', 'package_versions', 'require']
 
 # %% ../nbs/00_core.ipynb #d17392a5
 import hashlib
 import importlib
 import os
+import platform
 import uuid
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import numpy as np
 
@@ -143,6 +146,10 @@ def explain_settings(
     for problem in error.errors():
         level, path = settings, []
         for name in problem["loc"]:
+            if isinstance(name, int):  # an entry of a list: on to what the list holds
+                level = next(iter(get_args(level)), None)
+                path.append(str(name))
+                continue
             allowed = getattr(level, "model_fields", {})
             if name in allowed:
                 level = allowed[name].annotation
@@ -171,6 +178,19 @@ def one_line(
     text = text.removeprefix(f"{place}: ").removeprefix(f"{place} ").replace(f" {place}", "", 1)
     expected = isinstance(error, (ValueError, FileNotFoundError, ImportError))
     return text if expected and text else f"{type(error).__name__}: {text}"
+
+# %% ../nbs/00_core.ipynb #54970e98
+def package_versions(
+    names: Iterable[str],  # packages besides Python; those that are not installed are left out
+) -> dict[str, str]:  # package → version; "python" first
+    """List the versions of what decides a result."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 # %% ../nbs/00_core.ipynb #93a3cf78
 def require(

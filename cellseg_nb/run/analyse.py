@@ -21,7 +21,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -30,7 +29,14 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from tqdm import tqdm
 import cellseg_nb
-from ..core import atomic_path, explain_settings, file_sha256, one_line, pixel_edges
+from cellseg_nb.core import (
+    atomic_path,
+    explain_settings,
+    file_sha256,
+    one_line,
+    package_versions,
+    pixel_edges,
+)
 from ..data.catalog import samples
 from cellseg_nb.data.io import (
     PICTURE_SUFFIXES,
@@ -1090,8 +1096,7 @@ def _run_facts(batch: _Batch) -> dict[str, Any]:
         "settings": batch.settings.model_dump(mode="json"),
         "seed": BOOTSTRAP_SEED,
         "device": device,
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in libraries},
+        "versions": package_versions(libraries),
         "platform": platform.platform(),
         "started": batch.started.isoformat(timespec="seconds"),
         "seconds": batch.watch.split(),

@@ -18,7 +18,6 @@ import time
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
@@ -41,7 +40,7 @@ from safetensors.torch import load_file
 from timm.utils import ModelEmaV3
 
 # %% ../../nbs/train/02_learner.ipynb #618242e5
-from ..core import atomic_path, file_sha256
+from ..core import atomic_path, file_sha256, package_versions
 from ..measure.matching import match, pool
 from cellseg_nb.models.bundle import (
     Bundle,
@@ -740,8 +739,7 @@ def versions(
 ) -> dict[str, str]:  # package → version
     """Versions of what decides the result of a training."""
     libraries = STAR_LIBRARIES if isinstance(config, StarTrainConfig) else LIBRARIES
-    names = ("cellseg_nb", *libraries, "numpy", "scipy")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    return package_versions(("cellseg_nb", *libraries, "numpy", "scipy"))
 
 # %% ../../nbs/train/02_learner.ipynb #5a1c5ca7
 def specify(

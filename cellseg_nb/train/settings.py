@@ -6,7 +6,7 @@
 __all__ = ['Three', 'Channels', 'CONFIGS', 'Settings', 'DataSettings', 'ShownSettings', 'TrainingSettings', 'BorderWeights',
            'StartSettings', 'TrainConfig', 'is_weights_file', 'StackDataSettings', 'StackTrainingSettings', 'Edges',
            'StackTrainConfig', 'StarTrainingSettings', 'StarTrainConfig', 'StarStackTrainConfig', 'config_class',
-           'read_config']
+           'change_key', 'make_config', 'read_config']
 
 # %% ../../nbs/train/00_settings.ipynb #823c20c4
 from pathlib import Path
@@ -516,8 +516,17 @@ def config_class(
 CONFIGS = Path(cellseg_nb.__file__).parent / "configs"
 
 
-def _change(fields: dict, override: str) -> None:
-    """Apply one "key.key=value" to nested settings (changed in place)."""
+def change_key(
+    fields: dict,  # nested settings; changed
+    override: str,  # such as "training.epochs=3"
+) -> None:
+    """Apply one change to nested settings.
+
+    Raises
+    ------
+    ValueError
+        It has not the form key=value, its value is not YAML, or a key above it is a single value.
+    """
     keys, equals, value = override.partition("=")
     if not equals:
         raise ValueError(f"{override!r} must have the form key=value, as in training.epochs=3")
@@ -545,6 +554,27 @@ def _inherited(fields: dict) -> dict:
     return {key: parent["outputs" if key == "targets" else key] for key in shared}
 
 # %% ../../nbs/train/00_settings.ipynb #bc2bed90
+def make_config(
+    fields: dict,  # what a YAML file says
+    place: str | Path,  # where it says it, for the message
+) -> TrainConfig:  # of the class that the network asks for
+    """Complete settings with those of the model to start from, and check them.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such model to start from.
+    ValueError
+        A key or value is wrong.
+    """
+    fields = fields | _inherited(fields)
+    kind = config_class(fields)
+    try:
+        return kind(**fields)
+    except ValidationError as error:
+        raise ValueError(f"{place}: {explain_settings(error, kind)}") from error
+
+# %% ../../nbs/train/00_settings.ipynb #be3b18b3
 def read_config(
     path: str | Path,  # YAML file, or the name of a configuration of the package
     overrides: list[str] | tuple[str, ...] = (),  # changes such as "training.epochs=3"
@@ -571,10 +601,5 @@ def read_config(
     if not isinstance(fields, dict):
         raise ValueError(f"{file} must hold keys and values such as 'name: my-model'")
     for override in overrides:
-        _change(fields, override)
-    fields |= _inherited(fields)
-    kind = config_class(fields)
-    try:
-        return kind(**fields)
-    except ValidationError as error:
-        raise ValueError(f"{file}: {explain_settings(error, kind)}") from error
+        change_key(fields, override)
+    return make_config(fields, file)
