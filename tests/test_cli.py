@@ -61,7 +61,7 @@ def test_help_is_quick_and_loads_nothing_heavy():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     heavy = (
-        "torch fastai tensorflow monai pandas numba skimage matplotlib scipy numpy pydantic rich"
+        "torch fastai tensorflow monai pandas numba skimage matplotlib scipy numpy pydantic rich kedro"
     )
     assert not set(heavy.split()) & set(loaded.stdout.split())
     before = os.times()
@@ -76,7 +76,7 @@ def test_help_is_quick_and_loads_nothing_heavy():
 def test_version_and_help_name_every_verb():
     assert run("--version").stdout == f"cellseg {cellseg_nb.__version__}\n"
     shown = run("--help").stdout
-    verbs = "demo segment evaluate train segment3d graph graph-train patches data model"
+    verbs = "demo segment evaluate train segment3d graph graph-train patches init verify data model"
     for verb in verbs.split():
         assert f"  {verb} " in shown
 

@@ -18,7 +18,7 @@ from conftest import ROOT, notebook_id, notebooks, read_cells
 from packaging.requirements import Requirement
 
 BIN = Path(sys.executable).parent
-HEAVY = ["torch", "fastai", "tensorflow", "monai", "pandas", "numba", "skimage", "matplotlib"]
+HEAVY = "torch fastai tensorflow monai pandas numba skimage matplotlib kedro".split()
 HANDWRITTEN = {"__init__.py", "_modidx.py", "_docs_render.py"}
 ROOMS = ["core", "measure", "data", "models", "segment", "train", "run", "apps"]
 SHOW_HELP = """
@@ -215,7 +215,14 @@ def test_installed_metadata_is_that_of_settings():
     listed = [Requirement(item) for item in installed.get_all("Requires-Dist")]
     needed = {item.name.lower(): item.specifier for item in listed if item.marker is None}
     assert needed == {name: item.specifier for name, item in requirements("requirements").items()}
-    assert set(installed.get_all("Provides-Extra")) == {"dev", "monai", "tensorflow", "nd2", "czi"}
+    assert set(installed.get_all("Provides-Extra")) == {
+        "dev",
+        "monai",
+        "tensorflow",
+        "nd2",
+        "czi",
+        "pipelines",
+    }
     scripts = {
         entry.name
         for entry in metadata.entry_points(group="console_scripts", module="cellseg_nb.run.cli")

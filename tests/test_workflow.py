@@ -1,0 +1,240 @@
+"""Projects and pipelines: a tiny study from download to report, resumed, killed, changed and verified."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from cellseg_nb.run.cli import app
+
+START = [sys.executable, "-c", "from cellseg_nb.run.cli import main; main()"]
+KEDRO = [sys.executable, "-m", "kedro"]
+TINY = {
+    "data": {
+        "sources": [
+            {"dataset": "simulated-nuclei", "split": "train", "images": 3},
+            {"dataset": "simulated-nuclei", "split": "test", "images": 2},
+        ]
+    },
+    "model": {
+        "unet": {
+            "network": {"encoder": "resnet18", "encoder_depth": 3, "decoder_channels": [16, 8, 8]}
+        }
+    },
+    "training": {"unet": {"epochs": 1, "crops_per_epoch": 8, "batch_size": 4, "crop_px": 64}},
+    "evaluation": {"segmentation": {"device": "cpu"}},
+    "pictures": {"overlays": 1, "worst": 1, "best": 1},
+}
+ORDER = [
+    "download_data",
+    "process_data",
+    "set_augmentations",
+    "draw_augmentations",
+    "train_model",
+    "segment_test",
+    "score_test",
+    "tabulate_scores",
+    "draw_results",
+]
+
+
+def run(*arguments, code=0):
+    """Run a verb in this process; errors must be free of tracebacks."""
+    result = CliRunner().invoke(app, [str(one) for one in arguments])
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result
+
+
+def error_of(*arguments):
+    """The only line on the error stream of a verb that fails."""
+    result = run(*arguments, code=2)
+    assert result.stderr.count("\n") == 1, result.stderr
+    return result.stderr.strip()
+
+
+def ran(result) -> set[str]:
+    """Names of the steps that ran, from what was printed."""
+    lines = [line.split(": ") for line in result.stdout.splitlines() if ": done in " in line]
+    return {name for name, *_ in lines}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A project in which everything was run once."""
+    project = tmp_path_factory.mktemp("projects") / "study"
+    run("init", project)
+    (project / "conf/local/parameters.yml").write_text(yaml.safe_dump(TINY))
+    result = run("pipeline", "run", "--project", project)
+    assert ran(result) == set(ORDER)
+    assert "run card: " in result.stdout and "simulated-nuclei" in result.stdout
+    return project
+
+
+@pytest.fixture
+def study(finished, tmp_path) -> Path:
+    """A copy of it that a test may change; moving a project changes nothing."""
+    return Path(shutil.copytree(finished, tmp_path / "moved"))
+
+
+def test_the_whole_writes_scores_pictures_and_a_card(finished):
+    reports = finished / "data/08_reporting"
+    table = pd.read_csv(reports / "metrics.csv")
+    assert table["group"].tolist() == ["simulated-nuclei", "all"]
+    assert {"ap_50", "ap_70", "ap_90", "mean_ap", "pixel_f1", "pixel_iou"} <= set(table)
+    assert json.loads((reports / "metrics.json").read_text())["groups"][1]["images"] == 2
+    names = {path.name.split("_")[0] for path in (reports / "pictures").iterdir()}
+    assert names == {"worst", "best", "overlay", "scores.png"}
+    card = json.loads((reports / "run_card.json").read_text())
+    assert card["error"] is None and card["seeds"] == {"model": 1}
+    assert set(card["steps"]) == set(ORDER) and all(one["ran"] for one in card["steps"].values())
+    assert card["settings"]["training"]["unet"]["crop_px"] == 64
+    assert {"python", "kedro", "torch"} <= set(card["versions"])
+    assert "train/images/train-000.tif" in card["places"]["prepared"]["files"]
+    assert card["model"]["files"]["weights.safetensors"]
+    assert not list(finished.rglob(".partial-*"))
+
+
+def test_resume_leaves_out_what_has_not_changed(study):
+    result = run("pipeline", "run", "--project", study, "--resume")
+    assert result.stdout.count("skipped, nothing has changed") == len(ORDER)
+    (study / "data/08_reporting/metrics.csv").unlink()
+    result = run("pipeline", "run", "--project", study, "--resume")
+    assert ran(result) == {"tabulate_scores"}
+    assert "tabulate_scores: runs, metrics_table is not there" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        ("pictures.worst=0", {"draw_results"}),
+        ("evaluation.segmentation.min_area_px=2000", {*ORDER[5:]}),
+        ("training.unet.average=0.5", {*ORDER[4:]}),
+        ("processing.test=[test-000]", {"process_data", "draw_augmentations", *ORDER[4:]}),
+    ],
+)
+def test_a_change_runs_exactly_what_comes_after_it(study, change, expected):
+    result = run("pipeline", "run", "--project", study, "--resume", "--params", change)
+    assert ran(result) == expected
+    assert f": runs, {change.split('=')[0]} was " in result.stdout
+
+
+def test_killed_training_goes_on_from_its_checkpoint(study):
+    change = ["--params", "training.unet.epochs=3", "--params", "training.unet.crops_per_epoch=64"]
+    command = [*START, "pipeline", "run", "model_training", "--project", study, *change, "--resume"]
+    unfinished = study / "data/06_models/.partial-trained"
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    waited = time.monotonic() + 120
+    while not (unfinished / "checkpoint.pt").exists():
+        assert running.poll() is None, running.stderr.read().decode()
+        assert time.monotonic() < waited
+        time.sleep(0.02)
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    running.stderr.close()
+    assert len(pd.read_csv(study / "data/06_models/trained/log.csv")) == 1  # the model of before
+    before = (unfinished / "log.csv").read_text().splitlines()
+    assert len(before) < 4, "it was killed too late"
+    result = run(*command[len(START) :])
+    assert ran(result) == {"train_model"}
+    after = (study / "data/06_models/trained/log.csv").read_text().splitlines()
+    assert (
+        len(after) == 4 and after[1] == before[1]
+    )  # its seconds say that epoch 0 was not repeated
+    assert not unfinished.exists()
+
+
+def test_kedro_runs_the_project_and_sends_nothing(study, tmp_path):
+    calls = tmp_path / "calls.txt"
+    (tmp_path / "sitecustomize.py").write_text(
+        "import socket\n"
+        "def refuse(*arguments, **more):\n"
+        f"    open({str(calls)!r}, 'a').write(str(arguments) + '\\n')\n"
+        "    raise OSError('no network')\n"
+        "socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse\n"
+    )
+    names = ("DO_NOT_TRACK", "KEDRO_DISABLE_TELEMETRY")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    paths = [str(tmp_path), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    environment["HOME"] = str(tmp_path)
+    card = study / "data/08_reporting/run_card.json"
+    card.unlink()
+    done = subprocess.run(
+        [*KEDRO, "run", "--pipelines", "model_evaluation"],
+        cwd=study,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = json.loads(card.read_text())["steps"]
+    assert list(steps) == ["segment_test", "score_test", "tabulate_scores"]
+    assert not calls.exists(), calls.read_text()
+    assert "usage data" not in done.stdout + done.stderr
+    assert "telemetry" not in (study / "pyproject.toml").read_text()
+
+
+def test_verify_repeats_the_scores_and_names_what_changed(study):
+    assert "agree within 0.002 (largest difference 0)" in run("verify", study).stdout
+    mask = study / "data/03_primary/test/masks/test-000.tif"
+    mask.write_bytes(mask.read_bytes() + b" ")
+    shown = run("verify", study, code=1).stdout
+    assert "data/03_primary/test/masks/test-000.tif: changed" in shown
+    mask.write_bytes((mask.parent / "test-001.tif").read_bytes())  # another image's truth
+    shown = run("verify", study / "data/08_reporting/run_card.json", code=1).stdout
+    assert "ap_50" in shown and "1 files differ" in shown
+
+
+def test_list_and_show(study):
+    shown = run("pipeline", "list", "--project", study).stdout
+    assert "model_evaluation\n    segment_test         model scores\n" in shown
+    run("pipeline", "show", "--project", study)
+    page = (study / "data/08_reporting/pipeline.html").read_text()
+    assert page.count('class="step"') == len(ORDER) and "data/03_primary" in page
+    run("pipeline", "show", "data_download", "--project", study, "--out", study / "one.html")
+    assert (study / "one.html").read_text().count('class="step"') == 1
+
+
+def test_errors_are_one_line_each(study, tmp_path):
+    at = ("--project", study)
+    assert "there is no pipeline 'all'; there are __default__, data_" in error_of(
+        "pipeline", "run", "all", *at
+    )
+    assert "has the tag 'scor'; there are data, model" in error_of(
+        "pipeline", "run", "--tags", "scor", *at
+    )
+    assert "has no step 'train'; it has" in error_of("pipeline", "run", "--from", "train", *at)
+    assert "is no project" in error_of("pipeline", "run", "--project", tmp_path)
+    assert "is not empty" in error_of("init", study)
+    assert "no run card" in error_of("verify", tmp_path)
+    assert "training.epoch: unknown key" in error_of(
+        "pipeline", "run", "--params", "training.unet.epoch=3", *at
+    )
+    (study / "conf/base/parameters_pictures.yml").write_text("pictures: {wurst: 2}")
+    line = error_of("pipeline", "run", *at)
+    assert "conf/base/parameters_pictures.yml" in line and "pictures.wurst: unknown key" in line
+
+
+def test_missing_extra_is_named(monkeypatch, tmp_path):
+    for name in [one for one in sys.modules if one.split(".")[0] == "kedro"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "cellseg_nb.run.workflow", raising=False)
+
+    class Hidden:
+        def find_spec(self, name, path=None, target=None):
+            if name.split(".")[0] == "kedro":
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(sys, "meta_path", [Hidden(), *sys.meta_path])
+    for line in (["init", tmp_path / "study"], ["pipeline", "list"]):
+        assert "pip install 'cellseg_nb[pipelines]'" in error_of(*line)
