@@ -118,13 +118,17 @@ def test_resume_leaves_out_what_has_not_changed(study):
     [
         ("pictures.worst=0", {"draw_results"}),
         ("evaluation.segmentation.min_area_px=2000", {*ORDER[5:]}),
-        ("training.unet.average=0.5", {*ORDER[4:]}),
+        ("training.unet.learning_rate=0.02", {*ORDER[4:]}),
         ("processing.test=[test-000]", {"process_data", "draw_augmentations", *ORDER[4:]}),
     ],
 )
 def test_a_change_runs_exactly_what_comes_after_it(study, change, expected):
     result = run("pipeline", "run", "--project", study, "--resume", "--params", change)
-    assert ran(result) == expected
+    if "train_model" in expected:  # two models may find the same: then the scores stand
+        least = expected - {"score_test", "tabulate_scores", "draw_results"}
+        assert least <= ran(result) <= expected
+    else:
+        assert ran(result) == expected
     assert f": runs, {change.split('=')[0]} was " in result.stdout
 
 

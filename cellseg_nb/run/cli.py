@@ -974,7 +974,7 @@ def pipeline_run(
     scores = read_scores(card)
     if scores:
         print()
-        _print_scores(pd.DataFrame(scores))
+        _print_scores(pd.DataFrame(scores), pixels=True)
     print(f"\nrun card: {card}")
 
 # %% ../../nbs/run/01_cli.ipynb #2adfce69

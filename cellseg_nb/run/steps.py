@@ -20,12 +20,12 @@ import pandas as pd
 from ..core import atomic_path
 from ..data.catalog import Sample, samples
 from ..data.io import read_image, read_labels, write_image, write_labels
-from ..data.transforms import Augmentation, augment, normalise_percentile, rescale
+from ..data.transforms import Augmentation, augment, normalise_percentile, to_magnification
 from ..measure.matching import match, pool
 from ..measure.plots import StandaloneFigure, f1_against_iou, overlay
 from ..measure.plots import truth_against_prediction
 from .analyse import SegmentSettings, analyse
-from .evaluate import evaluate_folders, write_evaluation
+from .evaluate import evaluate_folders, score_intervals, write_evaluation
 from .outputs import write_overlay
 from cellseg_nb.run.project import (
     DataSection,
@@ -68,13 +68,8 @@ def _copied(sample: Sample, folder: Path) -> dict[str, Any]:
     row = {key: path.relative_to(folder).as_posix() for key, path in paths.items()}
     facts = {"image": sample.name, "split": sample.split, "kind": sample.kind}
     edges = sample.pixel_size_um or (None, None)
-    facts |= {"dataset": Path(sample.dataset).name, "magnification": _magnification(sample)}
+    facts |= {"dataset": Path(sample.dataset).name, "magnification": sample.magnification}
     return facts | {"pixel_size_y_um": edges[0], "pixel_size_x_um": edges[1]} | row
-
-
-def _magnification(sample: Sample) -> float | None:
-    """Magnification of the objective; None = not known."""
-    return getattr(sample, "magnification", None)
 
 # %% ../../nbs/run/08_steps.ipynb #0c502610
 def download_data(
@@ -133,31 +128,31 @@ def split_samples(
     return {key: table[rows] for key, rows in chosen.items()}
 
 # %% ../../nbs/run/08_steps.ipynb #66e36c48
-def _factor(row: Mapping[str, Any], wanted: float | None) -> float:
-    """How much an image is enlarged."""
-    if wanted is None:
-        return 1.0
-    own = row["magnification"]
-    if not own > 0:
-        raise ValueError(
-            f"processing.rescale_to_magnification: the magnification of {row['image']} is not "
-            "known; set it to null, or fill the column in data/01_raw/samples.csv"
-        )
-    return wanted / own
+def _resized(image: np.ndarray, labels: np.ndarray, magnification: float, wanted: float):
+    """Image and labels at another magnification; colours one by one."""
+    if image.ndim == 2:
+        return to_magnification(image, labels, magnification, wanted)
+    colours = np.moveaxis(image, -1, 0)
+    both = [to_magnification(one, labels, magnification, wanted) for one in colours]
+    return np.stack([one for one, _ in both], axis=-1), both[0][1]
 
 
 def _prepare(row: Mapping[str, Any], raw: Path, folder: Path, wanted: float | None) -> None:
     """Write one image and its labels, resized if asked for."""
     paths = {key: raw / row[key] for key in ("image_path", "labels_path")}
     sample = Sample(row["image"], row["split"], row["kind"], row["dataset"], **paths)
-    image, labels, factor = sample.image(), sample.labels(), _factor(row, wanted)
+    image, labels, own = sample.image(), sample.labels(), row["magnification"]
     edges = [row["pixel_size_y_um"], row["pixel_size_x_um"]]
-    edges = tuple(edge / factor for edge in edges) if np.all(np.isfinite(edges)) else None
-    if factor != 1:
-        image = rescale(image, (factor, factor, 1)[: image.ndim])
-        labels = rescale(labels, factor, order=0)
-    axes = "YXC"[: image.ndim]
-    write_image(folder / "images" / f"{sample.name}.tif", image, axes, edges)
+    edges = tuple(edges) if np.all(np.isfinite(edges)) else None
+    if wanted is not None:
+        if not own > 0:
+            raise ValueError(
+                f"processing.rescale_to_magnification: the magnification of {sample.name} is not "
+                "known; set it to null, or fill the column in data/01_raw/samples.csv"
+            )
+        image, labels = _resized(image, labels, own, wanted)
+        edges = edges and tuple(edge * own / wanted for edge in edges)
+    write_image(folder / "images" / f"{sample.name}.tif", image, "YXC"[: image.ndim], edges)
     write_labels(folder / "masks" / f"{sample.name}.tif", labels, edges)
 
 
@@ -285,18 +280,24 @@ def score_test(
     prepared: Path,  # from `process_data`
     predicted: Path,  # from `segment_test`
 ) -> None:
-    """Score the segmentations against the truth, by group and over all."""
+    """Score the segmentations against the truth, by group and over all, with intervals."""
     truth = prepared / "test" / "masks"
-    write_evaluation(path, evaluate_folders(truth, predicted, prepared / SAMPLES, by="group"))
+    evaluation = evaluate_folders(truth, predicted, prepared / SAMPLES, by="group")
+    write_evaluation(path, evaluation, score_intervals(evaluation))
 
 
 def tabulate_scores(
     path: Path,  # a CSV file
     metrics: Path,  # from `score_test`
 ) -> None:
-    """Write the scores as a table, one row per group."""
-    groups = json.loads(metrics.read_text(encoding="utf-8"))["groups"]
-    pd.DataFrame(groups).to_csv(path, index=False)
+    """Write the scores as a table, one row per group, with the ends of their 95 % intervals."""
+    scores = json.loads(metrics.read_text(encoding="utf-8"))
+    table = pd.DataFrame(scores["groups"])
+    ends = pd.DataFrame(scores["intervals"]).pivot(index="group", columns="score")
+    for name in table.columns.intersection(ends["low"].columns):
+        for end in ("low", "high"):
+            table[f"{name}_{end}"] = table["group"].map(ends[end][name])
+    table.to_csv(path, index=False)
 
 # %% ../../nbs/run/08_steps.ipynb #28b96c1d
 def _named_pictures(section: PicturesSection, metrics: Mapping[str, Any]) -> dict[str, list[str]]:

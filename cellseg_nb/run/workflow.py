@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import chdir, contextmanager
 from functools import lru_cache, partial
@@ -366,8 +367,10 @@ def _inside(project: Path):
     from kedro.framework.startup import bootstrap_project
 
     path, python_path = sys.path[:], os.environ.get("PYTHONPATH")
-    with chdir(project), _quiet():
+    with chdir(project), _quiet(), warnings.catch_warnings():
         metadata = bootstrap_project(project)
+        logging.captureWarnings(False)  # Kedro would log them
+        warnings.filterwarnings("ignore", module=r"kedro\.")
         try:
             yield
         finally:
