@@ -119,7 +119,7 @@ def write_card(
         path.write_text(json.dumps(card, indent=1, default=str) + "\n", encoding="utf-8")
     return card_path(project)
 
-
+# %% ../../nbs/run/09_card.ipynb #1198eae2
 def _scores(path: Path) -> list[dict[str, Any]] | None:
     """Scores of all groups; None = nothing was scored yet."""
     return json.loads(path.read_text(encoding="utf-8"))["groups"] if path.is_file() else None
@@ -160,7 +160,7 @@ class Verification:
         """Whether every file is what it was and every score agrees."""
         return not self.changed and bool(self.scores["agrees"].all())
 
-
+# %% ../../nbs/run/09_card.ipynb #73a8a7fb
 def read_card(
     run: str | Path,  # folder of a project, or its run card
 ) -> tuple[Path, dict[str, Any]]:  # folder of the project, what the card says

@@ -128,7 +128,7 @@ def _pushed_apart(wanted: list[float], widths: list[int]) -> list[float]:
     shift = _mean([x - got for x, got in zip(wanted, at)], 0.0)
     return [x + shift for x in at]
 
-
+# %% ../../nbs/run/10_drawing.ipynb #b2eeee2d
 def _positions(
     found: list[list[str]], ways: list[list[str]], steps: Mapping[str, DrawnStep]
 ) -> dict[str, tuple[float, float]]:
@@ -156,7 +156,7 @@ def _arrow(points: list[tuple[float, float]]) -> str:
         path += f" C{x0:.0f},{y0 + bend:.0f} {x1:.0f},{y1 - bend:.0f} {x1:.0f},{y1:.0f}"
     return f'<path class="arrow" d="{path}" marker-end="url(#tip)"/>'
 
-# %% ../../nbs/run/10_drawing.ipynb #b2eeee2d
+# %% ../../nbs/run/10_drawing.ipynb #6d6cc0b0
 def _box(name: str, at: tuple[float, float], step: DrawnStep | None, path: str, colour: str) -> str:
     """A step, or a place with what it is called on the disk."""
     width, height = PLACE if step is None else STEP
@@ -173,7 +173,7 @@ def _box(name: str, at: tuple[float, float], step: DrawnStep | None, path: str, 
         f'<text class="small" x="{at[0]:.0f}" y="{at[1] + 14:.0f}">{html.escape(below)}</text></g>'
     )
 
-
+# %% ../../nbs/run/10_drawing.ipynb #458ab766
 def draw_pipeline(
     steps: Sequence[DrawnStep],  # of a pipeline
     paths: Mapping[str, str] | None = None,  # place → where it lies
@@ -208,7 +208,7 @@ def _colours(steps: Sequence[DrawnStep]) -> dict[str, str]:
     names = list(dict.fromkeys(step.pipeline for step in steps))
     return {name: COLOURS[k % len(COLOURS)] for k, name in enumerate(names)}
 
-# %% ../../nbs/run/10_drawing.ipynb #6d6cc0b0
+# %% ../../nbs/run/10_drawing.ipynb #5551d269
 SVG_STYLE = """
 .pipeline text { font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;
   font-size:14px; font-weight:600; text-anchor:middle; fill:#1c2430; }
@@ -229,7 +229,7 @@ table { border-collapse:collapse; width:100%; margin-top:22px; font-size:.92rem;
 th, td { padding:7px 12px; border-bottom:1px solid #dfe4ea; text-align:left; } th { color:#5d6878; }
 """
 
-
+# %% ../../nbs/run/10_drawing.ipynb #2933db53
 def pipeline_page(
     name: str,  # of the pipeline
     steps: Sequence[DrawnStep],  # in the order in which they run

@@ -135,7 +135,7 @@ class EvaluationSection(Settings):
     segmentation: SegmentSettings = SegmentSettings()
     tolerance: float = Field(0.002, ge=0)
 
-
+# %% ../../nbs/run/07_project.ipynb #4e794428
 class PicturesSection(Settings):
     """What is drawn: `parameters_pictures.yml`.
 
@@ -287,7 +287,7 @@ class CatalogEntry(Settings):
     hashed: list[str] | None = None
     metadata: dict | None = None
 
-
+# %% ../../nbs/run/07_project.ipynb #73b2a603
 def catalog_paths(
     project: Path,  # folder of the project
     environment: str = "local",  # folder in conf/ beside base
@@ -314,7 +314,7 @@ def catalog_paths(
                     raise ValueError(f"{file}, entry {name}: {reason}") from error
     return found
 
-
+# %% ../../nbs/run/07_project.ipynb #2fcbc60d
 def check_catalog(
     project: Path,  # folder of the project
     environment: str = "local",  # folder in conf/ beside base

@@ -155,7 +155,7 @@ def _prepare(row: Mapping[str, Any], raw: Path, folder: Path, wanted: float | No
     write_image(folder / "images" / f"{sample.name}.tif", image, "YXC"[: image.ndim], edges)
     write_labels(folder / "masks" / f"{sample.name}.tif", labels, edges)
 
-
+# %% ../../nbs/run/08_steps.ipynb #2a6b1838
 def process_data(
     folder: Path,  # filled with train/ and test/, each with images/ and masks/, and samples.csv
     raw: Path,  # from `download_data`

@@ -88,37 +88,40 @@ class Place(AbstractDataset):
         return self.path
 
     def save(self, fill: Callable[[Path], None]) -> None:
-        partial_path = self._begin()
-        fill(partial_path)
+        unfinished = _begin(self)
+        fill(unfinished)
         old = self.path.with_name(f".{self.path.name}.old")
         if self.path.is_dir():
             shutil.rmtree(old, ignore_errors=True)
             os.replace(self.path, old)
-        os.replace(partial_path, self.path)
+        os.replace(unfinished, self.path)
         shutil.rmtree(old, ignore_errors=True)
-        self._mark_path().unlink(missing_ok=True)
-
-    def _mark_path(self) -> Path:
-        return self.path.with_name(f".{self.path.name}.mark")
-
-    def _begin(self) -> Path:
-        """The unfinished result; work that was begun for the same result is kept on request."""
-        unfinished, mark = self.path.with_name(f".partial-{self.path.name}"), self._mark_path()
-        same = self.resume and mark.is_file() and mark.read_text() == self.mark
-        if not same:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.unlink(missing_ok=True)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if not self.path.suffix:
-            unfinished.mkdir(exist_ok=True)
-        mark.write_text(self.mark)
-        return unfinished
+        _mark_path(self).unlink(missing_ok=True)
 
     def _exists(self) -> bool:  # a new project has empty folders
         return self.path.is_file() or self.path.is_dir() and any(self.path.iterdir())
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": self.path.as_posix()}
+
+# %% ../../nbs/run/06_workflow.ipynb #f357b698
+def _mark_path(place: Place) -> Path:
+    """The note on what an unfinished result will be."""
+    return place.path.with_name(f".{place.path.name}.mark")
+
+
+def _begin(place: Place) -> Path:
+    """The unfinished result; work that was begun for the same result is kept on request."""
+    unfinished, mark = place.path.with_name(f".partial-{place.path.name}"), _mark_path(place)
+    same = place.resume and mark.is_file() and mark.read_text() == place.mark
+    if not same:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.unlink(missing_ok=True)
+    place.path.parent.mkdir(parents=True, exist_ok=True)
+    if not place.path.suffix:
+        unfinished.mkdir(exist_ok=True)
+    mark.write_text(place.mark)
+    return unfinished
 
 # %% ../../nbs/run/06_workflow.ipynb #b86d75f6
 STEPS = (  # step, pipeline, what it reads, the place that it fills, tags
@@ -231,7 +234,7 @@ def _what_changed(now: dict[str, Any], before: dict[str, Any]) -> str:
             return f"{name} has changed"
     return "" if now["code"] == before["code"] else "the code has changed"
 
-
+# %% ../../nbs/run/06_workflow.ipynb #cdb3ad5a
 class Ledger:
     """Notes on finished steps.
 
