@@ -19,11 +19,12 @@ import pandas as pd
 
 from ..core import atomic_path
 from ..data.catalog import Sample, samples
-from ..data.io import read_image, read_labels, write_image, write_labels
+from ..data.io import luminance, read_image, read_labels, write_image, write_labels
 from ..data.transforms import Augmentation, augment, normalise_percentile, to_magnification
 from ..measure.matching import match, pool
-from ..measure.plots import StandaloneFigure, f1_against_iou, overlay
+from ..measure.plots import StandaloneFigure, f1_against_iou, overlay, show_stars
 from ..measure.plots import truth_against_prediction
+from ..models.bundle import StarSpecification, read_specification
 from .analyse import SegmentSettings, analyse
 from .evaluate import evaluate_folders, score_intervals, write_evaluation
 from .outputs import write_overlay
@@ -332,11 +333,14 @@ def draw_scores(
 def draw_results(
     folder: Path,  # filled with PNG files
     prepared: Path,  # from `process_data`
+    trained: Path,  # from `train_model`
     predicted: Path,  # from `segment_test`
     metrics: Path,  # from `score_test`
     pictures: Mapping[str, Any],  # `PicturesSection`
 ) -> None:
     """Draw outlines, truth against prediction for the worst and best images, and the scores.
+
+    Of a StarDist model also the polygons with their rays, at the thresholds of the model.
 
     Raises
     ------
@@ -356,7 +360,21 @@ def draw_results(
             image = read_image(prepared / "test" / "images" / f"{name}.tif").pixels
             place = f"_{1 + chosen[kind].index(name)}" if kind in ("worst", "best") else ""
             _draw(folder / f"{kind}{place}_{name}.png", image, truth, found, kind)
+    if isinstance(read_specification(trained / "model"), StarSpecification):
+        _draw_stars(folder, prepared / "test" / "images", trained / "model", chosen["overlay"])
     draw_scores(groups).savefig(folder / "scores.png", dpi=110)
+
+# %% ../../nbs/run/08_steps.ipynb #89da474f
+def _draw_stars(folder: Path, images: Path, model: Path, names: list[str]) -> None:
+    """The polygons of some images, with the points and rays they were built from."""
+    from cellseg_nb.segment.stars import load_stars, predict_stars
+
+    stars = load_stars(model)
+    for name in names:
+        image = read_image(images / f"{name}.tif").pixels
+        found = predict_stars(luminance(image) if image.ndim == 3 else image, stars)
+        axes = show_stars(image, found.polygons, found.points)
+        axes.figure.savefig(folder / f"stars_{name}.png", dpi=110)
 
 
 def _draw(path: Path, image: np.ndarray, truth: np.ndarray, found: np.ndarray, kind: str) -> None:

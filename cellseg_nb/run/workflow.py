@@ -154,7 +154,7 @@ STEPS = (  # step, pipeline, what it reads, the place that it fills, tags
     (
         "draw_results",
         "results_visualization",
-        "prepared predicted metrics params:pictures",
+        "prepared trained predicted metrics params:pictures",
         "pictures",
         "report",
     ),
