@@ -373,7 +373,7 @@ def _draw_stars(folder: Path, images: Path, model: Path, names: list[str]) -> No
     for name in names:
         image = read_image(images / f"{name}.tif").pixels
         found = predict_stars(luminance(image) if image.ndim == 3 else image, stars)
-        axes = show_stars(image, found.polygons, found.points)
+        axes = show_stars(image, np.swapaxes(found.polygons, 1, 2), found.points)
         axes.figure.savefig(folder / f"stars_{name}.png", dpi=110)
 
 

@@ -44,11 +44,13 @@ os.environ["DO_NOT_TRACK"] = os.environ["KEDRO_DISABLE_TELEMETRY"] = "1"  # noth
 def _quiet():
     """Kedro sets up the logging of the whole program when it is loaded; undo that."""
     before = logging.root.handlers[:], logging.root.level, logging.root.manager.disable
+    hook = sys.excepthook  # Kedro's takes minutes for a long traceback
     logging.disable(logging.INFO)
     try:
         yield
     finally:
         logging.root.handlers[:], logging.root.level, logging.root.manager.disable = before
+        sys.excepthook = hook
 
 
 with _quiet():
