@@ -1,7 +1,7 @@
-# Eight commands; `make help` lists them. The environment lives in .venv and is renewed when settings.ini or setup.py change.
+# Ten commands; `make help` lists them. The environment lives in .venv and is renewed when settings.ini or setup.py change.
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab app-segment app-cells3d format docs bench
+.PHONY: help demo test lab app-segment app-cells3d format docs bench scoreboard scoreboard-train
 
 PYTHON ?= 3.11
 BIN := .venv/bin
@@ -17,7 +17,7 @@ test: export CUDA_VISIBLE_DEVICES :=
 test: export CELLSEG_TESTS_STARTED := $(shell date +%s)
 
 help: ## list these commands
-	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' Makefile
 
 demo: $(READY) ## a real image: nuclei outlined, counted, measured and scored
 	@$(BIN)/cellseg demo
@@ -55,6 +55,13 @@ docs: format ## the documentation site in _docs (needs Quarto)
 
 bench: $(READY) ## speed and memory beside other packages
 	@set -e; for script in tests/bench/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+# On dsb2018 where CELLSEG_DATA names its folder. The training takes about two hours on one core; killed, it goes on where it was.
+scoreboard: $(READY) ## the models for nuclei side by side: accuracy, speed, memory; table and plot for the site
+	@$(BIN)/python tests/bench/nuclei.py --write
+
+scoreboard-train: $(READY) ## the StarDist model of the scoreboard, on the pictures that the model nuclei saw
+	@$(BIN)/cellseg train stars --out runs/stars $$(test -d runs/stars && echo --resume)
 
 # uv makes the environment. Where uv is missing, pip brings it; where pip may not install into the system's Python,
 # uv gets a folder of its own (.uv).
