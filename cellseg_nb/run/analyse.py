@@ -381,11 +381,11 @@ def _segment_with(
     bundles: "list[Bundle]", image: np.ndarray, settings: SegmentSettings
 ) -> Segmentation:
     """Ask the networks, and make objects of what they painted."""
-    from cellseg_nb.segment.certainty import familiarity, predict_ensemble
-
     first = bundles[0]
     if len(bundles) == 1 and _is_star(first):
         return _segment_with_stars(first, image, settings)
+    from cellseg_nb.segment.certainty import familiarity, predict_ensemble
+
     scales = [_scale_to_model(one, settings) for one in bundles]
     scaled = image if scales[0] == 1 else rescale(image.astype(np.float32), scales[0])
     watch = Stopwatch()
@@ -948,7 +948,8 @@ class _Batch:
     def load_model(self) -> None:
         """Load the networks once for all images, and see that the device is there."""
         with self.watch("imports"):
-            import segmentation_models_pytorch  # noqa: F401  networks are built with it
+            if not all(map(_is_star, _members(self.model))):
+                import segmentation_models_pytorch  # noqa: F401  networks are built with it
 
             from cellseg_nb.segment.predict import choose_device
 
