@@ -1,7 +1,7 @@
-# Ten commands; `make help` lists them. The environment lives in .venv and is renewed when settings.ini or setup.py change.
+# Eleven commands; `make help` lists them. The environment lives in .venv and is renewed when settings.ini or setup.py change.
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab app-segment app-cells3d format docs bench scoreboard scoreboard-train
+.PHONY: help demo test lab app-segment app-cells3d app-stars format docs bench scoreboard scoreboard-train
 
 PYTHON ?= 3.11
 BIN := .venv/bin
@@ -36,6 +36,9 @@ app-segment: $(READY) ## the app that segments and counts, as a web page on http
 
 app-cells3d: $(READY) ## the app that finds packed cells in stacks, on http://localhost:8000
 	@$(BIN)/voila nbs/apps/cells3d.ipynb --Voila.config_file_paths=nbs/apps --Voila.port=8000 --VoilaConfiguration.resources="{'metadata': {'name': 'Cells in 3D'}}"
+
+app-stars: $(READY) ## the app that finds star-convex nuclei, on http://localhost:8868
+	@$(BIN)/voila nbs/apps/stars.ipynb --Voila.config_file_paths=nbs/apps --Voila.port=8868 --VoilaConfiguration.resources="{'metadata': {'name': 'Star-convex nuclei'}}"
 
 format: $(READY) ## clean the notebooks; write the modules and README.md from them
 	@$(BIN)/nbdev_export

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"none of {', '.join(NA
 
 @contextmanager
 def served(folder: Path, app: str = "segment"):
-    """Serve an app as `make app-segment` or `make app-cells3d` does, on a free port."""
+    """Serve an app as `make app-segment` and its siblings do, on a free port."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

@@ -407,6 +407,9 @@ class Explorer(Panel):
         There is no such file or model.
     """
 
+    looks = CONTROLS  # method: setting: how its control looks
+    tips = ["a trained network, then a watershed", "classical, without a network"]
+
     def __init__(
         self,
         image: np.ndarray | str | Path | None = None,
@@ -415,8 +418,8 @@ class Explorer(Panel):
         model: str | Path = "nuclei",
     ):
         self.model, self.bundle, self._quiet = model, None, True
-        models = {"network": model, OTSU: OTSU}
-        self.defaults = {name: model_facts(one)["postprocessing"] for name, one in models.items()}
+        self.defaults = {"network": self._network_defaults()}
+        self.defaults[OTSU] = model_facts(OTSU)["postprocessing"]
         self.screen = ipywidgets.Image(format="jpeg", layout={"width": "min(100%, 72vh)"})
         self.screen.add_class("cellseg")
         alternative = "the picture, with outlines around the objects that were found"
@@ -433,6 +436,50 @@ class Explorer(Panel):
 
 # %% ../../nbs/apps/00_widgets.ipynb #df396cf8
 @patch
+def _network_defaults(self: Explorer) -> dict[str, float]:
+    """Settings of the model where nobody moved a control."""
+    from cellseg_nb.models.bundle import find_bundle, needs_maps, read_specification
+
+    needs_maps(read_specification(find_bundle(self.model)), "Explorer, unlike StarExplorer,")
+    return model_facts(self.model)["postprocessing"]
+
+
+@patch
+def _predict(self: Explorer) -> None:
+    """Run the network."""
+    from cellseg_nb.models.bundle import load_bundle
+    from cellseg_nb.segment.predict import predict
+
+    self.bundle = self.bundle or load_bundle(self.model)
+    maps = predict(self.picture.gray, self.bundle)
+    self.maps = dict(zip(self.bundle.specification.outputs, maps))
+    shape = self.preview.pixels.shape[:2]
+    self.preview_maps = {name: resized(one, shape) for name, one in self.maps.items()}
+
+
+@patch
+def _find(self: Explorer, whole: bool) -> np.ndarray:  # label image; integer; (Y, X)
+    """Find objects in the whole picture, or in the preview, with the settings as they stand."""
+    gray, maps = (self.picture if whole else self.preview).gray, None
+    if self.method.value != OTSU:
+        maps = self.maps if whole else self.preview_maps
+    return find_objects(gray, maps, self.settings, 1 if whole else self.zoom)
+
+
+@patch
+def _paint(self: Explorer) -> np.ndarray:  # RGB; uint8; (Y, X, 3)
+    """Draw what was found in the preview."""
+    shown = self._found if self.outlines.value else np.zeros_like(self._found)
+    return overlay(self.preview.pixels, shown)
+
+
+@patch
+def _content(self: Explorer, kind: str) -> bytes:
+    """Write a result; `kind` is a key of `RESULTS`."""
+    return result_file(kind, self.labels, self.picture.gray, self.picture.pixel_size_um)
+
+# %% ../../nbs/apps/00_widgets.ipynb #88edeb78
+@patch
 def _make_left(self: Explorer) -> list:  # widgets
     """Make what is chosen, moved and pressed."""
     menu, button = ipywidgets.Dropdown, ipywidgets.Button
@@ -445,13 +492,13 @@ def _make_left(self: Explorer) -> list:  # widgets
     }
     self.method = ipywidgets.ToggleButtons(
         options=[(f"Network “{Path(self.model).name}”", "network"), ("Otsu's threshold", OTSU)],
-        tooltips=["a trained network, then a watershed", "classical, without a network"],
+        tooltips=self.tips,
         style={"button_width": "calc(50% - 4px)"},
         layout=WIDE,
     )
     self.controls = {
         method: {name: control(self.defaults[method][name], *facts) for name, facts in rows.items()}
-        for method, rows in CONTROLS.items()
+        for method, rows in self.looks.items()
     }
     rows = [ipywidgets.VBox(list(row.values()), layout=FULL) for row in self.controls.values()]
     stack = ipywidgets.Stack(rows, selected_index=0, layout=FULL)
@@ -545,19 +592,6 @@ def _take(self: Explorer, picture: Picture) -> None:
 
 # %% ../../nbs/apps/00_widgets.ipynb #89dc593d
 @patch
-def _predict(self: Explorer) -> None:
-    """Run the network."""
-    from cellseg_nb.models.bundle import load_bundle
-    from cellseg_nb.segment.predict import predict
-
-    self.bundle = self.bundle or load_bundle(self.model)
-    maps = predict(self.picture.gray, self.bundle)
-    self.maps = dict(zip(self.bundle.specification.outputs, maps))
-    shape = self.preview.pixels.shape[:2]
-    self.preview_maps = {name: resized(one, shape) for name, one in self.maps.items()}
-
-
-@patch
 def _draw(self: Explorer, _=None) -> None:
     """Find objects with the settings as they stand, and show them."""
     classical = self.method.value == OTSU
@@ -569,12 +603,10 @@ def _draw(self: Explorer, _=None) -> None:
     if not classical and self.maps is None:
         return
     with self._working():
-        maps = None if classical else self.preview_maps
-        self._found = find_objects(self.preview.gray, maps, self.settings, self.zoom)
+        self._found = self._find(whole=False)
         self._whole = self._found if self.zoom == 1 else None
         self.count.value = describe(self._found, self.preview.truth, self.zoom)
-        shown = self._found if self.outlines.value else np.zeros_like(self._found)
-        self.screen.value = picture_bytes(overlay(self.preview.pixels, shown))
+        self.screen.value = picture_bytes(self._paint())
         self.screen.layout.visibility = "visible"
         size = " x ".join(map(str, self.picture.gray.shape))
         note = f"A preview of {size} px; saved files hold the whole result."
@@ -595,8 +627,7 @@ def labels(self: Explorer) -> np.ndarray | None:  # integer; (Y, X); None = noth
     if self.picture is None or self._found is None:
         return None
     if self._whole is None:
-        maps = None if self.method.value == OTSU else self.maps
-        self._whole = find_objects(self.picture.gray, maps, self.settings)
+        self._whole = self._find(whole=True)
     return self._whole
 
 
@@ -606,8 +637,8 @@ def _save(self: Explorer, kind: str) -> None:
     with self._working(f"Writing {kind}"):
         if self.labels is None:
             raise ValueError("there is no result to save yet: choose a picture")
-        name, picture = f"{self.picture.name}_{kind}", self.picture
-        self._send(name, result_file(kind, self.labels, picture.gray, picture.pixel_size_um))
+        name = f"{self.picture.name}_{kind}"
+        self._send(name, self._content(kind))
         self._say(
             f"Saved: {html.escape(name)}, {np.count_nonzero(np.unique(self.labels)):,} objects"
         )
