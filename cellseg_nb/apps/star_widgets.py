@@ -77,7 +77,7 @@ def shrunk_proposals(
 LEAST = 0.1  # proposals of a smaller probability are not kept
 STAR_CONTROLS = {  # setting: (label, explanation, smallest, largest, step)
     "prob_thresh": ("Probability", "how probable an object must be", LEAST, 0.95, 0.01),
-    "nms_thresh": ("Overlap (NMS)", "how much two objects may overlap", 0.01, 0.8, 0.01),
+    "nms_thresh": ("Overlap (NMS)", "how much two objects may overlap", 0.02, 0.8, 0.01),
     "min_area_px": AREA,
 }
 
