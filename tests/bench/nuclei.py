@@ -72,12 +72,14 @@ def tuned_otsu(dataset):
 
 
 def training_facts(bundle):
-    """Minutes of training, from the log, and random crops seen, from model.json."""
+    """Minutes of training, from the log, and random crops seen: as model.json says, or as its settings do."""
     from cellseg_nb.models.bundle import find_bundle, read_specification
 
     with open(find_bundle(bundle) / "log.csv", encoding="utf-8") as file:
         minutes = sum(float(row["seconds"]) for row in csv.DictReader(file)) / 60
-    return round(minutes), read_specification(bundle).training["crops"]
+    facts = read_specification(bundle).training
+    how = facts["config"]["training"]
+    return round(minutes), facts.get("crops") or how["epochs"] * how["steps_per_epoch"] * how["batch_size"]
 
 
 def row(method, dataset):
