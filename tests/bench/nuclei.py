@@ -5,13 +5,15 @@
 
 Every model of the package for nuclei, and Otsu's threshold with watershed, whose settings are the best of a grid on training
 images of the same data set; the networks are used as they come. Scores are pooled over the images. Every method has a process
-of its own on each data set, one after the other: seconds per megapixel do not count loading the model nor the first image;
-memory is the peak of the process, libraries included (Linux: VmHWM).
+of its own on each data set, one after the other, and one thread. Seconds per megapixel are processor time, which suffers less
+when the machine is busy; they do not count loading the model nor the first image. Memory is the peak of the process, libraries
+included (Linux: VmHWM).
 """
 
 import argparse
 import csv
 import json
+import os
 import subprocess
 import sys
 import time
@@ -48,9 +50,9 @@ def score(images, segment):
     for image, truth in images:
         if not matchings:
             segment(image)
-        started = time.perf_counter()
+        started = time.process_time()
         found = segment(image)
-        seconds += time.perf_counter() - started
+        seconds += time.process_time() - started
         megapixels += image.size / 1e6
         matchings.append(match(truth, found))
     off = [abs(one.n_truth - one.n_pred) for one in matchings]
@@ -120,7 +122,9 @@ def row(method, dataset):
 def in_own_process(method, dataset):
     """Run `row` in a fresh process."""
     command = [sys.executable, __file__, "--one", method, dataset]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    one = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1")
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | one | quiet)
     return json.loads(done.stdout.splitlines()[-1])
 
 
