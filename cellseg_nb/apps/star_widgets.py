@@ -19,7 +19,7 @@ from PIL import ImageDraw
 from .widgets import AREA, CONTROLS, Explorer
 from ..measure.plots import label_colours, overlay
 from ..models.bundle import find_bundle, read_specification
-from ..run.analyse import OTSU
+from ..run.analyse import OTSU, model_facts
 from cellseg_nb.segment.stars import (
     Proposals,
     StarResult,
@@ -113,15 +113,16 @@ class StarExplorer(Explorer):
 
 # %% ../../nbs/apps/02_star_widgets.ipynb #b63e36a0
 @patch
-def _network_defaults(self: StarExplorer) -> dict[str, float]:
-    """Thresholds of the model."""
+def _defaults(self: StarExplorer) -> dict[str, dict[str, float]]:  # by method
+    """Settings where nobody moved a control; those of the network are the thresholds of the model."""
     specification = read_specification(find_bundle(self.model))
     if getattr(specification.network, "architecture", "") != "StarDist2D":
         raise ValueError(
             f"the model {specification.name!r} is no StarDist model for pictures; "
             "Explorer and StackExplorer take models of other kinds"
         )
-    return specification.postprocessing.model_dump() | {"min_area_px": 0}
+    thresholds = specification.postprocessing.model_dump() | {"min_area_px": 0}
+    return {"network": thresholds, OTSU: model_facts(OTSU)["postprocessing"]}
 
 
 @patch

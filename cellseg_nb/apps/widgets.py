@@ -418,8 +418,7 @@ class Explorer(Panel):
         model: str | Path = "nuclei",
     ):
         self.model, self.bundle, self._quiet = model, None, True
-        self.defaults = {"network": self._network_defaults()}
-        self.defaults[OTSU] = model_facts(OTSU)["postprocessing"]
+        self.defaults = self._defaults()
         self.screen = ipywidgets.Image(format="jpeg", layout={"width": "min(100%, 72vh)"})
         self.screen.add_class("cellseg")
         alternative = "the picture, with outlines around the objects that were found"
@@ -436,12 +435,13 @@ class Explorer(Panel):
 
 # %% ../../nbs/apps/00_widgets.ipynb #df396cf8
 @patch
-def _network_defaults(self: Explorer) -> dict[str, float]:
-    """Settings of the model where nobody moved a control."""
+def _defaults(self: Explorer) -> dict[str, dict[str, float]]:  # by method
+    """Settings where nobody moved a control."""
     from cellseg_nb.models.bundle import find_bundle, needs_maps, read_specification
 
     needs_maps(read_specification(find_bundle(self.model)), "Explorer, unlike StarExplorer,")
-    return model_facts(self.model)["postprocessing"]
+    models = {"network": self.model, OTSU: OTSU}
+    return {name: model_facts(one)["postprocessing"] for name, one in models.items()}
 
 
 @patch
