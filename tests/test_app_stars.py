@@ -45,7 +45,7 @@ def test_thresholds_change_the_count(page):
     usual = count(page)
     set_number(page, "Overlap (NMS)", 0.8)
     doubled = wait_for_count(page, lambda n: n > usual)
-    set_number(page, "Probability", 0.95)
+    set_number(page, "Probability", 0.8)
     wait_for_count(page, lambda n: n < doubled)
     page.get_by_role("slider", name="Probability").press("Home")
     wait_for_count(page, lambda n: n > doubled)
