@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['FORMAT_VERSION', 'Scale', 'Scales', 'Target', 'SegmentationSetting', 'StackMethod', 'StackTarget', 'VoxelSize',
-           'STAR_DEFAULTS', 'OpenShare', 'BUNDLES', 'NetworkSettings', 'StackNetworkSettings', 'Normalisation',
-           'Specification', 'StackPostprocessing', 'StackSpecification', 'StarNetworkSettings', 'StarPostprocessing',
-           'StarSpecification', 'specification_class', 'needs_maps', 'Bundle', 'weight_arrays', 'save_bundle',
+           'STAR_DEFAULTS', 'OpenShare', 'CountOutput', 'BUNDLES', 'NetworkSettings', 'StackNetworkSettings',
+           'Normalisation', 'Specification', 'StackPostprocessing', 'StackSpecification', 'StarNetworkSettings',
+           'StarPostprocessing', 'StarSpecification', 'CountNetworkSettings', 'CountNormalisation', 'CountTarget',
+           'Peaks', 'CountSpecification', 'specification_class', 'needs_maps', 'Bundle', 'weight_arrays', 'save_bundle',
            'write_specification', 'list_bundles', 'find_bundle', 'read_specification', 'load_bundle']
 
 # %% ../../nbs/models/02_bundle.ipynb #576c5ee8
@@ -25,7 +26,7 @@ if TYPE_CHECKING:  # PyTorch takes seconds to load, and a specification is read 
     from torch import nn
 
 # %% ../../nbs/models/02_bundle.ipynb #32f5468f
-FORMAT_VERSION = 2  # 2: normalisation.invert, training_statistics
+FORMAT_VERSION = 3  # 2: normalisation.invert, training_statistics; 3: models that count
 
 
 class NetworkSettings(BaseModel):
@@ -164,7 +165,7 @@ class Specification(BaseModel):
         What the training pictures look like: name of a statistic → its quantiles over them, from
         `segment.certainty`; tells whether a new picture resembles them. Empty = not measured.
     format_version : int
-        Version of this list of fields.
+        Version of this list of fields, the oldest that has all of them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -183,7 +184,7 @@ class Specification(BaseModel):
     training: dict[str, Any] = {}
     scores: dict[str, Any] = {}
     training_statistics: dict[str, list[float]] = {}
-    format_version: int = FORMAT_VERSION
+    format_version: int = 2
 
 # %% ../../nbs/models/02_bundle.ipynb #519034a5
 VoxelSize = tuple[Annotated[float, Field(gt=0)], ...]
@@ -379,11 +380,159 @@ class StarSpecification(Specification):
     pixel_size_um: VoxelSize | None = None
     patch_px: tuple[int, ...] | None = None
 
+# %% ../../nbs/models/02_bundle.ipynb #442edc68
+class CountNetworkSettings(NetworkSettings):
+    """Which network counts: as in `NetworkSettings`, and besides
+
+    Parameters
+    ----------
+    in_channels : int
+        1 for gray pictures, 3 for colours.
+    attention : str or None
+        "scse" = the decoder weighs channels and places; None = without.
+    """
+
+    in_channels: Literal[1, 3] = 1
+    attention: Literal["scse"] | None = "scse"
+
+
+class CountNormalisation(Normalisation):
+    """How the brightness of a picture is made comparable: as in `Normalisation`, and besides
+
+    Parameters
+    ----------
+    per_image : bool
+        True = percentiles of every picture; False = the same gray values for the whole data set.
+    constants : tuple of pairs
+        For the whole data set: gray values that become 0 and 1, a pair per channel.
+    """
+
+    per_image: bool = True
+    constants: tuple[tuple[float, float], ...] = ()
+
+    def prepare(
+        self,
+        image: np.ndarray,  # picture as it was read; any number type; (Y, X) or (Y, X, 3)
+    ) -> np.ndarray:  # what the network sees, cells bright if `invert`; float32; same shape
+        """Bring a picture into the form that the network was trained on, channel by channel.
+
+        Raises
+        ------
+        ValueError
+            The picture is empty, holds NaN or infinity, or has not one channel per constant.
+        """
+        if self.per_image:
+            one = Normalisation(low=self.low, high=self.high, invert=self.invert)
+            if image.ndim == 2:
+                return one.prepare(image)
+            return np.stack([one.prepare(image[..., n]) for n in range(image.shape[-1])], -1)
+        n_channels = image.shape[-1] if image.ndim == 3 else 1
+        if n_channels != len(self.constants):
+            raise ValueError(
+                f"the picture has {n_channels} channels, and the normalisation of the data set has "
+                f"constants for {len(self.constants)}"
+            )
+        if not image.size or not np.isfinite(image).all():
+            raise ValueError("the picture is empty, or holds NaN or infinity")
+        dark, bright = np.array(self.constants, np.float32).T
+        dark, span = (dark, bright - dark) if image.ndim == 3 else (dark[0], (bright - dark)[0])
+        return (image.astype(np.float32) - dark) / np.where(span == 0, np.inf, span)
+
+# %% ../../nbs/models/02_bundle.ipynb #61fcfbe0
+class CountTarget(BaseModel):
+    """What a network that counts learned to paint; lengths are px of the enlarged picture (`scales`).
+
+    Parameters
+    ----------
+    sigma_px : float
+        Standard deviation of the spot of a cell; px.
+    radius_px, falloff_px : float
+        Of inverse-distance and repulsive maps: where they end, and where they have fallen to one
+        half; px.
+    factor : float
+        The density map was multiplied by this for training: density = painted / factor.
+    activation : str
+        What turns the numbers of the network into the map; "identity", "relu", "softplus" or "sigmoid".
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sigma_px: float = Field(3.0, gt=0)
+    radius_px: float = Field(12.0, gt=0)
+    falloff_px: float = Field(4.0, gt=0)
+    factor: float = Field(100.0, gt=0)
+    activation: Literal["identity", "relu", "softplus", "sigmoid"] = "identity"
+
+
+class Peaks(BaseModel):
+    """How cells are located in a density map.
+
+    Parameters
+    ----------
+    radius_px : float
+        Two cells are farther apart than this; px of the picture.
+    threshold : float
+        Lowest density of a peak; cells per px of the picture. A lone cell reaches 1 / (2π sigma²).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    radius_px: float = Field(5.0, gt=0)
+    threshold: float = Field(0.005, ge=0)
+
+# %% ../../nbs/models/02_bundle.ipynb #3859e964
+CountOutput = Literal["density", "inverse_distance", "repulsive"]
+
+
+class CountSpecification(Specification):
+    """Everything about a model that counts but its weights: as in `Specification`, and besides
+
+    Parameters
+    ----------
+    task : str
+        "count".
+    outputs : tuple of str
+        Names of the painted channels, as in `data.heatmaps`; density among them.
+    network : CountNetworkSettings
+    normalisation : CountNormalisation
+    scales : tuple of float
+        One number: the enlargement at which pictures are predicted.
+    target : CountTarget
+        What the channels mean.
+    peaks : Peaks
+        How cells are located.
+    calibration : dict
+        What prediction intervals are made from; filled by `segment.count.calibrate`.
+    """
+
+    task: Literal["count"] = "count"
+    outputs: tuple[CountOutput, ...] = ("density",)
+    network: CountNetworkSettings = CountNetworkSettings()
+    normalisation: CountNormalisation = CountNormalisation()
+    scales: tuple[Scale] = (1.0,)
+    target: CountTarget = CountTarget()
+    peaks: Peaks = Peaks()
+    calibration: dict[str, Any] = {}
+    format_version: int = 3
+
+    @property
+    def activation(self) -> str:
+        """What turns the numbers of the network into its maps, still multiplied by the factor."""
+        return self.target.activation
+
+    @model_validator(mode="after")
+    def _counts(self):
+        if "density" not in self.outputs:
+            raise ValueError("outputs must hold density: its sum is the count")
+        return self
+
 # %% ../../nbs/models/02_bundle.ipynb #9d3e685e
 def specification_class(
     fields: object,  # what a file says about a model
 ) -> type[Specification]:
-    """Choose the class for pictures, for stacks or for stars by the name of the network."""
+    """Choose the class: for counting by `task`, for stacks and stars by the name of the network."""
+    if isinstance(fields, dict) and fields.get("task") == "count":
+        return CountSpecification
     network = fields.get("network") if isinstance(fields, dict) else None
     named = network.get("architecture") if isinstance(network, dict) else None
     if named in STAR_DEFAULTS:
@@ -395,13 +544,18 @@ def needs_maps(
     specification: Specification,  # of a model
     purpose: str,  # what was asked for
 ) -> None:
-    """Refuse a StarDist model where maps are needed.
+    """Refuse a StarDist model, or one that counts, where maps of objects are needed.
 
     Raises
     ------
     ValueError
-        It is a StarDist model.
+        It is a StarDist model, or it counts.
     """
+    if isinstance(specification, CountSpecification):
+        raise ValueError(
+            f"the model {specification.name!r} counts cells and finds no outlines; {purpose} wants "
+            "another model. 'cellseg count' and segment.count.count_image use this one"
+        )
     if isinstance(specification, StarSpecification):
         raise ValueError(
             f"the model {specification.name!r} is a StarDist model, which paints no maps; {purpose} "
@@ -467,8 +621,9 @@ def write_specification(
     folder: str | Path,  # of a bundle
     specification: Specification,  # everything about it but its weights
 ) -> None:
-    """Write or replace `model.json`, in the newest format."""
-    fields = specification.model_dump(mode="json") | {"format_version": FORMAT_VERSION}
+    """Write or replace `model.json`, in the oldest format that has all its fields."""
+    version = type(specification).model_fields["format_version"].default
+    fields = specification.model_dump(mode="json") | {"format_version": version}
     with atomic_path(Path(folder) / "model.json") as path:
         text = json.dumps(fields, indent=2, ensure_ascii=False)
         path.write_text(text + "\n", encoding="utf-8")

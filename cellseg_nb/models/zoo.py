@@ -32,6 +32,7 @@ def build_network(
     decoder_channels: tuple[int, ...] | None = (128, 64, 32, 16, 16),  # finest last; None = usual
     f_maps: int = 32,  # of UNet3D: channels of its finest level
     levels: int = 4,  # of UNet3D: number of resolutions
+    attention: str | None = None,  # "scse": the decoder weighs channels and places; None = without
 ) -> nn.Module:  # takes float32 (N, C, (Z,) Y, X), gives logits (N, out_channels, (Z,) Y, X)
     """Build a network with random weights. Y and X must be multiples of `2**encoder_depth`.
 
@@ -41,7 +42,7 @@ def build_network(
     Raises
     ------
     ValueError
-        Architecture or encoder is unknown, or `decoder_channels` has the wrong length.
+        Architecture, encoder or attention is unknown, or `decoder_channels` has the wrong length.
     """
     if architecture == "UNet3D":
         return UNet3D(in_channels, out_channels, f_maps, levels)
@@ -58,6 +59,13 @@ def build_network(
                 f"it has {len(decoder_channels)}: {tuple(decoder_channels)}"
             )
         options["decoder_channels"] = tuple(decoder_channels)
+    if attention is not None:
+        if attention != "scse" or architecture not in ("Unet", "UnetPlusPlus"):
+            raise ValueError(
+                f"attention must be None, or 'scse' in a Unet or UnetPlusPlus; it is {attention!r} "
+                f"in {architecture}"
+            )
+        options["decoder_attention_type"] = attention
     try:
         return getattr(smp, architecture)(
             encoder_name=encoder,
