@@ -217,10 +217,12 @@ def weigh(
         inner.append(slice(counted[0], counted[-1] + 1))
         window.append(slice(along.start + counted[0], along.start + counted[-1] + 1))
     values = np.asarray(piece, np.float32)[(..., *inner)]
+    own = False
     for axis, (weights, part) in enumerate(zip(tile.weights, inner)):
-        along = weights[part]
+        along = weights[part].reshape(-1, *[1] * (len(shape) - axis - 1))
         if (along != 1).any():
-            values = values * along.reshape(-1, *[1] * (len(shape) - axis - 1))
+            values = np.multiply(values, along, out=values if own else None)
+            own = True
     return Part(tuple(window), values)
 
 

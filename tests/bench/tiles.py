@@ -3,8 +3,9 @@
 The network is a small U-Net on one channel, the picture 1024 x 1024, the tiles 256 x 256. The plain pass runs the network
 over the same windows, one after the other, and keeps nothing; so a ratio of 1 means that cutting and blending cost
 nothing. MONAI's sliding_window_inference (constant blending, its fastest) runs over its own windows; its time is compared
-with the plain pass over those. All are measured in turns in one process, after warm-up; the ratio is the median over the
-turns of processor times, which suffer less when the machine is busy.
+with the plain pass over those. All are measured in turns in one process and one thread, after warm-up; the ratio is the
+median over the turns of processor times, which suffer less when the machine is busy. (Of several threads, those that wait
+for the others would be counted as working.)
 
 Memory is the peak beyond what the process held before `predict` (network, picture; Linux: the resettable VmHWM), for
 pictures of 2048 x 2048 and 8192 x 8192, each in a process of its own.
@@ -26,7 +27,7 @@ from cellseg_nb.models.bundle import Bundle, Specification
 from cellseg_nb.models.zoo import build_network
 from cellseg_nb.segment.predict import predict, predict_tiles
 
-SIZE, TILE, TURNS = 1024, 256, 5
+SIZE, TILE, TURNS = 1024, 256, 9
 OUTPUTS = ("foreground", "boundary", "distance")
 
 
@@ -104,6 +105,7 @@ def peak(size: int) -> dict:
 def main():
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
+    torch.set_num_threads(1)
     network = build_network(decoder_channels=(64, 32, 16, 8, 8)).eval().to(memory_format=torch.channels_last)
     image = np.random.default_rng(0).normal(size=(1, SIZE, SIZE)).astype(np.float32)
     plain(network, image, [tile.read for tile in plan_tiles((SIZE, SIZE), TILE, 0, 32)][:3])
