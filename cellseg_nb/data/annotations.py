@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OBJECT_TYPES', 'NAMESPACE', 'LARGEST_ROI_PX', 'ring_area', 'polygons', 'outlines', 'labels_from_polygons',
-           'write_geojson', 'read_geojson', 'write_roi_zip', 'read_roi_zip']
+           'write_geojson', 'read_geojson', 'write_roi_zip', 'read_rois', 'read_roi_zip']
 
 # %% ../../nbs/data/06_annotations.ipynb #529e50ec
 import json
@@ -540,7 +540,7 @@ def _roi_rings(source, name, roi):
     ]
 
 
-def _read_rois(path):
+def _stored_rois(path):
     """Names and regions of a .zip file, or the one of a .roi file."""
     import roifile
 
@@ -551,6 +551,30 @@ def _read_rois(path):
         stored = [archive.read(one) for one in entries]
     names = [Path(one.filename).stem for one in entries]
     return names, [roifile.ImagejRoi.frombytes(one) for one in stored]
+
+# %% ../../nbs/data/06_annotations.ipynb #71f3c8e6
+def read_rois(
+    path: str | Path,  # .zip of the ROI Manager, or one region as .roi
+) -> tuple[list[str], list]:  # names, and regions as the package roifile has them
+    """Read the regions of ImageJ, of any kind.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        The file is damaged or holds no region.
+    """
+    path = _existing(path)
+    try:
+        names, rois = _stored_rois(path)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise ValueError(f"{path} is not a whole ROI file ({error})") from error
+    except (ValueError, RuntimeError, LookupError, TypeError) as error:
+        raise ValueError(f"{path} holds a damaged region ({error})") from error
+    if not rois:
+        raise ValueError(f"{path} holds no region (.roi)")
+    return names, rois
 
 # %% ../../nbs/data/06_annotations.ipynb #aa18d76b
 def read_roi_zip(
@@ -572,19 +596,14 @@ def read_roi_zip(
     UserWarning
         Regions that overlap, or that cover no centre of a pixel and so are lost.
     """
-    path = _existing(path)
+    names, rois = read_rois(path)
+    shown = [f"region {name}" for name in names]
     try:
-        names, rois = _read_rois(path)
-        shown = [f"region {name}" for name in names]
         rings = [_roi_rings(path, name, roi) for name, roi in zip(shown, rois)]
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise ValueError(f"{path} is not a whole ROI file ({error})") from error
     except (ValueError, RuntimeError, LookupError, TypeError) as error:
         if str(error).startswith(str(path)):
             raise
         raise ValueError(f"{path} holds a damaged region ({error})") from error
-    if not rois:
-        raise ValueError(f"{path} holds no region (.roi)")
     ids = _ids(names)
     parts = {number: [one] for number, one in zip(ids, rings)}
     return labels_from_polygons(parts, shape, clip, dict(zip(ids, shown)), path)
