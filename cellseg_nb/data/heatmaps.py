@@ -52,9 +52,11 @@ def _add_spots(density, points, sigma, reach):
     for n in range(len(points)):
         top, along_y = _bell(points[n, 0], density.shape[0], sigma, reach)
         left, along_x = _bell(points[n, 1], density.shape[1], sigma, reach)
+        bell = along_x.astype(np.float32)
         for i in range(len(along_y)):
-            for j in range(len(along_x)):
-                density[top + i, left + j] += along_y[i] * along_x[j]
+            height = np.float32(along_y[i])
+            for j in range(len(bell)):
+                density[top + i, left + j] += height * bell[j]
 
 # %% ../../nbs/data/15_heatmaps.ipynb #50d1e378
 def density_map(
@@ -72,6 +74,7 @@ def density_map(
     if not sigma_px > 0:
         raise ValueError(f"sigma_px must be positive; it is {sigma_px}")
     points = _check_points(points, shape)
+    points = points[np.argsort(points[:, 0], kind="stable")]  # neighbours in memory follow each other
     density = np.zeros(tuple(shape), np.float32)
     _add_spots(density, points, float(sigma_px), int(TRUNCATE * sigma_px + 0.5))
     return density

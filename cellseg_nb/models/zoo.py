@@ -22,6 +22,31 @@ ARCHITECTURES = (
     "Segformer",
 )
 
+# %% ../../nbs/models/00_zoo.ipynb #59693b0b
+def _decoder_options(architecture, encoder_depth, decoder_channels, attention) -> dict:
+    """What only some architectures take."""
+    options = {}
+    if decoder_channels is not None and architecture in ("Unet", "UnetPlusPlus", "MAnet"):
+        if len(decoder_channels) != encoder_depth:
+            raise ValueError(
+                f"decoder_channels needs {encoder_depth} numbers, one per halving (encoder_depth); "
+                f"it has {len(decoder_channels)}: {tuple(decoder_channels)}"
+            )
+        options["decoder_channels"] = tuple(decoder_channels)
+    if attention is not None:
+        if attention != "scse" or architecture not in ("Unet", "UnetPlusPlus"):
+            raise ValueError(
+                f"attention must be None, or 'scse' in a Unet or UnetPlusPlus; it is {attention!r} "
+                f"in {architecture}"
+            )
+        if min(decoder_channels or (16,)) < 16:
+            raise ValueError(
+                "attention needs at least 16 decoder_channels at every step; they are "
+                f"{tuple(decoder_channels)}"
+            )
+        options["decoder_attention_type"] = attention
+    return options
+
 # %% ../../nbs/models/00_zoo.ipynb #49433866
 def build_network(
     architecture: str = "Unet",  # one of `ARCHITECTURES`, or "UNet3D"
@@ -51,21 +76,7 @@ def build_network(
     if architecture not in ARCHITECTURES:
         known = ", ".join([*ARCHITECTURES, "UNet3D"])
         raise ValueError(f"unknown architecture {architecture!r}; known: {known}")
-    options = {}
-    if decoder_channels is not None and architecture in ("Unet", "UnetPlusPlus", "MAnet"):
-        if len(decoder_channels) != encoder_depth:
-            raise ValueError(
-                f"decoder_channels needs {encoder_depth} numbers, one per halving (encoder_depth); "
-                f"it has {len(decoder_channels)}: {tuple(decoder_channels)}"
-            )
-        options["decoder_channels"] = tuple(decoder_channels)
-    if attention is not None:
-        if attention != "scse" or architecture not in ("Unet", "UnetPlusPlus"):
-            raise ValueError(
-                f"attention must be None, or 'scse' in a Unet or UnetPlusPlus; it is {attention!r} "
-                f"in {architecture}"
-            )
-        options["decoder_attention_type"] = attention
+    options = _decoder_options(architecture, encoder_depth, decoder_channels, attention)
     try:
         return getattr(smp, architecture)(
             encoder_name=encoder,

@@ -7,7 +7,7 @@ __all__ = ['STEP_DOWN', 'LEAST_GAIN', 'OPTIMISERS', 'LIBRARIES', 'STAR_LIBRARIES
            'Accumulate', 'Keep', 'epochs_left', 'StopEarly', 'WriteLog', 'encoder_of', 'encoder_stages', 'freeze',
            'KeepStatistics', 'schedule', 'plateau_rate', 'ReduceOnPlateau', 'train', 'read_weights', 'fill',
            'first_network', 'parameter_groups', 'rate_factors', 'bare_learner', 'build_learner', 'write_facts',
-           'versions', 'specify', 'check_run', 'LearningRate', 'find_learning_rate']
+           'versions', 'specify', 'LearningRate', 'find_learning_rate']
 
 # %% ../../nbs/train/02_learner.ipynb #4f9c1f3c
 import csv
@@ -64,12 +64,13 @@ from cellseg_nb.train.crops import (
 )
 from .finish import LOG, cut_maps, finish, is_finished, read_log
 from cellseg_nb.train.settings import (
+    CountTrainConfig,
     StackTrainConfig,
     StarTrainConfig,
     TrainConfig,
     TrainingSettings,
+    check_run,
     is_weights_file,
-    read_config,
 )
 
 # %% ../../nbs/train/02_learner.ipynb #319adc58
@@ -446,7 +447,7 @@ class ReduceOnPlateau(Callback):
 
 # %% ../../nbs/train/02_learner.ipynb #651340e3
 def train(
-    config: TrainConfig | StarTrainConfig,  # all settings
+    config: TrainConfig | StarTrainConfig | CountTrainConfig,  # all settings
     out: str | Path,  # folder of the run; made when missing
     resume: bool = False,  # go on from its checkpoint
     force: bool = False,  # keep the model even if it is worse than the one it started from
@@ -468,6 +469,10 @@ def train(
         from cellseg_nb.train.stars import train_stars
 
         return train_stars(config, out, resume, force)
+    if isinstance(config, CountTrainConfig):
+        from cellseg_nb.train.count import train_count
+
+        return train_count(config, out, resume, force)
     out = Path(out)
     if config.start_from is not None and not resume:
         first_network(config)  # what does not fit is said before all pictures are read
@@ -781,47 +786,6 @@ def specify(
     )
 
 # %% ../../nbs/train/02_learner.ipynb #7d20f3ee
-def _differences(now: dict, before: dict, above: str = "") -> list[str]:
-    """Name the settings that differ, but for those that change no result."""
-    found = []
-    for key, value in now.items():
-        if isinstance(value, dict):
-            found += _differences(value, before.get(key, {}), f"{above}{key}.")
-        elif value != before.get(key) and key not in ("device", "workers"):
-            found.append(f"{above}{key} was {before.get(key)!r} and is {value!r}")
-    return found
-
-
-def check_run(
-    config: TrainConfig | StarTrainConfig,  # all settings
-    checkpoint: Path,  # file in the folder of the run
-    resume: bool,  # go on from it
-) -> bool:  # whether there is a checkpoint
-    """Check the folder of a run, and write the resolved configuration.
-
-    Raises
-    ------
-    ValueError
-        The folder holds another run, or there is nothing to resume.
-    """
-    out, written = checkpoint.parent, checkpoint.parent / "config.yml"
-    settings = config.model_dump(mode="json")
-    if checkpoint.exists() and not resume:
-        raise ValueError(
-            f"{out} holds a training already: go on with --resume, or choose another --out"
-        )
-    if resume and not checkpoint.exists() and not written.exists():
-        raise ValueError(f"nothing to resume: {checkpoint} is not there")
-    if resume and written.exists():
-        changed = _differences(settings, read_config(written).model_dump(mode="json"))
-        if changed:
-            raise ValueError(f"{out} was started with other settings: {'; '.join(changed)}")
-    with atomic_path(written) as path:
-        text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-        path.write_text(text, encoding="utf-8")
-    return checkpoint.exists()
-
-
 def _start(config: TrainConfig, out: Path, resume: bool) -> dict:
     """Check the folder, and read the checkpoint if any."""
     there = check_run(config, out / "checkpoint.pt", resume)

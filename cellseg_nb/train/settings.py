@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Three', 'Channels', 'CONFIGS', 'Settings', 'DataSettings', 'ShownSettings', 'TrainingSettings', 'BorderWeights',
            'StartSettings', 'TrainConfig', 'is_weights_file', 'StackDataSettings', 'StackTrainingSettings', 'Edges',
-           'StackTrainConfig', 'StarTrainingSettings', 'StarTrainConfig', 'StarStackTrainConfig', 'config_class',
-           'change_key', 'make_config', 'read_config']
+           'StackTrainConfig', 'StarTrainingSettings', 'StarTrainConfig', 'StarStackTrainConfig', 'CountDataSettings',
+           'CountAugmentation', 'CountTrainingSettings', 'CountTrainConfig', 'config_class', 'change_key',
+           'make_config', 'read_config', 'check_run']
 
 # %% ../../nbs/train/00_settings.ipynb #823c20c4
 from pathlib import Path
@@ -24,14 +25,19 @@ from pydantic import (
 )
 
 import cellseg_nb
-from ..core import explain_settings
+from ..core import atomic_path, explain_settings
 from ..data.catalog import datasets
-from ..data.transforms import Augmentation
+from ..data.transforms import Augmentation, FromTo
 from ..data.transforms3d import Augmentation3D
 from ..data.volumes import STACK_AXES
 from cellseg_nb.models.bundle import (
+    CountNetworkSettings,
+    CountNormalisation,
+    CountOutput,
+    CountTarget,
     NetworkSettings,
     Normalisation,
+    Peaks,
     Scales,
     SegmentationSetting,
     StackNetworkSettings,
@@ -501,11 +507,193 @@ class StarStackTrainConfig(StarTrainConfig):
     data: StackDataSettings = StackDataSettings()
     augmentation: Augmentation3D = Augmentation3D()
 
+# %% ../../nbs/train/00_settings.ipynb #95a41cab
+class CountDataSettings(Settings):
+    """Which pictures with points.
+
+    Parameters
+    ----------
+    dataset : str or list of str
+        A folder of pictures with points (see `data.points`); the name of such a folder in the
+        subfolder counting of `CELLSEG_DATA`; "simulated-phase-contrast", "simulated-nuclei", or a data
+        set of the catalog with labels, whose centres become points. Several are put together.
+    split, kind : str or None
+        Only samples of this split and this kind; None = all but those of the split test.
+    validation_fraction : float
+        Share of the pictures that is set aside to choose the best epoch; 0 = none, the last epoch
+        is kept.
+    images : int or None
+        Use only the first so many pictures; None = all.
+    simulated : int
+        Number of pictures of each simulated data set.
+    keep_points : float
+        Share of the points that is used, drawn by chance; 0..1. For experiments with sparse points.
+    ignore_distance_px : float or None
+        Where a picture has a foreground mask, foreground farther than this from every point does not
+        train; px. None = everything trains.
+    folds, fold : int or None
+        As in `DataSettings`.
+    """
+
+    dataset: str | Annotated[tuple[str, ...], Field(min_length=1)] = "simulated-phase-contrast"
+    split: str | None = "train"
+    kind: str | None = None
+    validation_fraction: float = Field(0.1, ge=0, lt=1)
+    images: int | None = Field(None, ge=2)
+    simulated: int = Field(40, ge=2)
+    keep_points: float = Field(1.0, gt=0, le=1)
+    ignore_distance_px: float | None = Field(None, gt=0)
+    folds: int | None = Field(None, ge=2)
+    fold: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _fold_is_one_of_folds(self):
+        return DataSettings._fold_is_one_of_folds(self)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The data sets, one or several."""
+        return (self.dataset,) if isinstance(self.dataset, str) else self.dataset
+
+# %% ../../nbs/train/00_settings.ipynb #272a823d
+class CountAugmentation(Settings):
+    """How strongly pictures with points are varied; names as in `data.transforms.Augmentation`.
+
+    Parameters
+    ----------
+    flip_turn : bool
+        Flip and turn by multiples of 90°.
+    rotation_degrees : float
+        Largest turn, either way, 0 to 180.
+    scale : tuple of float
+        Cells become this many times larger, from and to.
+    outside : float
+        A crop may reach so far over the border of the picture, as a share of its edge; there the
+        picture is mirrored, and nothing is learned.
+    gamma, contrast : tuple of float
+        Exponent and factor on brightness, from and to.
+    brightness : float
+        Largest shift of brightness, where 0..1 is dark..bright.
+    colour : float
+        Largest change of the factor and shift of each channel by itself; for stains.
+    blur_px : float
+        Largest Gaussian blur, in px.
+    noise : float
+        Largest standard deviation of added noise.
+    invert : float
+        Share of the crops whose dark and bright are exchanged.
+    """
+
+    flip_turn: bool = True
+    rotation_degrees: float = Field(0, ge=0, le=180)
+    scale: FromTo = (0.9, 1.1)
+    outside: float = Field(0.1, ge=0, le=0.5)
+    gamma: FromTo = (0.8, 1.25)
+    contrast: FromTo = (0.85, 1.15)
+    brightness: float = Field(0.05, ge=0)
+    colour: float = Field(0, ge=0, le=0.5)
+    blur_px: float = Field(0, ge=0)
+    noise: float = Field(0.02, ge=0)
+    invert: float = Field(0, ge=0, le=1)
+
+# %% ../../nbs/train/00_settings.ipynb #183a94ae
+class CountTrainingSettings(Settings):
+    """How much is shown, how fast it is learned, and where; names as in `TrainingSettings`.
+
+    Parameters
+    ----------
+    epochs, steps_per_epoch, batch_size : int
+        How much is shown: a step sees `batch_size` crops.
+    crop_px : int
+        Edge of a crop, in px of the enlarged picture; a multiple of 2**encoder_depth.
+    loss : str
+        "mse", "bce", "mse+bce" or "mesa", see `models.losses.HeatmapLoss`.
+    count_weight, mesa_weight : float
+        Weight of the count loss and of the MESA distance beside it.
+    learning_rate, weight_decay, warmup : float
+        Of AdamW: the rate rises for this share of the training, then falls along a cosine.
+    average : float
+        Decay of the running average of weights, which is what is validated and saved.
+    sampling : str
+        "area" = every place as often as any other; "pictures" = every picture as often as any other.
+    precision, device : str
+        As in `TrainingSettings`.
+    """
+
+    epochs: int = Field(20, ge=1)
+    steps_per_epoch: int = Field(50, ge=1)
+    batch_size: int = Field(8, ge=2)
+    crop_px: int = Field(256, ge=32)
+    loss: Literal["mse", "bce", "mse+bce", "mesa"] = "mse"
+    count_weight: float = Field(0.0, ge=0)
+    mesa_weight: float = Field(0.0, ge=0)
+    learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    warmup: float = Field(0.1, gt=0, lt=1)
+    average: float = Field(0.995, ge=0, lt=1)
+    sampling: Literal["area", "pictures"] = "area"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: str = "auto"
+
+# %% ../../nbs/train/00_settings.ipynb #490a7971
+class CountTrainConfig(StartSettings):
+    """All settings of the training of a model that counts.
+
+    Parameters
+    ----------
+    name, description, licence, citation, seed, start_from
+        As in `StartSettings`; it starts from another model that counts.
+    task : str
+        "count".
+    outputs : tuple of str
+        What the network paints, names in `data.heatmaps`; density among them.
+    data : CountDataSettings
+    network : CountNetworkSettings
+    normalisation : CountNormalisation
+        Where `per_image` is false and there are no `constants`, they are measured on the training
+        pictures.
+    target : CountTarget
+    augmentation : CountAugmentation
+    training : CountTrainingSettings
+    scales : tuple of float
+        One number: pictures are enlarged by this before the network sees them.
+    peaks : Peaks or None
+        How cells are located; None = from the spots: no closer than sigma, 0.3 of the height of one.
+    """
+
+    task: Literal["count"] = "count"
+    outputs: tuple[CountOutput, ...] = ("density",)
+    data: CountDataSettings = CountDataSettings()
+    network: CountNetworkSettings = CountNetworkSettings()
+    normalisation: CountNormalisation = CountNormalisation()
+    target: CountTarget = CountTarget()
+    augmentation: CountAugmentation = CountAugmentation()
+    training: CountTrainingSettings = CountTrainingSettings()
+    scales: tuple[Scale] = (1.0,)
+    peaks: Peaks | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self):
+        step_px = self.network.step_px
+        if "density" not in self.outputs:
+            raise ValueError("outputs must hold density: its sum is the count")
+        if self.outputs[0] != "density":
+            raise ValueError("outputs must begin with density")
+        if self.training.crop_px % step_px:
+            raise ValueError(f"training.crop_px must be a multiple of {step_px}, the total stride")
+        if "bce" in self.training.loss and self.target.activation != "sigmoid":
+            raise ValueError(f"the loss {self.training.loss} needs target.activation: sigmoid")
+        if self.start_key is not None or is_weights_file(self.start_from):
+            raise ValueError("start_from: a model that counts starts from another one, not a file")
+        return self
+
 # %% ../../nbs/train/00_settings.ipynb #f2fd1034
 def config_class(
     fields: dict,  # what a YAML file says
-) -> type[TrainConfig] | type[StarTrainConfig]:
-    """Choose the class for pictures, for stacks or for stars by the name of the network."""
+) -> type[TrainConfig] | type[StarTrainConfig] | type[CountTrainConfig]:
+    """Choose the class: for counting by `task`, for stacks and stars by the name of the network."""
+    if fields.get("task") == "count":
+        return CountTrainConfig
     network = fields.get("network")
     named = network.get("architecture") if isinstance(network, dict) else None
     if named in STAR_DEFAULTS:
@@ -549,6 +737,9 @@ def _inherited(fields: dict) -> dict:
     if not shared or not isinstance(start_from, str) or is_weights_file(start_from):
         return {}
     parent = read_specification(fields["start_from"]).model_dump()
+    if fields.get("task") == "count":
+        counting = {"network", "outputs", "normalisation", "scales", "target", "peaks"} - set(fields)
+        return {key: parent[key] for key in counting if key in parent}
     if parent["network"]["architecture"] in STAR_DEFAULTS:
         shared -= {"targets", "postprocessing"}  # thresholds are chosen anew
     return {key: parent["outputs" if key == "targets" else key] for key in shared}
@@ -603,3 +794,44 @@ def read_config(
     for override in overrides:
         change_key(fields, override)
     return make_config(fields, file)
+
+# %% ../../nbs/train/00_settings.ipynb #360d320d
+def _differences(now: dict, before: dict, above: str = "") -> list[str]:
+    """Name the settings that differ, but for those that change no result."""
+    found = []
+    for key, value in now.items():
+        if isinstance(value, dict):
+            found += _differences(value, before.get(key, {}), f"{above}{key}.")
+        elif value != before.get(key) and key not in ("device", "workers"):
+            found.append(f"{above}{key} was {before.get(key)!r} and is {value!r}")
+    return found
+
+
+def check_run(
+    config: StartSettings,  # all settings
+    checkpoint: Path,  # file in the folder of the run
+    resume: bool,  # go on from it
+) -> bool:  # whether there is a checkpoint
+    """Check the folder of a run, and write the resolved configuration.
+
+    Raises
+    ------
+    ValueError
+        The folder holds another run, or there is nothing to resume.
+    """
+    out, written = checkpoint.parent, checkpoint.parent / "config.yml"
+    settings = config.model_dump(mode="json")
+    if checkpoint.exists() and not resume:
+        raise ValueError(
+            f"{out} holds a training already: go on with --resume, or choose another --out"
+        )
+    if resume and not checkpoint.exists() and not written.exists():
+        raise ValueError(f"nothing to resume: {checkpoint} is not there")
+    if resume and written.exists():
+        changed = _differences(settings, read_config(written).model_dump(mode="json"))
+        if changed:
+            raise ValueError(f"{out} was started with other settings: {'; '.join(changed)}")
+    with atomic_path(written) as path:
+        text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+        path.write_text(text, encoding="utf-8")
+    return checkpoint.exists()

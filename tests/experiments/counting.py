@@ -1,0 +1,340 @@
+"""Counting from points on three public data sets: trained on `train`, reported once on `test`.
+
+`CELLSEG_DATA=FOLDER python tests/experiments/counting.py --out DIR [--runs DIR] [--jobs 8] [--seconds 270]`
+
+The data sets are those of the folder `counting`: vgg_synthetic (its first 64 training pictures), mbm and adi. For each, a few
+recipes are trained on 5 folds of the training pictures, and the one with the smallest error of the out-of-fold counts is
+taken. Its 5 models then count the test pictures; the mean of their counts is scored, with CV+ intervals of 90 %. Beside
+that: half and a quarter of the points of vgg_synthetic, with foreground masks that leave out what may be a cell without a
+point, and without.
+
+All trainings share one graphics card, `--jobs` at a time. After `--seconds` none is started any more, and what is finished is
+reported. The same call again goes on. `--out` gets tables only: choice.csv (error of every recipe), oof.csv, counts.csv (every
+test picture: truth, mean, interval, count and spread of each model), sparse.csv, scores.csv; `--runs` gets the models.
+`--bundle` trains the default model count-cells instead (5 folds for its intervals, and one on all pictures).
+"""
+
+import argparse
+import copy
+import multiprocessing
+import shutil
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+FOLDS = 5
+U_NET = {"encoder": "vgg11_bn", "in_channels": 3, "encoder_depth": 4, "decoder_channels": [128, 64, 32, 32]}
+TRAINING = {"epochs": 4, "steps_per_epoch": 300, "batch_size": 8, "crop_px": 256, "learning_rate": 0.001}
+BASE = {
+    "task": "count",
+    "data": {"split": "train", "validation_fraction": 0},
+    "network": U_NET,
+    "normalisation": {"per_image": False},
+    "training": TRAINING,
+}
+SETS = {
+    "vgg_synthetic": {
+        "data": {"images": 64},
+        "target": {"sigma_px": 2},
+        "augmentation": {"scale": [1, 1], "gamma": [0.95, 1.05], "contrast": [0.95, 1.05], "brightness": 0.01},
+    },
+    "mbm": {
+        "scales": [0.5],
+        "target": {"sigma_px": 3.5},
+        "augmentation": {"scale": [0.8, 1.25], "rotation_degrees": 45, "colour": 0.1, "blur_px": 0.7},
+    },
+    "adi": {
+        "scales": [2],
+        "target": {"sigma_px": 4},
+        "augmentation": {"scale": [0.85, 1.2], "rotation_degrees": 45, "colour": 0.05},
+    },
+}
+RECIPES = {
+    "mse": {},
+    "mse-count": {"training": {"count_weight": 0.003}},
+    "resnet34": {"network": {"encoder": "resnet34", "decoder_channels": [128, 64, 32, 16]}},
+}
+SPARSE = [("all", 1.0, False), ("half", 0.5, True), ("half", 0.5, False), ("quarter", 0.25, True), ("quarter", 0.25, False)]
+CELL_RADIUS_PX = 8  # of the cells of vgg_synthetic: what lies farther from every point may be another cell
+
+
+def merged(*fields: dict) -> dict:
+    """Lay nested settings over each other, the last on top."""
+    result: dict = {}
+    for one in fields:
+        for key, value in one.items():
+            both = isinstance(value, dict) and isinstance(result.get(key), dict)
+            result[key] = merged(result[key], value) if both else copy.deepcopy(value)
+    return result
+
+
+def configuration(dataset: str, recipe: str, quick: bool, seed: int = 0):
+    """All settings of a training."""
+    from cellseg_nb.train.settings import CountTrainConfig
+
+    fields = merged(BASE, SETS[dataset], RECIPES[recipe], {"name": dataset, "seed": seed})
+    fields["data"]["dataset"] = dataset
+    if quick:
+        small = {"epochs": 1, "steps_per_epoch": 2, "batch_size": 2, "crop_px": 64}
+        fields["training"] |= small
+    return CountTrainConfig(**fields)
+
+
+def start_worker() -> None:
+    """One thread per training."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def train_one_fold(dataset: str, recipe: str, fold: int, runs: Path, quick: bool) -> pd.DataFrame:
+    """Train without one fold, and count it."""
+    from cellseg_nb.train.count import train_fold
+
+    return train_fold(configuration(dataset, recipe, quick), FOLDS, fold, runs / dataset / recipe / f"fold_{fold}")
+
+
+def foreground(image: np.ndarray) -> np.ndarray:
+    """Where cells can be: brighter than the threshold of Li, after smoothing."""
+    from scipy import ndimage
+    from skimage.filters import threshold_li
+
+    smooth = ndimage.gaussian_filter(image.astype(np.float32).sum(-1), 1)
+    return smooth > threshold_li(smooth)
+
+
+def train_sparse(part: float, masked: bool, runs: Path, quick: bool) -> Path:
+    """Train on a part of the points of vgg_synthetic, with ignore masks or without."""
+    from cellseg_nb.data.heatmaps import ignored
+    from cellseg_nb.train.count import count_pictures, fit_count
+
+    config = configuration("vgg_synthetic", "mse", quick)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"keep_points": part})})
+    pictures = count_pictures(config.data)
+    if masked:
+        pictures = [
+            one._replace(known=~ignored(one.points, foreground(one.image), CELL_RADIUS_PX)) for one in pictures
+        ]
+    out = runs / "sparse" / f"{part}_{'masks' if masked else 'plain'}"
+    return out / "model" if (out / "model").is_dir() else fit_count(config, out, pictures)
+
+
+def count_test(dataset: str, model: Path) -> pd.DataFrame:
+    """Count the test pictures with one model."""
+    from cellseg_nb.train.count import count_pictures, count_with
+    from cellseg_nb.train.settings import CountDataSettings
+
+    test = count_pictures(CountDataSettings(dataset=dataset, split="test"))
+    return count_with([model], test)
+
+
+def finished(pool: ProcessPoolExecutor, tasks: dict, deadline: float, jobs: int) -> dict:
+    """Run tasks, a few at a time; after the deadline none is started any more."""
+    waiting, running, results = list(tasks.items()), {}, {}
+    while waiting or running:
+        while waiting and len(running) < jobs and time.monotonic() < deadline:
+            name, (function, *arguments) = waiting.pop(0)
+            running[pool.submit(function, *arguments)] = name
+        if not running:
+            break
+        done = next(as_completed(running))
+        name = running.pop(done)
+        try:
+            results[name] = done.result()
+            print(f"{time.strftime('%H:%M:%S')} {name}", flush=True)
+        except Exception as error:  # the others go on
+            print(f"FAILED {name}: {type(error).__name__}: {error}", flush=True)
+    if waiting:
+        print(f"not started before the deadline: {[name for name, _ in waiting]}", flush=True)
+    return results
+
+
+def mean_absolute(table: pd.DataFrame) -> float:
+    return float((table["predicted"] - table["truth"]).abs().mean())
+
+
+def choose(results: dict, recipes: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Error of every recipe whose folds are all there; and all out-of-fold counts."""
+    rows, tables = [], []
+    for dataset in SETS:
+        for recipe in recipes:
+            folds = [results.get((dataset, recipe, fold)) for fold in range(1, FOLDS + 1)]
+            if any(one is None for one in folds):
+                continue
+            oof = pd.concat(folds, ignore_index=True)
+            rows.append({"dataset": dataset, "recipe": recipe, "pictures": len(oof), "oof_mae": mean_absolute(oof)})
+            tables.append(oof.assign(dataset=dataset, recipe=recipe))
+    choice = pd.DataFrame(rows)
+    if len(choice):
+        choice["chosen"] = choice["oof_mae"] == choice.groupby("dataset")["oof_mae"].transform("min")
+    return choice, pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def with_intervals(counts: pd.DataFrame, oof: pd.DataFrame) -> pd.DataFrame:
+    """One row per test picture: truth, mean of the models, CV+ interval, count of each model."""
+    try:
+        from cellseg_nb.segment.count import calibrate, count_interval
+    except ImportError:
+        calibrate = None
+    calibration = calibrate(oof) if calibrate else None
+    rows = []
+    for name, each in counts.groupby("image", sort=False):
+        by_fold = {str(fold): float(value) for fold, value in zip(each["fold"], each["predicted"])}
+        spreads = {str(fold): float(value) for fold, value in zip(each["fold"], each["spread"])}
+        low = high = np.nan
+        if calibration:
+            low, high = count_interval(by_fold, calibration, spread=spreads)
+        row = {"image": name, "truth": int(each["truth"].iloc[0]), "predicted": each["predicted"].mean()}
+        row |= {"low": low, "high": high}
+        row |= {f"fold_{fold}": value for fold, value in by_fold.items()}
+        rows.append(row | {f"spread_{fold}": value for fold, value in spreads.items()})
+    return pd.DataFrame(rows)
+
+
+def clopper_pearson(inside: int, number: int, level: float = 0.95) -> tuple[float, float]:
+    """Exact interval of a share (Clopper and Pearson 1934)."""
+    from scipy.stats import beta
+
+    tail = (1 - level) / 2
+    low = beta.ppf(tail, inside, number - inside + 1) if inside else 0.0
+    high = beta.ppf(1 - tail, inside + 1, number - inside) if inside < number else 1.0
+    return float(low), float(high)
+
+
+def scores(counts: pd.DataFrame) -> pd.DataFrame:
+    """Errors of the counts and coverage of the intervals, for each data set and for all."""
+    rows = []
+    for dataset in [*dict.fromkeys(counts["dataset"]), "all"]:
+        part = counts if dataset == "all" else counts[counts["dataset"] == dataset]
+        errors = part["predicted"] - part["truth"]
+        inside = (part["low"] <= part["truth"]) & (part["truth"] <= part["high"])
+        low, high = clopper_pearson(int(inside.sum()), len(part))
+        width = (part["high"] - part["low"]) / part["truth"]
+        rows.append(
+            {
+                "dataset": dataset,
+                "pictures": len(part),
+                "MAE": errors.abs().mean(),
+                "RMSE": float((errors**2).mean() ** 0.5),
+                "bias": errors.mean(),
+                "coverage": inside.mean(),
+                "coverage_low": low,
+                "coverage_high": high,
+                "median_width": width.median(),
+            }
+        )
+    return pd.DataFrame(rows).round(3)
+
+
+def sparse_scores(pool: ProcessPoolExecutor, models: dict) -> pd.DataFrame:
+    """Error on the test pictures of the models that were trained on a part of the points."""
+    coming = {key: pool.submit(count_test, "vgg_synthetic", model) for key, model in models.items()}
+    rows = []
+    for (_, name, part, masked), result in coming.items():
+        table = result.result()
+        bias = float((table["predicted"] - table["truth"]).mean())
+        rows.append({"points": name, "part": part, "masks": masked, "MAE": mean_absolute(table), "bias": bias})
+    return pd.DataFrame(rows).round(2)
+
+
+def experiment(chosen: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
+    """Train, choose, report."""
+    deadline, out, runs, quick = time.monotonic() + chosen.seconds, chosen.out, chosen.runs, chosen.quick
+    first, *others = chosen.recipes
+    tasks = {}
+    for recipe in (first, *others):
+        for fold in range(1, FOLDS + 1):
+            for dataset in chosen.sets:
+                tasks[dataset, recipe, fold] = (train_one_fold, dataset, recipe, fold, runs, quick)
+        if recipe == first and chosen.sparse:
+            for name, part, masked in SPARSE:
+                tasks["sparse", name, part, masked] = (train_sparse, part, masked, runs, quick)
+    results = finished(pool, tasks, deadline, chosen.jobs)
+    choice, oof = choose(results, chosen.recipes)
+    print(choice.round(3).to_string(index=False), flush=True)
+    choice.to_csv(out / "choice.csv", index=False)
+    oof.to_csv(out / "oof.csv", index=False)
+    all_counts = []
+    for dataset, recipe in choice.loc[choice["chosen"], ["dataset", "recipe"]].itertuples(index=False):
+        models = [runs / dataset / recipe / f"fold_{fold}" / "model" for fold in range(1, FOLDS + 1)]
+        coming = [pool.submit(count_test, dataset, model) for model in models]
+        tables = [one.result().assign(fold=fold) for fold, one in enumerate(coming, start=1)]
+        own = oof[(oof["dataset"] == dataset) & (oof["recipe"] == recipe)]
+        found = with_intervals(pd.concat(tables, ignore_index=True), own)
+        found.insert(0, "dataset", dataset)
+        found.insert(1, "recipe", recipe)
+        all_counts.append(found)
+    if all_counts:
+        counts = pd.concat(all_counts, ignore_index=True)
+        counts.round(3).to_csv(out / "counts.csv", index=False)
+        table = scores(counts)
+        table.to_csv(out / "scores.csv", index=False)
+        print(table.to_string(index=False), flush=True)
+    sparse = {key: value for key, value in results.items() if key[0] == "sparse"}
+    if sparse:
+        table = sparse_scores(pool, sparse)
+        table.to_csv(out / "sparse.csv", index=False)
+        print(table.to_string(index=False), flush=True)
+
+
+def train_bundle_fold(fold: int | None, runs: Path, changes: list[str]) -> object:
+    """Train count-cells without one fold, or on all pictures."""
+    from cellseg_nb.train.count import train_count, train_fold
+    from cellseg_nb.train.settings import read_config
+
+    config = read_config("count-cells", changes)
+    if fold is not None:
+        return train_fold(config, FOLDS, fold, runs / f"fold_{fold}")
+    done = (runs / "all" / "config.yml").is_file()
+    return train_count(config, runs / "all", resume=done)
+
+
+def bundle(chosen: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
+    """Train the default model with its intervals."""
+    runs = chosen.runs / "count-cells"
+    small = ["training.epochs=1", "training.steps_per_epoch=2", "data.simulated=6", "data.images=24"]
+    changes = small if chosen.quick else []
+    tasks = {fold or "all": (train_bundle_fold, fold, runs, changes) for fold in (None, *range(1, FOLDS + 1))}
+    results = finished(pool, tasks, time.monotonic() + chosen.seconds, chosen.jobs)
+    model = results.pop("all", None)
+    if results:
+        oof = pd.concat(results.values(), ignore_index=True)
+        oof.to_csv(chosen.out / "count-cells_oof.csv", index=False)
+        print(f"count-cells: out-of-fold MAE {mean_absolute(oof):.2f} over {len(oof)} pictures", flush=True)
+        print(oof.assign(kind=oof["image"].str.extract(r"^(phase|nuclei)_")[0].fillna("dsb2018")).assign(
+            error=lambda one: (one["predicted"] - one["truth"]).abs()).groupby("kind")["error"].mean().round(2))
+    if model is not None:
+        if len(results) == FOLDS:
+            from cellseg_nb.segment.count import calibrate, store_calibration
+
+            store_calibration(model, calibrate(oof))
+        shutil.copytree(model, chosen.out / "count-cells", dirs_exist_ok=True)
+        print(f"model: {chosen.out / 'count-cells'}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/counting"), help="folder of the tables")
+    parser.add_argument("--runs", type=Path, help="folder of the models; OUT/runs if not given")
+    parser.add_argument("--jobs", type=int, default=8, help="trainings at a time")
+    parser.add_argument("--seconds", type=float, default=1e9, help="start no training after so many seconds")
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
+    parser.add_argument("--recipes", nargs="+", default=["mse", "mse-count"], choices=list(RECIPES))
+    parser.add_argument("--no-sparse", dest="sparse", action="store_false", help="leave out the sparse points")
+    parser.add_argument("--bundle", action="store_true", help="train count-cells instead")
+    parser.add_argument("--quick", action="store_true", help="two steps per training, to see that all works")
+    chosen = parser.parse_args()
+    chosen.runs = chosen.runs or chosen.out / "runs"
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(chosen.jobs, mp_context=context, initializer=start_worker) as pool:
+        (bundle if chosen.bundle else experiment)(chosen, pool)
+    print(f"{time.monotonic() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
