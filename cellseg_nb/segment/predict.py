@@ -33,6 +33,7 @@ from cellseg_nb.data.tiles import (
 )
 from ..data.transforms import normalise_percentile
 from ..models.bundle import Bundle, needs_maps
+from ..models.losses import ACTIVATIONS, activate
 
 # %% ../../nbs/segment/00_predict.ipynb #292b10f8
 def choose_device(
@@ -72,13 +73,15 @@ def run_network(
     tile: np.ndarray,  # prepared picture; float32; (C, Y, X) or (C, Z, Y, X)
     place: torch.device,  # where the network is
     precision: str = "float32",  # or "bfloat16"
-) -> np.ndarray:  # probabilities 0..1; float32; (K, Y, X) or (K, Z, Y, X)
-    """Probabilities of one tile."""
+    activation: str = "sigmoid",  # what turns raw numbers into the result, in `models.losses`
+) -> np.ndarray:  # sigmoid: probabilities 0..1; float32; (K, Y, X) or (K, Z, Y, X)
+    """Probabilities, or what another last step makes of the raw numbers, of one tile."""
     rough = torch.autocast(place.type, torch.bfloat16, enabled=precision == "bfloat16")
     batch = torch.from_numpy(np.ascontiguousarray(tile))[None]
     batch = batch.to(place, memory_format=_memory_format(tile.ndim - 1, precision))
     with torch.inference_mode(), rough:
-        return network(batch).float().sigmoid()[0].cpu().contiguous().numpy()
+        painted = activate(network(batch).float(), activation)
+        return painted[0].cpu().contiguous().numpy()
 
 
 def _memory_format(n_axes: int, precision: str) -> torch.memory_format:
@@ -176,14 +179,20 @@ def predict_parts(
     device: str = "auto",  # where to compute
     precision: str = "float32",  # or "bfloat16"
     flips: bool = False,  # True = mean over eight orientations
-) -> Iterator[Part]:  # weighted probabilities of each tile, in the order of `tiles`
+    activation: str = "sigmoid",  # last step of the network; name in `models.losses.ACTIVATIONS`
+) -> Iterator[Part]:  # weighted result of each tile, in the order of `tiles`
     """Run a network over tiles, one after the other; `stitch` adds the parts up.
+
+    The weights of all tiles add up to one in every pixel, so what is a sum over pixels, such as
+    the count of a density map, does not depend on the tiles beyond what the network sees of each.
 
     Raises
     ------
     ValueError
-        The network is for another number of axes.
+        The network is for another number of axes, or the activation is unknown.
     """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation {activation!r} is unknown; known: {', '.join(ACTIVATIONS)}")
     place, shape = choose_device(device), image.shape[1:]
     n_axes = len(shape)
     if network_axes(network) not in (0, n_axes):
@@ -194,9 +203,10 @@ def predict_parts(
     network = _ready(network, place, n_axes, precision)
     for tile in tiles:
         pixels = cut(image, tile)
-        mean = run_network(network, pixels, place, precision)
+        mean = run_network(network, pixels, place, precision, activation)
         for number in range(1, 8 if flips else 1):
-            view = run_network(network, orient(pixels, number, n_axes), place, precision)
+            turned = orient(pixels, number, n_axes)
+            view = run_network(network, turned, place, precision, activation)
             mean += orient(view, number, n_axes, back=True)
         if flips:
             mean /= 8
@@ -234,14 +244,17 @@ def predict_tiles(
 
 # %% ../../nbs/segment/00_predict.ipynb #5226a19b
 def bundle_parts(
-    image: np.ndarray,  # normalised picture, or what gives windows of it; (Y, X) or (Z, Y, X)
+    image: np.ndarray
+    | Sequence[
+        np.ndarray
+    ],  # normalised picture, or what gives windows of it; (Y, X) or (Z, Y, X); one per channel
     bundle: Bundle,  # trained model
     scale: float,  # enlargement at which to predict, one of `bundle.specification.scales`
     tile_px: int = 1024,  # edge of a tile; px
     overlap_px: int = 128,  # shared by neighbouring tiles; px
     offset_px: int = 0,  # where the second tile starts; px
     finished: Sequence[int] = (),  # numbers of tiles that are not wanted any more
-    **how,  # device, precision and flips of `predict_parts`
+    **how,  # device, precision, flips and activation of `predict_parts`
 ) -> Iterator[tuple[int, Part]]:  # number of the tile; what it adds to the maps of the picture
     """Predict a normalised picture at one enlargement, tile by tile.
 
@@ -252,8 +265,9 @@ def bundle_parts(
     ValueError
         As in `predict_tiles`.
     """
-    tiles = plan_scaled(tuple(image.shape), bundle, scale, tile_px, overlap_px, offset_px)
-    return _scaled_parts([image], bundle, scale, tiles, finished, **how)
+    channels = [image] if hasattr(image, "shape") else list(image)
+    tiles = plan_scaled(channels[0].shape, bundle, scale, tile_px, overlap_px, offset_px)
+    return _scaled_parts(channels, bundle, scale, tiles, finished, **how)
 
 
 def _scaled_parts(channels, bundle, scale, tiles, finished=(), **how):
