@@ -99,7 +99,8 @@ def predict_density(
 def _density(prepared: np.ndarray, bundle: Bundle, **how: Any) -> np.ndarray:
     """The density map of a picture as the network sees it."""
     specification, shape = bundle.specification, prepared.shape[1:]
-    place, how["activation"] = specification.outputs.index("density"), specification.target.activation
+    place = specification.outputs.index("density")
+    how["activation"] = specification.target.activation
     parts = (
         part._replace(values=part.values[place] * _enlargement(shape, scale))
         for scale in specification.scales
@@ -198,8 +199,8 @@ def conformal_rank(
     if rank > number:
         needed = math.ceil(level / (1 - level) - 1e-9)
         raise ValueError(
-            f"an interval of {level:.0%} needs {needed} counted pictures that the model did not see; "
-            f"there are {number}. Choose a lower level, or train with more pictures"
+            f"an interval of {level:.0%} needs {needed} counted pictures that the model did not "
+            f"see; there are {number}. Choose a lower level, or train with more pictures"
         )
     return rank
 
@@ -229,7 +230,8 @@ def calibrate(
     if not all(np.isfinite(one).all() for one in counts.values()):
         raise ValueError("the out-of-fold counts hold an empty or infinite number; count again")
     rank = conformal_rank(len(oof), level)
-    tried = {kind: _scaled_errors(counts, kind) for kind in SCALES if kind in ("constant", "mass", *known)}
+    kinds = [kind for kind in SCALES if kind != "spread" or kind in known]
+    tried = {kind: _scaled_errors(counts, kind) for kind in kinds}
     scores = {kind: _interval_score(counts, *one[:2], rank, level) for kind, one in tried.items()}
     kind = min(scores, key=scores.get)
     errors, _, offset = tried[kind]
@@ -247,7 +249,9 @@ def calibrate(
     }
 
 
-def _scaled_errors(counts: dict[str, np.ndarray], kind: str) -> tuple[np.ndarray, np.ndarray, float]:
+def _scaled_errors(
+    counts: dict[str, np.ndarray], kind: str
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Errors in units of a scale, the scale, and its offset."""
     spread, offset = counts.get("spread", 0.0), 0.0
     if kind == "spread":
@@ -344,6 +348,9 @@ def count_image(
 ) -> Counted:
     """Count and locate the cells of one picture, and say how sure the count is.
 
+    Of several models the means count. If they are those of all folds of one calibration, the
+    interval is CV+; else it lies around the mean count, with the errors of the first model.
+
     Raises
     ------
     ValueError
@@ -361,7 +368,13 @@ def count_image(
     first = bundles[0].specification
     points = locate_peaks(density, first.peaks.radius_px, first.peaks.threshold)
     return Counted(
-        float(np.mean(counts)), low, high, level, points, density, unlike_training(image, bundles[0], density)
+        float(np.mean(counts)),
+        low,
+        high,
+        level,
+        points,
+        density,
+        unlike_training(image, bundles[0], density),
     )
 
 
@@ -418,9 +431,10 @@ def count_statistics(
     ValueError
         As in `prepare_picture`, or the map does not fit the picture.
     """
-    lone_peak = 1 / (2 * math.pi * bundle.specification.target.sigma_px**2)
+    about = bundle.specification
+    lone_peak = 1 / (2 * math.pi * (about.target.sigma_px / about.scales[0]) ** 2)
     foreground = np.clip(density / lone_peak, 0, 1)
-    gray = prepare_picture(image, bundle.specification).mean(axis=0)
+    gray = prepare_picture(image, about).mean(axis=0)
     return picture_statistics(gray, foreground[None])
 
 
