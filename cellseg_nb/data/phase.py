@@ -392,19 +392,23 @@ def _write_table(path, columns, rows):
             writer.writerows(rows)
 
 
-def _rows_of_points(name, points, annotators, shape, seed):
-    """Rows of the points table of one picture: the truth, or the marks of every person."""
+def _marks(points, annotators, shape, seed):
+    """Marks of every person in one picture, or the truth when there are no people."""
     if not annotators:
-        marked = {"truth": points}
-    else:
-        marked = {
-            person: simulate_annotator(points, shape, **habits, seed=1000 * seed + number)
-            for number, (person, habits) in enumerate(annotators.items())
-        }
+        return {"truth": points}
+    return {
+        person: simulate_annotator(points, shape, **habits, seed=1000 * seed + number)
+        for number, (person, habits) in enumerate(annotators.items())
+    }
+
+
+def _rows(marks):
+    """Rows of a points table, from picture → person → marks."""
     return [
         (name, person, f"{y:.2f}", f"{x:.2f}", "cell")
-        for person, those in marked.items()
-        for y, x in those
+        for name, people in marks.items()
+        for person, points in people.items()
+        for y, x in points
     ]
 
 # %% ../../nbs/data/13_phase.ipynb #a8c95556
@@ -429,7 +433,7 @@ def write_phase_contrast(
     ValueError
         As `simulate_phase_contrast` and `simulate_annotator`.
     """
-    folder, paths, points_of_people, truth, quality = Path(folder), [], [], [], []
+    folder, paths, marks, truth, quality = Path(folder), [], {}, {}, []
     for one in range(seed, seed + n):
         chosen = phase_settings(one, settings.get("shape", (256, 256))) if vary else {}
         image, points, foreground = simulate_phase_contrast(**chosen | settings | {"seed": one})
@@ -437,13 +441,15 @@ def write_phase_contrast(
         paths.append(write_image(folder / "images" / f"{name}.png", image, "YX"))
         mask = 255 * foreground.astype(np.uint8)
         write_image(folder / "masks" / f"{name}.png", mask, "YX")
-        points_of_people += _rows_of_points(name, points, annotators, image.shape, one)
-        truth += _rows_of_points(name, points, None, image.shape, one)
+        marks[name] = _marks(points, annotators, image.shape, one)
+        truth[name] = {"truth": points}
         quality.append((name, "fully" if len(points) else "empty", "ok"))
-    _write_table(folder / "points.csv", POINT_COLUMNS, points_of_people)
+    _write_table(folder / "points.csv", POINT_COLUMNS, _rows(marks))
     _write_table(folder / "data_quality.csv", QUALITY_COLUMNS, quality)
     if annotators:
-        _write_table(folder / "truth.csv", POINT_COLUMNS, truth)
+        _write_table(folder / "truth.csv", POINT_COLUMNS, _rows(truth))
+    people = list(annotators or ["truth"])
+    looked = {who: {name: len(found[who]) for name, found in marks.items()} for who in people}
     with atomic_path(folder / "annotators.json") as temporary:
-        temporary.write_text(json.dumps({name: name for name in annotators or ["truth"]}))
+        temporary.write_text(json.dumps(looked, indent=1), encoding="utf-8")
     return paths
