@@ -52,10 +52,21 @@ SETS = {
         "augmentation": {"scale": [0.85, 1.2], "rotation_degrees": 45, "colour": 0.05},
     },
 }
-RECIPES = {
+RECIPES: dict[str, dict] = {  # what differs, for all sets ("*") and for each
     "mse": {},
-    "mse-count": {"training": {"count_weight": 0.003}},
-    "resnet34": {"network": {"encoder": "resnet34", "decoder_channels": [128, 64, 32, 16]}},
+    "mse-count": {"*": {"training": {"count_weight": 0.003}}},
+    "larger": {
+        "vgg_synthetic": {"scales": [1.5], "target": {"sigma_px": 3}},
+        "mbm": {"scales": [0.75], "target": {"sigma_px": 5}},
+        "adi": {"scales": [3], "target": {"sigma_px": 5}},
+    },
+    "wider": {
+        "vgg_synthetic": {"target": {"sigma_px": 3}},
+        "mbm": {"target": {"sigma_px": 5}},
+        "adi": {"target": {"sigma_px": 6}},
+    },
+    "resnet34": {"*": {"network": {"encoder": "resnet34", "decoder_channels": [128, 64, 32, 16]}}},
+    "long": {"*": {"training": {"epochs": 8}}},
 }
 SPARSE = [("all", 1.0, False), ("half", 0.5, True), ("half", 0.5, False), ("quarter", 0.25, True), ("quarter", 0.25, False)]
 CELL_RADIUS_PX = 8  # of the cells of vgg_synthetic: what lies farther from every point may be another cell
@@ -75,11 +86,13 @@ def configuration(dataset: str, recipe: str, quick: bool, seed: int = 0):
     """All settings of a training."""
     from cellseg_nb.train.settings import CountTrainConfig
 
-    fields = merged(BASE, SETS[dataset], RECIPES[recipe], {"name": dataset, "seed": seed})
+    own = [RECIPES[recipe].get(key, {}) for key in ("*", dataset)]
+    fields = merged(BASE, SETS[dataset], *own, {"name": dataset, "seed": seed})
     fields["data"]["dataset"] = dataset
     if quick:
         small = {"epochs": 1, "steps_per_epoch": 2, "batch_size": 2, "crop_px": 64}
         fields["training"] |= small
+        fields["data"]["images"] = 10
     return CountTrainConfig(**fields)
 
 
@@ -122,13 +135,13 @@ def train_sparse(part: float, masked: bool, runs: Path, quick: bool) -> Path:
     return out / "model" if (out / "model").is_dir() else fit_count(config, out, pictures)
 
 
-def count_test(dataset: str, model: Path) -> pd.DataFrame:
+def count_test(dataset: str, model: Path, quick: bool) -> pd.DataFrame:
     """Count the test pictures with one model."""
     from cellseg_nb.train.count import count_pictures, count_with
     from cellseg_nb.train.settings import CountDataSettings
 
     test = count_pictures(CountDataSettings(dataset=dataset, split="test"))
-    return count_with([model], test)
+    return count_with([model], test[:4] if quick else test)
 
 
 def finished(pool: ProcessPoolExecutor, tasks: dict, deadline: float, jobs: int) -> dict:
@@ -229,9 +242,9 @@ def scores(counts: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).round(3)
 
 
-def sparse_scores(pool: ProcessPoolExecutor, models: dict) -> pd.DataFrame:
+def sparse_scores(pool: ProcessPoolExecutor, models: dict, quick: bool) -> pd.DataFrame:
     """Error on the test pictures of the models that were trained on a part of the points."""
-    coming = {key: pool.submit(count_test, "vgg_synthetic", model) for key, model in models.items()}
+    coming = {key: pool.submit(count_test, "vgg_synthetic", model, quick) for key, model in models.items()}
     rows = []
     for (_, name, part, masked), result in coming.items():
         table = result.result()
@@ -260,7 +273,7 @@ def experiment(chosen: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
     all_counts = []
     for dataset, recipe in choice.loc[choice["chosen"], ["dataset", "recipe"]].itertuples(index=False):
         models = [runs / dataset / recipe / f"fold_{fold}" / "model" for fold in range(1, FOLDS + 1)]
-        coming = [pool.submit(count_test, dataset, model) for model in models]
+        coming = [pool.submit(count_test, dataset, model, quick) for model in models]
         tables = [one.result().assign(fold=fold) for fold, one in enumerate(coming, start=1)]
         own = oof[(oof["dataset"] == dataset) & (oof["recipe"] == recipe)]
         found = with_intervals(pd.concat(tables, ignore_index=True), own)
@@ -275,7 +288,7 @@ def experiment(chosen: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
         print(table.to_string(index=False), flush=True)
     sparse = {key: value for key, value in results.items() if key[0] == "sparse"}
     if sparse:
-        table = sparse_scores(pool, sparse)
+        table = sparse_scores(pool, sparse, quick)
         table.to_csv(out / "sparse.csv", index=False)
         print(table.to_string(index=False), flush=True)
 
@@ -295,7 +308,8 @@ def train_bundle_fold(fold: int | None, runs: Path, changes: list[str]) -> objec
 def bundle(chosen: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
     """Train the default model with its intervals."""
     runs = chosen.runs / "count-cells"
-    small = ["training.epochs=1", "training.steps_per_epoch=2", "data.simulated=6", "data.images=24"]
+    small = ["training.epochs=1", "training.steps_per_epoch=2", "training.batch_size=2"]
+    small += ["data.simulated=6", "data.dataset=[simulated-nuclei,simulated-phase-contrast]"]
     changes = small if chosen.quick else []
     tasks = {fold or "all": (train_bundle_fold, fold, runs, changes) for fold in (None, *range(1, FOLDS + 1))}
     results = finished(pool, tasks, time.monotonic() + chosen.seconds, chosen.jobs)
@@ -322,10 +336,10 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=8, help="trainings at a time")
     parser.add_argument("--seconds", type=float, default=1e9, help="start no training after so many seconds")
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
-    parser.add_argument("--recipes", nargs="+", default=["mse", "mse-count"], choices=list(RECIPES))
+    parser.add_argument("--recipes", nargs="+", metavar="RECIPE", default=["mse", "mse-count"], choices=list(RECIPES))
     parser.add_argument("--no-sparse", dest="sparse", action="store_false", help="leave out the sparse points")
     parser.add_argument("--bundle", action="store_true", help="train count-cells instead")
-    parser.add_argument("--quick", action="store_true", help="two steps per training, to see that all works")
+    parser.add_argument("--quick", action="store_true", help="a few pictures and steps, to see that all works")
     chosen = parser.parse_args()
     chosen.runs = chosen.runs or chosen.out / "runs"
     chosen.out.mkdir(parents=True, exist_ok=True)
