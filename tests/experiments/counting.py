@@ -17,6 +17,7 @@ test picture: truth, mean, interval, count and spread of each model), sparse.csv
 import argparse
 import copy
 import multiprocessing
+import os
 import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -267,6 +268,8 @@ def experiment(chosen: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
                 tasks["sparse", name, part, masked] = (train_sparse, part, masked, runs, quick)
     results = finished(pool, tasks, deadline, chosen.jobs)
     choice, oof = choose(results, chosen.recipes)
+    if not len(choice):
+        raise SystemExit("no recipe has all its folds; give it more time")
     print(choice.round(3).to_string(index=False), flush=True)
     choice.to_csv(out / "choice.csv", index=False)
     oof.to_csv(out / "oof.csv", index=False)
@@ -342,6 +345,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few pictures and steps, to see that all works")
     chosen = parser.parse_args()
     chosen.runs = chosen.runs or chosen.out / "runs"
+    data = os.environ.get("CELLSEG_DATA", "")
+    needed = Path(data, "dsb2018") if chosen.bundle else Path(data, "counting")
+    if not data or not needed.is_dir():
+        raise SystemExit(f"left out: the data are not here; CELLSEG_DATA must name a folder with {needed.name}/")
     chosen.out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     context = multiprocessing.get_context("spawn")
