@@ -48,7 +48,7 @@ def evened(
     image = np.asarray(image)
     pixels = luminance(image) if image.ndim == 3 else image.astype(np.float32)
     if pixels.ndim != 2 or not pixels.size:
-        raise ValueError(f"an image is (Y, X) or (Y, X, 3), with pixels; its shape is {image.shape}")
+        raise ValueError(f"an image is (Y, X) or (Y, X, 3), with pixels, not {image.shape}")
     around = ndimage.gaussian_filter(pixels, SURROUNDINGS_PX, mode="nearest")
     darkest = max(0.05 * float(np.abs(pixels).mean()), 1e-6)
     return pixels / np.maximum(around, darkest) - 1
@@ -226,7 +226,7 @@ class PixelClassifier(Forest):
         """Find the foreground: where cells are more likely than not."""
         return tidy_mask(self.probabilities(image) > 0.5, min_area_px, max_hole_px)
 
-# %% ../../nbs/data/14_foreground.ipynb #bb405a4c
+# %% ../../nbs/data/14_foreground.ipynb #c0ffee14
 NONE, BACKGROUND, FOREGROUND = range(3)  # values of scribbles
 
 
@@ -241,12 +241,12 @@ def _painted(image, scribbles, name):
     strange = np.setdiff1d(scribbles, (NONE, BACKGROUND, FOREGROUND))
     if len(strange):
         raise ValueError(
-            f"scribbles {name} hold the value {strange[0]}; 0 is nothing, 1 background, 2 foreground"
+            f"scribbles {name} hold the value {strange[0]}; 0 is none, 1 background, 2 foreground"
         )
     there = scribbles > 0
     return pixel_features(image)[there], scribbles[there] == FOREGROUND
 
-
+# %% ../../nbs/data/14_foreground.ipynb #bb405a4c
 def learn_foreground(
     images: Iterable[np.ndarray],  # any numbers; (Y, X), or (Y, X, 3) in colour
     scribbles: Iterable[np.ndarray],  # one per image; 0 = none, 1 = background, 2 = foreground
@@ -365,7 +365,7 @@ def _reviewed(project):
 def write_foreground_masks(
     project: str | Path,  # folder with images/; gets masks/
     method: str = "texture",  # or classifier
-    scribbles: str | Path | None = None,  # folder; None = scribbles/ of the project, or what it stored
+    scribbles: str | Path | None = None,  # folder; None = scribbles/ of the project
     overwrite: bool = False,  # also masks that a person found ok
 ) -> MasksWritten:
     """Write a foreground mask (PNG, 0 and 255) for every picture of a project, for review.

@@ -72,7 +72,8 @@ def _arrange(rng, shape, n_cells, radius_px, spread, kinds, clustering, margin, 
     area = np.prod(high + 1)
     density = min(n_cells / area, 0.25 / radius_px**2)
     n_all = n_cells + rng.poisson(density * (np.prod(high + 1 + 2 * margin) - area))
-    names = rng.choice(list(kinds), n_all, p=np.array(list(kinds.values())) / sum(kinds.values()))
+    parts = np.array(list(kinds.values()))
+    names = rng.choice(list(kinds), n_all, p=parts / parts.sum())
     placed: list[Placed] = []
     centres, radii, last = np.empty((n_all, 2)), np.empty(n_all), None
     for number, name in enumerate(names):
