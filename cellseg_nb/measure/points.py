@@ -291,7 +291,7 @@ def plot_counts(
         low, high = _counts(truth, low)[1], _counts(truth, high)[1]
         missed = (truth < low) | (truth > high)
         ax.vlines(truth, low, high, color="#999999", linewidth=1)
-    end = 1.05 * max(truth.max(), predicted.max(), *(high if high is not None else [1]))
+    end = 1.05 * max(1, truth.max(), predicted.max(), *(high if high is not None else ()))
     ax.plot([0, end], [0, end], color="black", linewidth=0.8)
     for chosen, colour, marker, name in _kinds(missed, low is not None):
         ax.scatter(
