@@ -177,14 +177,16 @@ def image_agreement(
 ) -> pd.DataFrame:  # one row per image that somebody looked at
     """Compare the annotators of each image.
 
-    image; annotators (their number); fewest, most (clicks of one); agreed, disputed (cells); f1
-    (mean of the pairs); estimated (cells in all, mean of the pairs); nan with one annotator.
+    image; annotators (their number); fewest, most (clicks of one); agreed, disputed (cells, without
+    doubles); f1 (mean of the pairs); estimated (cells in all, mean of the pairs); nan with one
+    annotator.
     """
     rows = []
     for image, clicks in clicks_by_annotator(annotations).items():
         found, pairs = consensus(clicks, radius_px), pair_agreement(clicks, radius_px)
         counts = [len(points) for points in clicks.values()]
-        cells = len(found.agreed), len(found.disputed)
+        twice = sum(doubles(found, who, radius_px).sum() for who in clicks)
+        cells = len(found.agreed), len(found.disputed) - int(twice)
         means = pairs["f1"].mean(), pairs["estimated"].mean()
         rows.append((image, len(clicks), min(counts), max(counts), *cells, *means))
     columns = "image annotators fewest most agreed disputed f1 estimated"

@@ -174,7 +174,7 @@ def _who(annotator):
 def _when(annotation):
     return str(annotation.get("updated_at") or annotation.get("created_at") or "")
 
-
+# %% ../../nbs/data/11_points.ipynb #96b24d74
 def _from_task(path, task, shapes) -> Iterator[_Found]:
     """What the annotations of one task of a JSON export say."""
     place, data = f"task {task.get('id')}", task.get("data") or {}
@@ -755,7 +755,7 @@ def read_project(
     listed = folder / "annotators.json"
     try:
         seen = json.loads(listed.read_text(encoding="utf-8")) if listed.exists() else {}
-        looked = {who: {image: 0 for image in images} for who, images in seen.items()}
+        looked = {who: dict.fromkeys(images, 0) for who, images in seen.items()}
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError) as error:
         raise ValueError(f"{listed} is damaged ({error}); import the annotations again") from None
     for found in stored:

@@ -7,7 +7,7 @@ __all__ = ['app', 'data_app', 'model_app', 'pipeline_app', 'OutFile', 'Superpixe
            'points_app', 'PointRadius', 'demo', 'segment', 'evaluate', 'train', 'tune', 'segment3d', 'graph',
            'graph_train', 'patches', 'data_list', 'data_get', 'data_simulate', 'model_list', 'model_show',
            'model_release', 'model_fetch', 'init', 'pipeline_run', 'pipeline_list', 'pipeline_show', 'verify',
-           'points_foreground', 'main']
+           'points_import', 'points_agree', 'points_foreground', 'main']
 
 # %% ../../nbs/run/01_cli.ipynb #dc954ea5
 import json
@@ -1130,6 +1130,108 @@ PointRadius = Annotated[
         "--radius", metavar="PX", help="Two clicks this close are on the same cell, in pixels."
     ),
 ]
+
+# %% ../../nbs/run/01_cli.ipynb #b8d2e4f6
+@points_app.command("import")
+def points_import(
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE",
+            help="Label Studio (.json, .csv), table (.csv), ImageJ (.roi, .zip), dot picture.",
+        ),
+    ],
+    images: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the images.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Project folder; made, or added to.")],
+    label: Annotated[
+        Optional[list[str]],
+        typer.Option(metavar="NAME", help="A label there may be; several times.  [default: any]"),
+    ] = None,
+    skip_label: Annotated[
+        Optional[list[str]],
+        typer.Option(metavar="NAME", help="Leave out points of this label; several times."),
+    ] = None,
+    annotator: _option(str, "NAME", "Who set the points, where the file does not say it.") = None,
+    status: Annotated[
+        str, typer.Option(metavar="WORD", help="Of images with points: sparse or fully.")
+    ] = "sparse",
+    radius: PointRadius = 10,
+    min_f1: Annotated[
+        float, typer.Option(metavar="F", help="Annotators who agree less are in conflict, 0 to 1.")
+    ] = 0.7,
+    skip_absent: Annotated[
+        bool, typer.Option("--skip-absent", help="Leave out images that are not in --images.")
+    ] = False,
+    allow_empty: Annotated[
+        bool, typer.Option("--allow-empty", help="No point at all is no error.")
+    ] = False,
+) -> None:
+    """Bring points of any format and their images into one project folder.
+
+    Writes points.csv, annotators.json and data_quality.csv. What you enter in data_quality.csv by
+    hand is kept by later imports.
+    """
+    from cellseg_nb.data.points import import_points
+
+    how = {"label": label or None, "skip": skip_label or (), "annotator": annotator}
+    how |= {"radius_px": radius, "min_f1": min_f1, "skip_absent": skip_absent}
+    made = import_points(files, images, out, **how, status=status, allow_empty=allow_empty)
+    _print_project(made)
+
+# %% ../../nbs/run/01_cli.ipynb #c9e3f507
+MOST_ROWS = 40
+
+
+def _print_project(made: Any) -> None:
+    """Print what an import made of each image."""
+    from cellseg_nb.data.points import clicks_by_annotator, trains
+    from cellseg_nb.run.report import counted
+
+    clicks, quality = clicks_by_annotator(made.annotations), made.quality.set_index("image")
+    shown = quality[["annotation_status", "fgmask_status"]].copy()
+    by = [clicks.get(image, {}) for image in shown.index]
+    texts = [", ".join(f"{who}: {len(points)}" for who, points in one.items()) for one in by]
+    shown.insert(0, "points by annotator", [text or "-" for text in texts])
+    status = zip(shown["annotation_status"], shown["fgmask_status"])
+    shown["trains"] = ["yes" if trains(*both) else "no" for both in status]
+    print(shown.head(MOST_ROWS).reset_index().to_string(index=False))
+    if len(shown) > MOST_ROWS:
+        print(f"... and {len(shown) - MOST_ROWS} more")
+    points, looked = made.annotations.points, made.annotations.looked
+    marked = counted(sum(map(bool, by)), "image")
+    print(f"\n{counted(len(points), 'point')} in {marked} by {counted(len(looked), 'annotator')}")
+    for name in ("points.csv", "annotators.json", "data_quality.csv"):
+        print(f"    {made.folder / name}")
+    for image in made.by_hand:
+        status, proposed = quality.loc[image, ["annotation_status", "proposed"]]
+        print(
+            f"kept as entered by hand: {image} is {status} (the files say {proposed or 'nothing'})"
+        )
+
+# %% ../../nbs/run/01_cli.ipynb #d0f41628
+@points_app.command("agree")
+def points_agree(
+    project: Annotated[
+        Path, typer.Argument(metavar="PROJECT", help="Folder made by 'cellseg points import'.")
+    ],
+    out: _option(Path, "DIR", "Folder for the tables.  [default: PROJECT/agreement]") = None,
+    radius: PointRadius = 10,
+) -> None:
+    """Compare the annotators of a project: where, how much, and who misses what.
+
+    Writes images.csv, annotators.csv, consensus.csv, and pictures of zones of disagreement.
+    """
+    from cellseg_nb.data.agreement import write_agreement
+
+    images, people = write_agreement(project, out, radius)
+    compared = images[images["annotators"] > 1]
+    for table in (compared.sort_values("f1").head(MOST_ROWS), people):
+        print(table.to_string(index=False, float_format="{:.2f}".format))
+        print()
+    print("miss_rate: part of the others' cells not marked; double_rate: part of the clicks that")
+    print("repeat a click; placement_px: standard deviation of a click along one axis; estimated:")
+    print("cells in all, with those that nobody marked, if each is missed independently")
+    print(f"\n{out or project / 'agreement'}: images.csv, annotators.csv, consensus.csv, zones/")
 
 # %% ../../nbs/run/01_cli.ipynb #f2106a4b
 @points_app.command("foreground")

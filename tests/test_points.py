@@ -1,0 +1,179 @@
+"""`cellseg points`: from the files of annotators to a project, as a person uses it."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from cellseg_nb.data.io import write_image
+from cellseg_nb.data.points import counting_samples, read_quality, to_percent, write_quality
+from cellseg_nb.run.cli import app
+
+SHAPE = (120, 160)
+
+
+def run(*arguments, code=0):
+    """Run a verb in this process; errors must be free of tracebacks."""
+    result = CliRunner().invoke(app, [str(one) for one in ("points", *arguments)])
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result
+
+
+def error_of(*arguments):
+    """The only line on the error stream of a verb that fails."""
+    result = run(*arguments, code=2)
+    assert result.stderr.count("\n") == 1, result.stderr
+    return result.stderr.strip()
+
+
+def task(number, name, **annotators):
+    """A task of Label Studio: annotator → points (y, x) in px."""
+    done = []
+    for who, points in annotators.items():
+        size = {"original_width": SHAPE[1], "original_height": SHAPE[0], "image_rotation": 0}
+        items = [
+            size | {"type": "keypointlabels", "value": {"x": x, "y": y, "keypointlabels": ["cell"]}}
+            for y, x in to_percent(np.array(points, float), SHAPE).tolist()
+        ]
+        done.append({"completed_by": who, "result": items, "was_cancelled": False})
+    return {"id": number, "data": {"image": f"/data/upload/2/0a1b2c3d-{name}"}, "annotations": done}
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Three pictures without content."""
+    for name in ("one.png", "two.png", "three.tif"):
+        write_image(tmp_path / "images" / name, np.zeros(SHAPE, np.uint8), "YX")
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def export(tmp_path):
+    """Two people marked the first image, one found nothing in the second, nobody saw the third."""
+    cells = np.random.default_rng(0).permutation(np.mgrid[10:110:20, 10:150:20].reshape(2, -1).T)
+    tasks = [
+        task(1, "one.png", anna=cells[:30], ben=cells[2:28] + 1),
+        task(2, "two.png", anna=[]),
+        task(3, "three.tif"),
+    ]
+    path = tmp_path / "export.json"
+    path.write_text(json.dumps(tasks), encoding="utf-8")
+    return path
+
+
+def test_import_makes_a_project_that_keeps_what_was_entered(tmp_path, images, export):
+    out = tmp_path / "project"
+    printed = run("import", export, "--images", images, "--out", out).stdout
+    assert "56 points in 2 images by 2 annotators" in printed
+    assert {path.name for path in out.iterdir()} == {
+        "points.csv",
+        "annotators.json",
+        "data_quality.csv",
+        "images",
+    }
+    quality = read_quality(out / "data_quality.csv").set_index("image")
+    assert quality["annotation_status"].to_dict() == {
+        "one": "sparse",
+        "two": "empty",
+        "three": "MISSING",
+    }
+    quality.loc["one", ["annotation_status", "split"]] = "fully", "train"
+    write_quality(out / "data_quality.csv", quality.reset_index())
+    table = tmp_path / "more.csv"
+    table.write_text("image,x,y,annotator\ntwo.png,5,6,ben\nthree.tif,150.5,3,ben\n")
+    printed = run("import", table, "--images", images, "--out", out).stdout
+    assert "kept as entered by hand: one is fully (the files say sparse)" in printed
+    quality = read_quality(out / "data_quality.csv").set_index("image")
+    assert quality["annotation_status"].to_dict() == {
+        "one": "fully",
+        "two": "CONFLICT",
+        "three": "sparse",
+    }
+    samples = {one.name: one for one in counting_samples(out)}
+    assert [samples[name].trains for name in ("one", "two", "three")] == [True, False, True]
+    assert samples["one"].split == "train"
+    assert len(samples["one"].points) == 26 and samples["one"].zones.any()
+    np.testing.assert_allclose(samples["three"].points, [[3, 150.5]])
+
+
+def test_agree_says_who_misses_what(tmp_path, images, export):
+    out = tmp_path / "project"
+    run("import", export, "--images", images, "--out", out)
+    printed = run("agree", out, "--radius", 6).stdout
+    people = pd.read_csv(out / "agreement" / "annotators.csv").set_index("annotator")
+    np.testing.assert_allclose(people["miss_rate"], [0, 4 / 30], atol=1e-5)
+    np.testing.assert_allclose(people["f1"], 2 * 26 / 56, atol=1e-5)
+    assert people["double_rate"].tolist() == [0, 0]
+    assert "miss_rate" in printed and "anna" in printed
+    assert (out / "agreement" / "zones" / "one.png").exists()
+    assert "radius_px must be a positive number" in error_of("agree", out, "--radius", 0)
+    table = tmp_path / "alone.csv"
+    table.write_text("image,x,y\none,5,6\n")
+    run("import", table, "--images", images, "--out", tmp_path / "alone")
+    assert "no image was marked by two annotators" in error_of("agree", tmp_path / "alone")
+    assert "there is no file" in error_of("agree", images)
+
+
+@pytest.mark.parametrize(
+    "name, text, options, message",
+    [
+        ("a.json", "[{", [], "is no whole JSON file"),
+        (
+            "a.json",
+            json.dumps([task(4, "four.png", eva=[[1, 1]])]),
+            [],
+            "image four (task 4) is not",
+        ),
+        (
+            "a.json",
+            json.dumps([task(4, "one.png", eva=[[1, 200]])]),
+            [],
+            "lies outside: x 200, y 1",
+        ),
+        (
+            "a.json",
+            json.dumps([task(4, "one.png", eva=[[1, 1]])]),
+            ["--label", "nucleus", "--label", "debris"],
+            "task 4 has the label 'cell'; the known ones are nucleus, debris",
+        ),
+        ("a.json", json.dumps([task(4, "one.png", eva=[])]), [], "there is no point in"),
+        ("a.csv", "image,x,y\none,1,two\n", [], "row 2: y is 'two'"),
+        ("a.csv", "image,x,y\n", [], "has no rows, so no points"),
+        ("a.txt", "one", [], "points are read from Label Studio"),
+        (
+            "a.csv",
+            "image,x,y\none,1,2\n",
+            ["--status", "half"],
+            "status is 'half'; it must be one of",
+        ),
+    ],
+    ids="broken absent outside label zero number rows format status".split(),
+)
+def test_import_explains_what_is_wrong(tmp_path, images, name, text, options, message):
+    path, out = tmp_path / name, tmp_path / "project"
+    path.write_text(text, encoding="utf-8")
+    line = error_of("import", path, "--images", images, "--out", out, *options)
+    assert line.startswith("error: ") and message in line
+    assert not out.exists()
+
+
+@pytest.mark.needs_data("label_studio", "counting/phase_contrast")
+@pytest.mark.parametrize("name", ["keypoints_export.json", "keypoints_export_min.json"])
+def test_examples_of_label_studio(tmp_path, name):
+    data = Path(os.environ["CELLSEG_DATA"])
+    images = data / "counting" / "phase_contrast" / "images"
+    arguments = "import", data / "label_studio" / name, "--images", images, "--out", tmp_path
+    assert "image empty (task 2) is not among the images" in error_of(*arguments)
+    assert "12 points in 1 image by 1 annotator" in run(*arguments, "--skip-absent").stdout
+    truth = {one.name: one for one in counting_samples(data / "counting" / "phase_contrast")}
+    found = {one.name: one for one in counting_samples(tmp_path)}
+    np.testing.assert_allclose(found["phase_b"].points, truth["phase_b"].points, atol=1e-6)
+    assert [found[name].annotation_status for name in ("phase_a", "phase_b")] == [
+        "MISSING",
+        "sparse",
+    ]
