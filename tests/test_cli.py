@@ -301,7 +301,7 @@ def test_equal_names_from_two_folders(images, out, tmp_path):
     line = error_of("segment", images, tmp_path / "other", "--out", out, "--model", "otsu", code=1)
     assert line == (
         f"error: {tmp_path / 'other' / 'cell1.png'}: it would write cell1_labels.tif like "
-        f"{images / 'cell1.tif'}; segment it into another output folder, or rename it"
+        f"{images / 'cell1.tif'}; choose another output folder for it, or rename it"
     )
     assert list(pd.read_csv(out / "counts.csv")["image"]) == ["cell1", "cell2"]
     kept = (out / "cell1_labels.tif").read_bytes()

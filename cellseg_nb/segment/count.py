@@ -276,7 +276,7 @@ def calibrate(
         "bias": round(float((counts["predicted"] - counts["truth"]).mean()), 3),
     }
 
-
+# %% ../../nbs/segment/11_count.ipynb #23a8237a
 def _scaled_errors(
     counts: dict[str, np.ndarray], kind: str
 ) -> tuple[np.ndarray, np.ndarray, float]:
@@ -347,7 +347,7 @@ class Counted(NamedTuple):
         warning = ", unlike the training" if self.unlike and self.unlike.unusual else ""
         return f"Counted({self.count:.1f}{interval}, {len(self.points)} peaks{warning})"
 
-
+# %% ../../nbs/segment/11_count.ipynb #586688e4
 def count_image(
     image: np.ndarray,  # picture; any number type; (Y, X), or (Y, X, 3) for colours
     bundles: Bundle | Sequence[Bundle],  # one model, or several, such as those of all folds
@@ -386,7 +386,7 @@ def count_image(
     unlike = unlike_training(image, bundles[0], density)
     return Counted(float(np.mean(counts)), low, high, level, points, density, unlike)
 
-
+# %% ../../nbs/segment/11_count.ipynb #6f6ef0a1
 def _views_of(image, bundle, flips, how) -> tuple[np.ndarray, np.ndarray]:
     """Density map, and the counts of all orientations that were asked for."""
     if flips:
