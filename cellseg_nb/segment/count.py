@@ -372,8 +372,8 @@ def count_image(
     if not bundles:
         raise ValueError("no model was given; name at least one")
     calibration = bundles[0].specification.calibration
-    if flips is None or calibration.get("scale") == "spread":
-        flips = calibration.get("flips", False)
+    if flips is None or calibration.get("scale") == "spread":  # a spread needs several views
+        flips = calibration.get("flips", calibration.get("scale") == "spread")
     how = {"tile_px": tile_px, "overlap_px": overlap_px, "device": device}
     views = [_views_of(image, bundle, flips, how) for bundle in bundles]
     density = np.mean([one for one, _ in views], axis=0)
