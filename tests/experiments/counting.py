@@ -70,7 +70,7 @@ RECIPES: dict[str, dict] = {  # what differs, for all sets ("*") and for each
     "long": {"*": {"training": {"epochs": 8}}},
 }
 SPARSE = [("all", 1.0, False), ("half", 0.5, True), ("half", 0.5, False), ("quarter", 0.25, True), ("quarter", 0.25, False)]
-CELL_RADIUS_PX = 6  # of the cells of vgg_synthetic: what lies farther from every point may be another cell
+CELL_RADIUS_PX = 8  # of the cells of vgg_synthetic: what lies farther from every point may be another cell
 
 
 def merged(*fields: dict) -> dict:
