@@ -1,5 +1,9 @@
 """A StarDist model in the places where every model goes: images, large images, tables, exports, errors."""
 
+import shutil
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -57,6 +61,31 @@ def test_images_tables_and_exports(model, tmp_path):
     strict = SegmentSettings(threshold=float(np.median(found.confidence)), min_area_px=20)
     assert 0 < segment_image(image, bundle, strict).labels.max() < found.labels.max()
     assert segment_image(image, bundle, SegmentSettings(diameter_px=24)).labels.shape == image.shape
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize("size, kept", [(1000, True), (10_000_001, False)])
+def test_scoreboard_train_begins_goes_on_and_keeps_the_model(tmp_path, size, kept):
+    for name in ("Makefile", "settings.ini", "setup.py"):
+        shutil.copy(Path(__file__).parents[1] / name, tmp_path)
+    command, bundle = tmp_path / ".venv/bin/cellseg", tmp_path / "cellseg_nb/bundles/stars"
+    model = tmp_path / "runs/stars/model"
+    for folder in (command.parent, bundle, model.parent):
+        folder.mkdir(parents=True)  # runs/stars is there, and empty
+    (tmp_path / ".venv/.installed").touch()
+    command.write_text(
+        "#!/bin/sh\necho $@ >> calls.txt\nmkdir -p runs/stars/model\n"
+        "cd runs/stars && touch config.yml log.csv model/model.json\n"
+        f"head -c {size} /dev/zero > model/weights.safetensors\n"
+    )
+    command.chmod(0o755)
+    for _ in range(2):
+        done = subprocess.run(["make", "scoreboard-train"], cwd=tmp_path, capture_output=True)
+        assert (done.returncode == 0) == kept, done.stderr
+    first, second = (tmp_path / "calls.txt").read_text().splitlines()
+    assert "--resume" not in first and second == f"{first} --resume"
+    names = {"log.csv", "model.json", "weights.safetensors"} if kept else set()
+    assert {path.name for path in bundle.iterdir()} == names
 
 
 def test_what_a_star_model_cannot_do(model):
