@@ -7,6 +7,8 @@ PYTHON ?= 3.11
 BIN := .venv/bin
 READY := .venv/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Python keeps what it has compiled; without that, every start takes ten seconds longer.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Tests: no window opens, no GPU is used, and two notebooks at a time share the machine. Tests on the data sets run when
 # CELLSEG_DATA names their folder; those marked slow or gpu do not. Kedro sets up logging, so its tests have a process of their own.
