@@ -1,7 +1,7 @@
-# Eleven commands; `make help` lists them. The environment lives in .venv and is renewed when settings.ini or setup.py change.
+# Twelve commands; `make help` lists them. The environment lives in .venv and is renewed when settings.ini or setup.py change.
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab app-segment app-cells3d app-stars format docs bench scoreboard scoreboard-train
+.PHONY: help demo test lab app-segment app-cells3d app-stars app-points format docs bench scoreboard scoreboard-train
 
 PYTHON ?= 3.11
 BIN := .venv/bin
@@ -42,6 +42,9 @@ app-cells3d: $(READY) ## the app that finds packed cells in stacks, on http://lo
 
 app-stars: $(READY) ## the app that finds star-convex nuclei, on http://localhost:8868
 	@$(BIN)/voila nbs/apps/stars.ipynb --Voila.config_file_paths=nbs/apps --Voila.port=8868 --VoilaConfiguration.resources="{'metadata': {'name': 'Star-convex nuclei'}}"
+
+app-points: $(READY) ## the app that places points and paints scribbles, on http://localhost:8869
+	@$(BIN)/voila nbs/apps/points.ipynb --Voila.config_file_paths=nbs/apps --Voila.port=8869 --VoilaConfiguration.resources="{'metadata': {'name': 'Points and scribbles'}}"
 
 format: $(READY) ## clean the notebooks; write the modules and README.md from them
 	@$(BIN)/nbdev_export

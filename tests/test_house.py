@@ -260,7 +260,18 @@ def test_environment_pins_every_direct_requirement():
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @pytest.mark.parametrize(
     "target",
-    ["demo", "test", "lab", "app-segment", "app-cells3d", "app-stars", "format", "docs", "bench"],
+    [
+        "demo",
+        "test",
+        "lab",
+        "app-segment",
+        "app-cells3d",
+        "app-stars",
+        "app-points",
+        "format",
+        "docs",
+        "bench",
+    ],
 )
 def test_make_knows_its_commands(target):
     done = subprocess.run(["make", "-n", target], capture_output=True, text=True, cwd=ROOT)
