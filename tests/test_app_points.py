@@ -193,12 +193,15 @@ def test_scribbles_become_a_mask(page, project):
     wait_for_line(page, "Paint some background and some foreground first")
     tick(page, "Foreground", False)  # else every stroke teaches the classifier again
     set_number(page, "Brush, px", 3)
-    free = free_places(saved(project), 6)
+    free, n_strokes = free_places(saved(project), 6), 0
     for tool, places in (("Foreground", saved(project)[:8]), ("Background", free)):
         page.get_by_role("button", name=tool, exact=True).click()
         for y, x in places:
             if truth[int(y), int(x)] == (tool == "Foreground"):
                 drag(page, (y, x), (y, x + 1))
+                n_strokes += 1
+    painted = f"{n_strokes} new strokes"
+    wait_until(page, lambda: painted in page.locator(HEAD).first.inner_text())
     page.get_by_role("button", name="Save mask").click()
     assert "% foreground" in wait_for_line(page, "phase_001.png")
     save(page)

@@ -891,6 +891,8 @@ def _tell(self: PointEditor, layers: dict[str, np.ndarray]) -> None:
     facts = [f"the heat map sums to {layers['density'].sum():,.1f}"] if "density" in layers else []
     if "ignored" in layers:
         facts.append(f"{layers['ignored'].mean():.0%} of the picture ignored")
+    if self.canvas.strokes:
+        facts.append(f"{len(self.canvas.strokes):,} new strokes")
     facts.append("trains" if trains(*words) else "does not train")
     text = f"<b style='font-size: 1.4em'>{n:,} point{'s' * (n != 1)}</b> · {' · '.join(facts)}"
     saved = "changed, not saved yet" if self._changed else "as saved"
