@@ -4,9 +4,8 @@ import re
 
 import numpy as np
 import pytest
-from cellseg_nb.apps.stack_widgets import simulated_walls
+from cellseg_nb.data.germline import simulate_germline, simulated_walls
 from cellseg_nb.data.io import read_labels, write_image
-from cellseg_nb.data.simulate import simulate_germline
 from cellseg_nb.models.bundle import read_specification
 from cellseg_nb.segment.graph import segment_boundaries
 from test_app import (

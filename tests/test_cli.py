@@ -594,6 +594,49 @@ def test_segment3d_resumes_and_asks_the_network_once(germline, out, monkeypatch)
     assert line == f"error: {image}: the network is asked"
 
 
+def test_segment3d_writes_the_other_format_without_the_network(germline, out, monkeypatch):
+    from cellseg_nb.run import stacks
+
+    image = germline / "images" / "germline_005.ome.tif"
+    segment3d(germline, image, "--out", out)
+    labels = read_labels(out / "germline_005_labels.ome.tif")
+    monkeypatch.setattr(stacks, "predict_stack", None)
+    shown = segment3d(germline, image, "--out", out, "--zarr")
+    assert "finished before" not in shown.stdout
+    assert (read_labels(out / "germline_005_labels.zarr") == labels).all()
+    assert (out / "germline_005_boundaries.zarr").exists() and not list(out.glob("*.ome.tif"))
+    shown = segment3d(germline, image, "--out", out, "--zarr")
+    assert "1 finished before" in shown.stdout
+
+
+def test_segment3d_filters_by_the_length_of_cells(germline, out):
+    image = germline / "images" / "germline_005.ome.tif"
+    segment3d(germline, image, "--out", out)
+    for more in ([], ["--large-mvox", 0.01]):
+        segment3d(germline, image, "--out", out, "--min-axis", 1.5, "--max-axis", 400, *more)
+        assert 0 < len(pd.read_csv(out / "cells.csv"))
+    segment3d(germline, image, "--out", out, "--min-axis", 400)
+    assert len(pd.read_csv(out / "cells.csv")) == 0
+
+
+def test_segment3d_of_finished_stacks_names_a_mask_that_does_not_fit(germline, out, tmp_path):
+    image = germline / "images" / "germline_005.ome.tif"
+    other = germline / "images" / "germline_006.ome.tif"
+    segment3d(germline, image, other, "--out", out)
+    labels = read_labels(germline / "masks" / "germline_005.tif")
+    write_labels(tmp_path / "turned.tif", labels.transpose(0, 2, 1))
+    mask = germline / "masks" / "germline_006.tif"
+    table = tmp_path / "stacks.csv"
+    table.write_text(f"image,mask\n{image},turned.tif\n{other},{mask}\n")
+    result = segment3d(germline, table, "--out", out, code=1)
+    assert "2 finished before" in result.stdout
+    assert result.stderr.strip() == (
+        f"error: {table}, row 2: the mask {tmp_path / 'turned.tif'} is (12, 80, 72) and the stack "
+        "(12, 72, 80) (Z, Y, X)"
+    )
+    assert list(pd.read_csv(out / "scores.csv")["image"]) == ["germline_006", "all"]
+
+
 def test_segment3d_reads_every_order_of_axes(germline, out, tmp_path):
     image = tifffile.imread(germline / "images" / "germline_005.ome.tif")
     tifffile.imwrite(tmp_path / "plain.tif", image)  # says nothing about its axes
@@ -678,12 +721,19 @@ def test_graph_alone_and_learned_edges(germline, out, tmp_path):
         *("--out", tmp_path / "x.tif"),
     )
     assert "small.tif is (5, 72, 80) and" in line and "walls.tif is (12, 72, 80)" in line
+    large = ["graph", tmp_path / "walls.tif", "--large-mvox", 0.01, "--out"]
+    shown = run(*large, tmp_path / "blocks.zarr")
+    blocks = read_labels(tmp_path / "blocks.zarr")
+    assert blocks.shape == cells.shape and shown.stdout.startswith(f"{blocks.max()} cells: ")
+    assert "written as .zarr, not to x.tif" in error_of(*large, tmp_path / "x.tif")
     graph = ["graph", tmp_path / "walls.tif", "--out", tmp_path / "x.tif"]
     assert "method" in error_of(*graph, "--method", "guess")
+    line = error_of(*graph, "--method", "watershed", "--beta", 0.6)
+    assert line.startswith("error: beta is a setting of the graph, which the method watershed")
     assert "there is no" in error_of(*graph, "--model", tmp_path / "none")
 
 
-def test_patches(germline, tmp_path):
+def test_patches(germline, tmp_path, monkeypatch):
     line = ["patches", germline / "table.csv", "--out", tmp_path / "p", "--channel", 0]
     shown = run(*line, "--size", "12,40,40", "--weight-map", "--min-foreground", 0.05)
     table = pd.read_csv(tmp_path / "p" / "patches.csv")
@@ -691,6 +741,10 @@ def test_patches(germline, tmp_path):
     assert {"image", "mask", "weight"} <= set(table.columns) and len(table) > 2
     assert tifffile.imread(tmp_path / "p" / table["image"][0]).shape == (12, 40, 40)
     assert "larger than the stack" in error_of(*line, "--size", "64,40,40")
+    monkeypatch.chdir(tmp_path)
+    shown = run("patches", germline / "table.csv", "--size", "12,40,40")
+    assert shown.stdout == f"table of patches: {Path('cellseg_out', 'patches', 'patches.csv')}\n"
+    assert (tmp_path / "cellseg_out" / "patches" / "patches.csv").exists()
     image = germline / "images" / "germline_005.ome.tif"
     assert "is not a CSV table" in error_of("patches", image, "--out", tmp_path / "p")
 

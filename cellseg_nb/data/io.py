@@ -6,12 +6,12 @@
 __all__ = ['UNITS_UM', 'LARGEST_PRINT_PIXEL_UM', 'ZARR_MARKS', 'TIFF_SUFFIXES', 'PICTURE_SUFFIXES', 'MICROSCOPE_SUFFIXES',
            'IMAGE_SUFFIXES', 'CHANNEL_COLOURS', 'ZARR_TILE_PX', 'OWN_OUTPUTS', 'OTHER_IMAGE_SUFFIXES', 'Image',
            'length_um', 'gray_if_equal', 'image_sha256', 'image_stem', 'read_image', 'write_image', 'read_labels',
-           'write_labels', 'select_plane', 'luminance', 'Plane', 'open_plane', 'LabelWriter', 'find_images']
+           'label_shape', 'write_labels', 'select_plane', 'luminance', 'Plane', 'open_plane', 'LabelWriter',
+           'find_images']
 
 # %% ../../nbs/data/00_io.ipynb #2fa58ae4
 import hashlib
 import logging
-import os
 import re
 import shutil
 import struct
@@ -34,6 +34,7 @@ from cellseg_nb.core import (
     file_sha256,
     label_dtype,
     pixel_edges,
+    replace_folder,
     require,
 )
 
@@ -457,8 +458,8 @@ def _read_on_demand(path, axes, series):
     return pixels, image.axes, image.pixel_size_um, image.channels, image.rgb
 
 
-def _zarr_labels(path, series):
-    """A label image that is a folder of its own, or the only one inside an image."""
+def _zarr_label_folder(path, series):
+    """Where the label image is: a folder of its own, or the only one inside an image."""
     folder = _zarr_image_folder(path, series)
     names = []
     if "image-label" not in _ome_attributes(_zarr_group(folder)) and _is_zarr(folder / "labels"):
@@ -467,8 +468,12 @@ def _zarr_labels(path, series):
         listed = ", ".join(str(folder / "labels" / name) for name in names)
         raise ValueError(f"{path} holds {len(names)} label images; name one of them: {listed}")
     if names:
-        return _zarr_labels(folder / "labels" / names[0], None)
-    pixels, axes, *_ = _read_on_demand(folder, None, None)
+        return _zarr_label_folder(folder / "labels" / names[0], None)
+    return folder
+
+
+def _zarr_labels(path, series):
+    pixels, axes, *_ = _read_on_demand(_zarr_label_folder(path, series), None, None)
     drop = tuple(n for n, a in enumerate(axes) if a not in "YX" and pixels.shape[n] == 1)
     return np.squeeze(pixels, axis=drop), False
 
@@ -863,6 +868,40 @@ def read_labels(
             "belong to the same object. skimage.measure.label(mask > 0) numbers its connected parts"
         )
     return check_labels(_native(pixels), str(path))
+
+# %% ../../nbs/data/00_io.ipynb #af2975c1
+def label_shape(
+    path: str | Path,  # as for `read_labels`
+) -> tuple[int, ...]:  # (Y, X) or (Z, Y, X)
+    """Say how large a label image is; of TIFF and OME-Zarr only the description is read.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        The file is damaged.
+    """
+    path = _readable(path)
+    if _is_zarr(path):
+        shape, axes = _decoded(path, _zarr_label_axes)
+    elif path.suffix.lower() in TIFF_SUFFIXES:
+        shape, axes = _decoded(path, _tiff_label_axes)
+    else:
+        return read_labels(path).shape
+    return tuple(n for n, letter in zip(shape, axes) if letter in "YX" or n > 1)
+
+
+def _zarr_label_axes(path):
+    image, close = _open_zarr(_zarr_label_folder(path, None), None, None)
+    close()
+    return image.pixels.shape, image.axes
+
+
+def _tiff_label_axes(path):
+    with _opened_tiff(path) as tif:
+        one = _one_series(path, tif, None)
+        return one.shape, one.axes
 
 # %% ../../nbs/data/00_io.ipynb #9ca43abb
 def write_labels(
@@ -1260,15 +1299,19 @@ def _scratch_folder(path):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _check_replaceable(path):
+    """ValueError where somebody keeps something else under this name."""
+    if path.exists() and not _is_marked(path):
+        raise ValueError(f"{path} exists and is no OME-Zarr folder, so it is not overwritten")
+
+
 @contextmanager
 def _atomic_folder(path):
     """Yield a temporary folder beside `path`; it becomes `path` when the block succeeds."""
-    if path.exists() and not _is_marked(path):
-        raise ValueError(f"{path} exists and is no OME-Zarr folder, so it is not overwritten")
+    _check_replaceable(path)
     with _scratch_folder(path) as temporary:
         yield temporary
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(temporary, path)
+        replace_folder(temporary, path)
 
 
 def _create_zarr_level(group, name, shape, dtype, axes, tile_px):

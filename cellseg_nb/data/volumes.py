@@ -272,15 +272,16 @@ def write_table(
     return path
 
 # %% ../../nbs/data/07_volumes.ipynb #0f98fdb9
-def _same_shape(pixels, stack, what, path):
+def _check_shape(found, shape, what, path):
+    """ValueError where a mask or map does not fit its stack; a single slice may lack its depth."""
+    if shape not in (found, (1, *found)):
+        raise ValueError(f"the {what} {path} is {found} and the stack {shape} (Z, Y, X)")
+
+
+def _same_shape(pixels, shape, what, path):
     """A mask or map in the shape of its stack."""
-    if pixels.ndim == 2 and stack.shape[0] == 1:
-        pixels = pixels[None]
-    if pixels.shape != stack.shape:
-        raise ValueError(
-            f"the {what} {path} is {pixels.shape} and the stack {stack.shape} (Z, Y, X)"
-        )
-    return pixels
+    _check_shape(pixels.shape, shape, what, path)
+    return pixels.reshape(shape)
 
 
 def read_row(
@@ -302,10 +303,11 @@ def read_row(
         stack = read_stack(row.image, axes or row.columns.get("axes"), channel, pixel_size_um)
         labels = weights = None
         if row.mask is not None:
-            labels = _same_shape(read_labels(row.mask), stack, "mask", row.mask)
+            labels = _same_shape(read_labels(row.mask), stack.shape, "mask", row.mask)
         if row.weight is not None:
             weights = read_image(row.weight).pixels
-            weights = _same_shape(weights, stack, "weight map", row.weight).astype(np.float32)
+            weights = _same_shape(weights, stack.shape, "weight map", row.weight)
+            weights = weights.astype(np.float32)
             if not (np.isfinite(weights).all() and weights.min() >= 0):
                 raise ValueError(f"the weight map {row.weight} has numbers below 0, inf or NaN")
     except (ValueError, FileNotFoundError) as error:

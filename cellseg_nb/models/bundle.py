@@ -203,7 +203,7 @@ class StackPostprocessing(BaseModel):
     threshold : float
         Boundary probability above which a voxel is boundary.
     sigma_seeds, sigma_weights : float
-        Smoothing of the distance and of the landscape that is flooded; px in plane.
+        Smoothing of the distance and of the landscape that is flooded; px of the finest axis.
     min_size : int
         Smallest piece, in voxels.
     seed_height : float

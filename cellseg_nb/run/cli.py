@@ -684,6 +684,8 @@ MinVolume = _option(
     float, "V", "Smallest cell kept, in µm³ (in voxels where their size is unknown)."
 )
 MaxVolume = _option(float, "V", "Largest cell kept, in µm³, or voxels.")
+MinAxis = _option(float, "L", "Shortest cell kept, by its major axis, in µm (or pixels).")
+MaxAxis = _option(float, "L", "Longest cell kept, by its major axis, in µm, or pixels.")
 MinForeground = _option(
     float, "P", "Leave out cells with a smaller mean in the model's foreground map, 0 to 1."
 )
@@ -714,6 +716,8 @@ def segment3d(
     edges: Edges = None,
     min_volume: MinVolume = None,
     max_volume: MaxVolume = None,
+    min_axis: MinAxis = None,
+    max_axis: MaxAxis = None,
     min_foreground: MinForeground = None,
     merge_below: MergeBelow = None,
     zarr: Annotated[bool, typer.Option("--zarr", help="Volumes as OME-Zarr.")] = False,
@@ -734,7 +738,7 @@ def segment3d(
         **_given(window_px=_three(window, "--window"), flips=flips, zarr=zarr, device=device),
         **_given(pixel_size_um=_three(pixel_size, "--pixel-size", float), large_mvox=large_mvox),
         **_given(min_volume=min_volume, max_volume=max_volume, min_foreground=min_foreground),
-        **_given(merge_below_px=merge_below),
+        **_given(min_axis=min_axis, max_axis=max_axis, merge_below_px=merge_below),
         postprocessing=_given(method=method, beta=beta, threshold=threshold, min_size=min_size),
     )
     summary = analyse_stacks(inputs, out, model, settings, overwrite, edges, print)
@@ -805,11 +809,17 @@ def graph(
     axes: StackAxes = None,
     channel: Channel = None,
     pixel_size: VoxelEdges = None,
+    large_mvox: LargeMvox = None,
 ) -> None:
-    """Cut a boundary probability into cells, without any network."""
+    """Cut a boundary probability into cells, without any network.
+
+    A large volume is cut block by block, and its cells are written as .zarr; with --superpixels it
+    is loaded whatever its size.
+    """
     from cellseg_nb.run.stacks import partition_file
 
     how = _given(method=method, beta=beta, threshold=threshold, min_size=min_size)
+    how |= _given(large_mvox=large_mvox)
     edges = _three(pixel_size, "--pixel-size", float)
     n_cells = partition_file(
         boundaries, out, superpixels, model, axes and axes.upper(), channel, edges, **how
@@ -853,7 +863,9 @@ def patches(
     table: Annotated[
         Path, typer.Argument(metavar="TABLE", help="CSV table with the columns image and mask.")
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the patches.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the patches.")] = Path(
+        "cellseg_out/patches"
+    ),
     size: Annotated[
         str, typer.Option(metavar="Z,Y,X", help="Size of a patch, in voxels.")
     ] = "24,200,200",

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['Voxels', 'Positive', 'CELLS_ONLY', 'NO_RESULT', 'VERSIONS_OF', 'WindowSettings', 'StackSettings', 'stack_settings',
-           'boundary_output', 'choose_postprocessing', 'check_settings', 'StackSegmentation', 'cells_from_maps',
-           'segment_stack', 'StackFile', 'open_stack', 'VolumeWriter', 'collect_stacks', 'StackSummary',
-           'rough_duration', 'analyse_stacks', 'partition_file', 'train_edges_file']
+           'boundary_output', 'refuse_unused', 'choose_postprocessing', 'check_settings', 'StackSegmentation',
+           'cells_from_maps', 'segment_stack', 'StackFile', 'open_stack', 'VolumeWriter', 'collect_stacks',
+           'StackSummary', 'rough_duration', 'analyse_stacks', 'partition_file', 'train_edges_file']
 
 # %% ../../nbs/run/05_stacks.ipynb #1606c7a4
 import hashlib
 import json
+import math
 import platform
 import shutil
 import time
@@ -19,7 +20,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -37,7 +37,9 @@ from cellseg_nb.core import (
     explain_settings,
     file_sha256,
     one_line,
+    package_versions,
     pixel_edges,
+    replace_folder,
 )
 
 # %% ../../nbs/run/05_stacks.ipynb #22967a9c
@@ -45,10 +47,12 @@ from cellseg_nb.data.io import (
     ZARR_TILE_PX,
     Plane,
     _create_zarr_level,
+    _check_replaceable,
     _finish_zarr,
     find_images,
     image_sha256,
     image_stem,
+    label_shape,
     open_plane,
     read_image,
     read_labels,
@@ -56,19 +60,40 @@ from cellseg_nb.data.io import (
     write_labels,
 )
 from ..data.tiles import stitch_in_order
-from ..data.volumes import STACK_AXES, Row, Stack, read_row, read_stack, read_table
+from cellseg_nb.data.volumes import (
+    STACK_AXES,
+    Row,
+    Stack,
+    _check_shape,
+    _same_shape,
+    read_row,
+    read_stack,
+    read_table,
+)
+
+# %% ../../nbs/run/05_stacks.ipynb #01c486ae
 from ..measure.objects import object_table, summary
-from ..measure.volumes import scores_table, volume_scores
+from ..measure.volumes import VolumeScores, scores_table, volume_scores
 from cellseg_nb.models.bundle import (
     Bundle,
     StackPostprocessing,
     StackSpecification,
+    StarSpecification,
     find_bundle,
     load_bundle,
     read_specification,
 )
+from .outputs import write_text
+from .report import counted
 from ..segment.blocks import segment_blocks
-from ..segment.cleanup import filter_objects, fragment_owners, merge_fragments
+from cellseg_nb.segment.cleanup import (
+    filter_objects,
+    fragment_owners,
+    major_axes,
+    merge_fragments,
+    merge_moments,
+    object_moments,
+)
 from ..segment.edges import EdgeModel, load_edges, save_edges, train_edges
 from ..segment.graph import WALLS, segment_boundaries, walls_and_mask
 from ..segment.partition import region_graph
@@ -133,6 +158,8 @@ class StackSettings(WindowSettings):
         Replaces settings of the model's post-processing, such as `beta` and `method`.
     min_volume, max_volume : float or None
         Smaller and larger cells are left out; µm³, or voxels where the voxel size is unknown.
+    min_axis, max_axis : float or None
+        Shorter and longer cells are left out, by the length of their major axis; µm or px.
     min_foreground : float or None
         Cells with a smaller mean in the model's map of the foreground are left out, 0..1.
     merge_below_px : int
@@ -140,12 +167,15 @@ class StackSettings(WindowSettings):
     zarr : bool
         True = volumes as OME-Zarr, False = as OME-TIFF.
     large_mvox : float
-        A stack of more million voxels is worked on piece by piece, with volumes as OME-Zarr.
+        A stack of more million voxels is worked on piece by piece, with volumes as OME-Zarr. Only
+        where it has true cells are its labels loaded as a whole, for the scores.
     """
 
     postprocessing: dict[str, Any] = {}
     min_volume: Positive | None = None
     max_volume: Positive | None = None
+    min_axis: Positive | None = None
+    max_axis: Positive | None = None
     min_foreground: Annotated[float, Field(ge=0, le=1)] | None = None
     merge_below_px: int = Field(0, ge=0)
     zarr: bool = False
@@ -183,6 +213,12 @@ def boundary_output(
     ValueError
         There is none, or the model is for pictures.
     """
+    if isinstance(specification, StarSpecification) and specification.network.n_axes == 3:
+        raise ValueError(
+            f"the model {specification.name!r} is a StarDist model, which paints no walls: from Python "
+            "segment.stars.predict_stars finds nuclei with it; here choose a model that paints walls, "
+            "such as membranes3d"
+        )
     if not isinstance(specification, StackSpecification):
         raise ValueError(
             f"the model {specification.name!r} is for pictures, not for stacks; choose a model for "
@@ -196,7 +232,31 @@ def boundary_output(
         f"between cells ({', '.join(WALLS)}); choose another, such as membranes3d"
     )
 
+# %% ../../nbs/run/05_stacks.ipynb #21adff4a
+_OF_THE_WATERSHED = ("threshold", "min_size", "sigma_seeds", "stacked_2d")
+_OF_THE_GRAPH = ("beta", "weighting_exponent", "threshold", "sigma_seeds", "stacked_2d")
 
+
+def refuse_unused(
+    how: dict[str, Any],  # chosen settings of the post-processing, name → value
+    method: str | None = None,  # how the walls are cut
+    superpixels: bool = False,  # whether the pieces are given
+) -> None:
+    """ValueError where a chosen setting would change nothing."""
+    for name in _OF_THE_WATERSHED if superpixels else ():
+        if name in how:
+            raise ValueError(
+                f"{name} is a setting of the watershed, which is not needed with superpixels; leave "
+                "one of them out"
+            )
+    for name in _OF_THE_GRAPH if method == "watershed" else ():
+        if name in how:
+            raise ValueError(
+                f"{name} is a setting of the graph, which the method watershed does not use; leave "
+                "it out, or choose another method"
+            )
+
+# %% ../../nbs/run/05_stacks.ipynb #9e3d20cf
 def choose_postprocessing(
     specification: StackSpecification,  # of a model
     changes: dict[str, Any],  # name → value
@@ -228,14 +288,21 @@ def check_settings(
     """
     boundary_output(specification)
     how = choose_postprocessing(specification, settings.postprocessing)
+    refuse_unused(settings.postprocessing, how.method)
     if settings.min_foreground is not None and "foreground" not in specification.outputs:
         raise ValueError(
             f"the model {specification.name!r} paints no foreground; leave out min_foreground"
         )
-    unfit = {"stacked_2d": how.stacked_2d, "the method watershed": how.method == "watershed"}
-    for name in (name for name, chosen in unfit.items() if chosen and in_pieces):
+    if in_pieces:
+        _refuse_in_pieces(how.method, how.stacked_2d, settings.large_mvox)
+
+
+def _refuse_in_pieces(method: str | None, stacked_2d: bool, large_mvox: float) -> None:
+    """ValueError where a large stack is to be cut in a way that needs all of it."""
+    unfit = {"stacked_2d": stacked_2d, "the method watershed": method == "watershed"}
+    for name in (name for name, chosen in unfit.items() if chosen):
         raise ValueError(
-            f"it has more than {settings.large_mvox:g} million voxels, and such stacks are cut "
+            f"it has more than {large_mvox:g} million voxels, and such stacks are cut "
             f"piece by piece, without {name}; leave it out, or allow more voxels in memory "
             "(large_mvox=, or --large-mvox)"
         )
@@ -279,6 +346,7 @@ def cells_from_maps(
     return filter_objects(
         labels,
         volume=(settings.min_volume, settings.max_volume),
+        axis=(settings.min_axis, settings.max_axis),
         foreground=None if settings.min_foreground is None else maps["foreground"],
         min_foreground=settings.min_foreground or 0.0,
         pixel_size_um=pixel_size_um,
@@ -348,6 +416,9 @@ class StackFile:
         ]
         return Plane(self._plane.image, indices, self._plane.close)
 
+    def __gt__(self, least: float) -> "_Above":
+        return _Above(self, least)
+
     def split(self) -> "list[StackFile]":  # one per channel of the file; they close together
         """All channels."""
         axis, indices = self._places.find("C"), self._plane.indices
@@ -406,6 +477,7 @@ class VolumeWriter:
         import zarr
 
         self.path, self.is_labels = Path(path), labels
+        _check_replaceable(self.path)
         self.edges = pixel_edges(pixel_size_um, 3)
         self.scratch = self.path.with_name(f".{self.path.name}.unfinished")
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -439,8 +511,7 @@ def close(self: VolumeWriter) -> Path:  # the volume written
         del self._group.attrs[name]
     name = image_stem(self.path)
     _finish_zarr(self._group, self.level, name, "ZYX", self.edges, labels=self.is_labels)
-    shutil.rmtree(self.path, ignore_errors=True)
-    self.scratch.rename(self.path)
+    replace_folder(self.scratch, self.path)
     return self.path
 
 # %% ../../nbs/run/05_stacks.ipynb #92933c5c
@@ -475,7 +546,7 @@ def collect_stacks(
 # %% ../../nbs/run/05_stacks.ipynb #092c8b81
 CELLS_ONLY = {  # settings that change the cells, and no map
     *("postprocessing", "pixel_size_um", "merge_below_px"),
-    *("min_volume", "max_volume", "min_foreground"),
+    *("min_volume", "max_volume", "min_axis", "max_axis", "min_foreground"),
 }
 NO_RESULT = {"device", "zarr"}  # settings that change nothing
 
@@ -540,12 +611,7 @@ class _Batch:
 
     def write_record(self, name: str, record: dict[str, Any]) -> None:
         """Note what was made from what."""
-        _write_text(self.record_path(name), json.dumps(record, indent=1))
-
-# %% ../../nbs/run/05_stacks.ipynb #8eaec44c
-def _write_text(path: Path, text: str) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        write_text(self.record_path(name), json.dumps(record, indent=1))
 
 # %% ../../nbs/run/05_stacks.ipynb #1bef34de
 @dataclass
@@ -560,11 +626,11 @@ class _Job:
 
     def __post_init__(self):
         self.row, self.settings = self.batch.rows[self.name], self.batch.settings
-        self.large = _is_large(self.file, self.settings)
+        self.large = _is_large(self.file.shape, self.settings)
         self.edges = pixel_edges(self.settings.pixel_size_um, 3) or self.file.pixel_size_um
         self.specification = self.batch.bundle.specification
         self.walls = boundary_output(self.specification)
-        suffix = ".zarr" if self.large or self.settings.zarr else ".ome.tif"
+        suffix = _suffix(self.file.shape, self.settings)
         titles = {name: name for name in self.specification.outputs} | {self.walls: "boundaries"}
         self.maps = {
             name: self.batch.out / f"{self.name}_{title}{suffix}" for name, title in titles.items()
@@ -582,12 +648,23 @@ class _Job:
         """Whether the network was asked before, with the same settings."""
         old = self.batch.read_record(self.name)
         same = old.get("sha256") == self.sha256 and old.get("maps_from") == self.batch.map_mark
-        return same and all(path.exists() for path in self.maps.values())
+        return same and all(_stored(path).exists() for path in self.maps.values())
 
     def note(self, **facts: Any) -> None:
         """Note what was made, so that another run need not repeat it."""
         self.record |= facts
         self.batch.write_record(self.name, self.record)
+
+# %% ../../nbs/run/05_stacks.ipynb #4319233b
+def _stored(path: Path) -> Path:
+    """Where a volume is: under this name, or in the other format, from an earlier run."""
+    return path if path.exists() else _other_format(path)
+
+
+def _other_format(path: Path) -> Path:
+    """The name that a volume has as OME-Zarr if this is the one as OME-TIFF, and the reverse."""
+    suffix = ".ome.tif" if path.suffix == ".zarr" else ".zarr"
+    return path.with_name(image_stem(path) + suffix)
 
 # %% ../../nbs/run/05_stacks.ipynb #5c5266db
 def _segment_whole(job: _Job) -> None:
@@ -596,8 +673,9 @@ def _segment_whole(job: _Job) -> None:
     stack, truth, _ = read_row(job.row, settings.axes, settings.channel, settings.pixel_size_um)
     del truth  # only to see that it fits; it is read again for the scores
     started = time.perf_counter()
-    if job.maps_are_there():
-        maps = {name: read_image(path).pixels for name, path in job.maps.items()}
+    known = job.maps_are_there()
+    if known:
+        maps = {name: read_image(_stored(path)).pixels for name, path in job.maps.items()}
         maps = {name: values.reshape(stack.shape) for name, values in maps.items()}
         predicted = job.batch.read_record(job.name)["seconds"]["network"]
     else:
@@ -607,7 +685,8 @@ def _segment_whole(job: _Job) -> None:
             stack.pixels, job.batch.bundle, **how, report=lambda *_: job.advance()
         )
         maps, predicted = dict(zip(outputs, painted)), time.perf_counter() - started
-        for name, values in maps.items():
+    for name, values in maps.items():
+        if not (known and job.maps[name].exists()):
             write_image(job.maps[name], values, "ZYX", job.edges)
     seconds = {"network": round(predicted, 2)}
     job.note(maps_from=job.batch.map_mark, made_from=None, seconds=seconds)
@@ -620,7 +699,7 @@ def _segment_whole(job: _Job) -> None:
 
 
 def _keep(job: _Job, cells: pd.DataFrame, seconds: dict[str, float]) -> None:
-    """Note that a stack is done, with its table of cells."""
+    """Note that a stack is done, with its table of cells; volumes in the other format are old."""
     with atomic_path(job.batch.record_path(job.name).with_suffix(".csv")) as temporary:
         cells.to_csv(temporary, index=False)
     job.note(
@@ -631,6 +710,11 @@ def _keep(job: _Job, cells: pd.DataFrame, seconds: dict[str, float]) -> None:
         pixel_size_um=job.edges,
         seconds=seconds,
     )
+    for old in map(_other_format, (job.labels, *job.maps.values())):
+        if old.is_dir():
+            shutil.rmtree(old)
+        else:
+            old.unlink(missing_ok=True)
 
 # %% ../../nbs/run/05_stacks.ipynb #16a1a696
 def _segment_large(job: _Job) -> None:
@@ -658,13 +742,12 @@ def _cut_on_disk(job: _Job, labels: Any) -> None:
     """Cells of a stack whose maps are on the disk, into a Zarr array."""
     settings = job.settings
     how = choose_postprocessing(job.specification, settings.postprocessing).model_dump()
-    least, mask = how.pop("foreground_threshold"), None
+    least = how.pop("foreground_threshold")
     known = signature(segment_blocks).parameters
     how = {name: value for name, value in how.items() if name in known}
     with ExitStack() as files:
-        walls = files.enter_context(open_stack(job.maps[job.walls]))
-        if "foreground" in job.maps and least is not None:
-            mask = _Above(files.enter_context(open_stack(job.maps["foreground"])), least)
+        maps = {name: files.enter_context(open_stack(path)) for name, path in job.maps.items()}
+        walls, mask = walls_and_mask(maps, least)
         edge_model = job.batch.edge_model
         segment_blocks(
             walls, labels, mask=mask, edge_model=edge_model, pixel_size_um=job.edges, **how
@@ -690,6 +773,11 @@ def _added(total: np.ndarray, more: np.ndarray) -> np.ndarray:
     return longer
 
 
+def _within(values: np.ndarray, least: float | None, most: float | None) -> np.ndarray:
+    """Where values lie between two limits, or on them; None = no limit."""
+    return (values >= (least or 0)) & (values <= (most or np.inf))
+
+
 def _cells_kept(
     labels: Any, settings: StackSettings, edges: PixelSize, foreground: StackFile | None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -705,8 +793,12 @@ def _cells_kept(
         owner = fragment_owners(region_graph(labels), count, settings.merge_below_px)
         count = np.bincount(owner, count, len(count)).astype(np.int64)
     volumes = count * float(np.prod(edges or (1.0,)))
-    least, most = settings.min_volume or 0, settings.max_volume or np.inf
-    kept = (count > 0) & (volumes >= least) & (volumes <= most)
+    kept = (count > 0) & _within(volumes, settings.min_volume, settings.max_volume)
+    if settings.min_axis or settings.max_axis:
+        edges = edges or (1.0,) * 3
+        moments = merge_moments(object_moments(labels, len(count) - 1, edges), owner)
+        lengths = major_axes(moments, edges)
+        kept &= _within(lengths, settings.min_axis, settings.max_axis)
     if foreground is not None:
         light = np.bincount(owner, light, len(count))
         kept &= light >= settings.min_foreground * count
@@ -814,8 +906,7 @@ def _look_for_finished(batch: _Batch, overwrite: bool) -> dict[str, str]:
         except (OSError, ValueError) as error:
             batch.note_failure(name, error)
             continue
-        fits = old.get("sha256") == sha256 and old.get("made_from") == batch.mark
-        if fits and not overwrite and (batch.out / old["labels"]).exists():
+        if not overwrite and _is_finished(batch, name, sha256):
             batch.records[name] = old
             batch.resumed.append(name)
         else:
@@ -823,6 +914,15 @@ def _look_for_finished(batch: _Batch, overwrite: bool) -> dict[str, str]:
         if overwrite:
             batch.record_path(name).unlink(missing_ok=True)
     return todo
+
+
+def _is_finished(batch: _Batch, name: str, sha256: str) -> bool:
+    """Whether the cells of a stack are there, with these settings and in this format."""
+    old = batch.read_record(name)
+    if old.get("sha256") != sha256 or old.get("made_from") != batch.mark:
+        return False
+    labels = f"{name}_labels{_suffix(old['shape'], batch.settings)}"
+    return old["labels"] == labels and (batch.out / labels).exists()
 
 
 def _refuse_foreign(out: Path, name: str) -> None:
@@ -844,9 +944,14 @@ def _open(batch: _Batch, name: str) -> StackFile:
     return open_stack(row.image, axes, 0 if several else settings.channel)
 
 
-def _is_large(file: StackFile, settings: StackSettings) -> bool:
+def _is_large(shape: Sequence[int], settings: StackSettings) -> bool:
     """Whether a stack is worked on piece by piece."""
-    return bool(np.prod(file.shape) > settings.large_mvox * 1e6)
+    return math.prod(shape) > settings.large_mvox * 1e6
+
+
+def _suffix(shape: Sequence[int], settings: StackSettings) -> str:
+    """How the files of its volumes end."""
+    return ".zarr" if settings.zarr or _is_large(shape, settings) else ".ome.tif"
 
 
 def _plan(batch: _Batch, todo: dict[str, str]) -> dict[str, tuple[int, tuple[int, ...]]]:
@@ -855,7 +960,8 @@ def _plan(batch: _Batch, todo: dict[str, str]) -> dict[str, tuple[int, tuple[int
     for name in list(todo):
         try:
             with _open(batch, name) as file:
-                check_settings(specification, settings, _is_large(file, settings))
+                check_settings(specification, settings, _is_large(file.shape, settings))
+                _check_mask(batch.rows[name].mask, file.shape)
                 window_px = fit_window(file.shape, settings.window_px)
                 n_windows = count_windows(file.shape, batch.bundle, window_px, settings.overlap)
                 plan[name] = n_windows, window_px
@@ -863,6 +969,12 @@ def _plan(batch: _Batch, todo: dict[str, str]) -> dict[str, tuple[int, tuple[int
             batch.note_failure(name, error)
             del todo[name]
     return plan
+
+
+def _check_mask(mask: Path | None, shape: tuple[int, ...]) -> None:
+    """ValueError where true cells are of another size than their stack; they are not loaded."""
+    if mask is not None:
+        _check_shape(label_shape(mask), shape, "mask", mask)
 
 # %% ../../nbs/run/05_stacks.ipynb #5fa81ec8
 def _announce(batch: _Batch, plan: dict, say: Callable[[str], None]) -> None:
@@ -877,13 +989,9 @@ def _announce(batch: _Batch, plan: dict, say: Callable[[str], None]) -> None:
     equal = len({window_px for _, window_px in plan.values()}) == 1
     size = " x ".join(map(str, largest))
     say(
-        f"{_counted(len(plan), 'stack')}, {_counted(total, 'window')} of {'' if equal else 'up to '}"
+        f"{counted(len(plan), 'stack')}, {counted(total, 'window')} of {'' if equal else 'up to '}"
         f"{size} voxels: about {rough_duration(seconds * volume / np.prod(largest))} in the network"
     )
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 # %% ../../nbs/run/05_stacks.ipynb #0685247c
 def rough_duration(
@@ -941,11 +1049,22 @@ def _scores_table(batch: _Batch) -> pd.DataFrame | None:
     """One row per stack whose true cells are known, and the row "all"; None = there is none."""
     scores = {}
     for name in _in_order(batch):
-        if batch.rows[name].mask is not None:
-            found = read_labels(batch.out / batch.records[name]["labels"])
-            truth = read_labels(batch.rows[name].mask).reshape(found.shape)
-            scores[name] = volume_scores(truth, found)
+        if batch.rows[name].mask is None:
+            continue
+        try:
+            scores[name] = _score(batch, name)
+        except (OSError, ValueError, MemoryError) as error:
+            batch.note_failure(name, error)
     return scores_table(scores) if scores else None
+
+
+def _score(batch: _Batch, name: str) -> VolumeScores:
+    """Compare the cells of a finished stack with the true ones; both volumes are loaded."""
+    mask, record = batch.rows[name].mask, batch.records[name]
+    shape = tuple(record["shape"])
+    _check_mask(mask, shape)
+    truth = _same_shape(read_labels(mask), shape, "mask", mask)
+    return volume_scores(truth, read_labels(batch.out / record["labels"]).reshape(shape))
 
 # %% ../../nbs/run/05_stacks.ipynb #ae2becb6
 VERSIONS_OF = ("cellseg_nb", "numpy", "scipy", "torch", "tifffile", "zarr", "bioimage-cpp")
@@ -962,8 +1081,7 @@ def _run_facts(batch: _Batch) -> dict[str, Any]:
         "edges": batch.edge_file and str(batch.edge_file),
         "settings": batch.settings.model_dump(mode="json"),
         "device": str(choose_device(batch.settings.device)),
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in VERSIONS_OF},
+        "versions": package_versions(VERSIONS_OF),
         "platform": platform.platform(),
         "started": batch.started.isoformat(timespec="seconds"),
         "inputs": [
@@ -987,7 +1105,7 @@ def _write_tables(batch: _Batch) -> StackSummary:
             with atomic_path(batch.out / f"{name}.csv") as temporary:
                 table.to_csv(temporary, index=False)
         text = json.dumps(_run_facts(batch), indent=1, ensure_ascii=False)
-        _write_text(batch.out / "run.json", text + "\n")
+        write_text(batch.out / "run.json", text + "\n")
     return StackSummary(
         batch.out, *tables.values(), batch.failures, batch.resumed, batch.tracebacks
     )
@@ -1038,27 +1156,23 @@ def analyse_stacks(
     return _write_tables(batch)
 
 # %% ../../nbs/run/05_stacks.ipynb #9d43353e
-def _read_walls(path, superpixels, axes, channel, pixel_size_um) -> tuple[Stack, np.ndarray | None]:
-    """A boundary probability, and the pieces that belong to it."""
-    stack = read_stack(path, axes, channel, pixel_size_um)
-    if stack.pixels.ndim == 4:
+def _open_walls(path, axes, channel) -> StackFile:
+    """A boundary probability, not loaded yet."""
+    file = open_stack(path, axes, 0 if channel is None else channel)
+    if channel is None and file.n_channels > 1:
+        file.__exit__()
         raise ValueError(
-            f"{path} has {len(stack.pixels)} channels; choose the one of the walls with channel "
+            f"{path} has {file.n_channels} channels; choose the one of the walls with channel "
             "(on the command line --channel)"
         )
+    return file
+
+
+def _read_walls(path, superpixels, axes, channel, pixel_size_um) -> tuple[Stack, np.ndarray | None]:
+    """A boundary probability, and the pieces that belong to it."""
+    with _open_walls(path, axes, channel):
+        stack = read_stack(path, axes, channel, pixel_size_um)
     return stack, _fitting(superpixels, stack)
-
-
-def _refuse_unused(superpixels: str | Path | None, how: dict[str, Any]) -> None:
-    """ValueError where a setting of the watershed would change nothing."""
-    ignored = [
-        name for name in ("threshold", "min_size", "sigma_seeds", "stacked_2d") if name in how
-    ]
-    if superpixels is not None and ignored:
-        raise ValueError(
-            f"{ignored[0]} is a setting of the watershed, which is not needed with superpixels; leave "
-            "one of them out"
-        )
 
 
 def _fitting(path: str | Path | None, stack: Stack) -> np.ndarray | None:
@@ -1079,9 +1193,12 @@ def partition_file(
     axes: str | None = None,  # of `boundaries`: ZYX, CZYX or ZCYX; None = as the file says
     channel: int | str | None = None,  # of `boundaries`; index from 0, or name
     pixel_size_um: PixelSize = None,  # voxel edges (z, y, x); µm; None = as the file says
+    large_mvox: float = 100,  # a volume of more million voxels is cut block by block, into .zarr
     **how: Any,  # settings of `segment.graph.segment_boundaries`, such as method and beta
 ) -> int:  # number of cells
     """Cut a boundary probability into cells, from file to file.
+
+    With `superpixels`, both volumes are loaded whatever their size.
 
     Raises
     ------
@@ -1093,15 +1210,35 @@ def partition_file(
     out = Path(out)
     if out.suffix.lower() not in (".tif", ".tiff", ".zarr"):
         raise ValueError(f"{out}: label volumes are written as .ome.tif, .tif or .zarr")
-    stack, pieces = _read_walls(boundaries, superpixels, axes, channel, pixel_size_um)
-    _refuse_unused(superpixels, how)
+    refuse_unused(how, how.get("method"), superpixels is not None)
     model = None if edges is None else load_edges(edges)
+    with _open_walls(boundaries, axes, channel) as file:
+        if superpixels is None and math.prod(file.shape) > large_mvox * 1e6:
+            edge_um = pixel_edges(pixel_size_um, 3) or file.pixel_size_um
+            return _partition_large(file, out, edge_um, how | {"edge_model": model}, large_mvox)
+    stack, pieces = _read_walls(boundaries, superpixels, axes, channel, pixel_size_um)
     edge_um = stack.pixel_size_um
     labels = segment_boundaries(
         stack.pixels, superpixels=pieces, edge_model=model, pixel_size_um=edge_um, **how
     )
     write_labels(out, labels, edge_um)
     return int(labels.max())
+
+# %% ../../nbs/run/05_stacks.ipynb #697c0752
+def _partition_large(file: StackFile, out: Path, edges: PixelSize, how: dict, large_mvox) -> int:
+    """Cut a boundary probability block by block, into OME-Zarr; the number of cells."""
+    how = dict(how)
+    _refuse_in_pieces(how.get("method"), how.pop("stacked_2d", False), large_mvox)
+    if out.suffix.lower() != ".zarr":
+        raise ValueError(
+            f"it has more than {large_mvox:g} million voxels, so that its cells are written as .zarr, "
+            f"not to {out.name}; or allow more voxels in memory (large_mvox=, or --large-mvox)"
+        )
+    writer = VolumeWriter(out, file.shape, np.uint32, edges, labels=True)
+    segment_blocks(file, writer.level, pixel_size_um=edges, **how)
+    n_cells = max(int(np.max(writer.level[z])) for z in range(file.shape[0]))
+    writer.close()
+    return n_cells
 
 # %% ../../nbs/run/05_stacks.ipynb #609b491c
 def train_edges_file(
@@ -1127,8 +1264,8 @@ def train_edges_file(
     """
     if Path(out).suffix != ".safetensors":
         raise ValueError(f"{out}: learned edges are written as .safetensors")
+    refuse_unused(watershed, superpixels=superpixels is not None)
     stack, pieces = _read_walls(boundaries, superpixels, axes, channel, pixel_size_um)
-    _refuse_unused(superpixels, watershed)
     truth = _fitting(labels, stack)
     edge_um = stack.pixel_size_um
     model = train_edges(stack.pixels, truth, pieces, pixel_size_um=edge_um, **watershed)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import cellseg_nb
-from ..core import atomic_path, require
+from ..core import atomic_path, replace_folder, require
 from ..data.catalog import datasets
 from . import steps
 from .card import card_path, content, write_card
@@ -92,12 +92,7 @@ class Place(AbstractDataset):
     def save(self, fill: Callable[[Path], None]) -> None:
         unfinished = _begin(self)
         fill(unfinished)
-        old = self.path.with_name(f".{self.path.name}.old")
-        if self.path.is_dir():
-            shutil.rmtree(old, ignore_errors=True)
-            os.replace(self.path, old)
-        os.replace(unfinished, self.path)
-        shutil.rmtree(old, ignore_errors=True)
+        replace_folder(unfinished, self.path)
         _mark_path(self).unlink(missing_ok=True)
 
     def _exists(self) -> bool:  # a new project has empty folders

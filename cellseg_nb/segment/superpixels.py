@@ -237,7 +237,7 @@ def _numbered(pieces: np.ndarray) -> np.ndarray:
 # %% ../../nbs/segment/04_superpixels.ipynb #394a2ec4
 def hollow_watershed(
     boundaries: np.ndarray,  # probability of a wall; 0..1, or uint8; (Z, Y, X) or (Y, X)
-    sigma_px: float = 1.0,  # smoothing; px of the finest axis
+    sigma_weights: float = 1.0,  # smoothing of the landscape; px of the finest axis
     seed_height: float = 0.02,  # a hollow must be deeper than this to be a cell; 0..1
     min_size: int = 100,  # smaller cells are given to their neighbours; voxels
     pixel_size_um: PixelSize = None,  # voxel edges (z, y, x); µm; None = cubes
@@ -252,8 +252,8 @@ def hollow_watershed(
     """
     values = as_probability(boundaries)
     check_mask(mask, values.shape)
-    check_watershed_settings(0, sigma_px, 0, min_size)
-    landscape = smooth(values, sigma_px, pixel_size_um)
+    check_watershed_settings(0, 0, sigma_weights, min_size)
+    landscape = smooth(values, sigma_weights, pixel_size_um)
     height = 2 - landscape
     if mask is not None:
         height *= mask
