@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SURROUNDINGS_PX', 'DAZZLING', 'SCALES_PX', 'PIXEL_FEATURES', 'PIXEL_FORMAT', 'BLOCK_PX', 'NONE', 'BACKGROUND',
-           'FOREGROUND', 'METHODS', 'CLASSIFIER_FILE', 'evened', 'texture', 'restored_phase', 'Limits',
+           'FOREGROUND', 'METHODS', 'CLASSIFIER_FILE', 'PROPOSED_FILE', 'evened', 'texture', 'restored_phase', 'Limits',
            'texture_limits', 'tidy_mask', 'texture_foreground', 'pixel_features', 'PixelClassifier', 'learn_foreground',
            'MasksWritten', 'write_foreground_masks']
 
 # %% ../../nbs/data/14_foreground.ipynb #ba8f5d6d
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from ..core import one_line
+from ..core import atomic_path, file_sha256, one_line
 from .forest import Forest, ForestFormat, load_forest, plant, save_forest
 from cellseg_nb.data.io import (
     find_images,
@@ -28,6 +29,7 @@ from cellseg_nb.data.io import (
     select_plane,
     write_image,
 )
+from .points import named_images, read_quality, write_quality
 from .tiles import plan_blocks
 
 # %% ../../nbs/data/14_foreground.ipynb #c338e69c
@@ -284,13 +286,14 @@ def learn_foreground(
 # %% ../../nbs/data/14_foreground.ipynb #68104819
 METHODS = ("texture", "classifier")
 CLASSIFIER_FILE = "foreground.safetensors"
+PROPOSED_FILE = "proposed_masks.json"  # image → checksum of the mask as it was proposed
 
 
 class MasksWritten(NamedTuple):
     """What `write_foreground_masks` did."""
 
     written: list[Path]  # masks to look at
-    kept: list[Path]  # masks that a person found ok
+    kept: list[Path]  # masks that a person reviewed, changed or made
     failures: dict[str, str]  # file → what was wrong
 
 
@@ -339,34 +342,56 @@ def _mask_finder(project, method, scribbles, paths):
     limits = texture_limits(readable())
     return lambda image: texture_foreground(image, limits)
 
+# %% ../../nbs/data/14_foreground.ipynb #4be1d0a7
+def _proposed(project):
+    """Image → checksum of the mask that was proposed for it."""
+    path = project / PROPOSED_FILE
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it to keep all masks") from error
 
-def _mark_unchecked(project, stems):
-    """Note in data_quality.csv that masks are to be looked at."""
-    from cellseg_nb.data.points import read_quality, write_quality
 
+def _by_hand(project):
+    """Image → mask that a person made, changed, or gave a status in data_quality.csv."""
+    folder, quality = project / "masks", project / "data_quality.csv"
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return {}
+    masks, proposed, reviewed = named_images(folder), _proposed(project), set()
+    if quality.is_file():
+        table = read_quality(quality)
+        reviewed = set(table.loc[table["fgmask_status"] != "unchecked", "image"])
+
+    def as_proposed(name, path):
+        return path.suffix == ".png" and proposed.get(name) == file_sha256(path)
+
+    return {
+        name: path
+        for name, path in masks.items()
+        if name in reviewed or not as_proposed(name, path)
+    }
+
+
+def _note_proposed(project, written):
+    """Remember what was proposed, and mark it in data_quality.csv as to be looked at."""
+    sums = _proposed(project) | {path.stem: file_sha256(path) for path in written}
+    with atomic_path(project / PROPOSED_FILE) as temporary:
+        temporary.write_text(json.dumps(sums, indent=1), encoding="utf-8")
     path = project / "data_quality.csv"
     if path.is_file():
         quality = read_quality(path)
+        stems = {mask.stem for mask in written}
         quality.loc[quality["image"].isin(stems), "fgmask_status"] = "unchecked"
         write_quality(path, quality)
-
-
-def _reviewed(project):
-    """Names of the images whose mask a person found ok."""
-    from cellseg_nb.data.points import read_quality
-
-    path = project / "data_quality.csv"
-    if not path.is_file():
-        return set()
-    quality = read_quality(path)
-    return set(quality.loc[quality["fgmask_status"] == "ok", "image"])
 
 # %% ../../nbs/data/14_foreground.ipynb #dc841ab1
 def write_foreground_masks(
     project: str | Path,  # folder with images/; gets masks/
     method: str = "texture",  # or classifier
     scribbles: str | Path | None = None,  # folder; None = scribbles/ of the project
-    overwrite: bool = False,  # also masks that a person found ok
+    overwrite: bool = False,  # also masks that a person reviewed, changed or made
 ) -> MasksWritten:
     """Write a foreground mask (PNG, 0 and 255) for every picture of a project, for review.
 
@@ -377,21 +402,24 @@ def write_foreground_masks(
     FileNotFoundError
         There are no images, or the classifier has no scribbles.
     ValueError
-        The method is unknown, or scribbles do not fit.
+        The method is unknown, scribbles do not fit, or two images have the same name.
     """
     project = Path(project)
-    paths = find_images(project / "images")
-    find = _mask_finder(project, method, None if scribbles is None else Path(scribbles), paths)
-    reviewed, done = set() if overwrite else _reviewed(project), MasksWritten([], [], {})
-    for path in paths:
-        mask = project / "masks" / f"{image_stem(path)}.png"
-        if image_stem(path) in reviewed and mask.is_file():
-            done.kept.append(mask)
+    paths, by_hand = named_images(project / "images"), _by_hand(project)
+    scribbles = None if scribbles is None else Path(scribbles)
+    find = _mask_finder(project, method, scribbles, paths.values())
+    done = MasksWritten([], [], {})
+    for name, path in paths.items():
+        mask = project / "masks" / f"{name}.png"
+        if name in by_hand and not overwrite:
+            done.kept.append(by_hand[name])
             continue
         try:
             write_image(mask, 255 * find(_gray(path)).astype(np.uint8), "YX")
+            if by_hand.get(name, mask) != mask:
+                by_hand[name].unlink()  # an image has one mask
             done.written.append(mask)
         except (OSError, ValueError) as error:
             done.failures[str(path)] = one_line(error, path)
-    _mark_unchecked(project, {path.stem for path in done.written})
+    _note_proposed(project, done.written)
     return done

@@ -403,6 +403,16 @@ def _marks(points, annotators, shape, seed):
     }
 
 
+def _status(points, annotators, shape, seed):
+    """How far a picture is marked: `fully` only if nobody overlooked a cell."""
+    if not len(points):
+        return "empty"
+    still = {"double_rate": 0, "jitter_px": 0}  # the same seed overlooks the same cells
+    people = {person: {**habits, **still} for person, habits in (annotators or {}).items()}
+    marks = _marks(points, people, shape, seed)
+    return "fully" if all(len(one) == len(points) for one in marks.values()) else "sparse"
+
+
 def _rows(marks):
     """Rows of a points table, from picture → person → marks."""
     return [
@@ -427,7 +437,8 @@ def write_phase_contrast(
 ) -> list[Path]:  # the pictures written
     """Write a project of simulated pictures; files of the same name are replaced.
 
-    Without annotators, the points are the true centres. With them, these are in truth.csv.
+    Without annotators, the points are the true centres. With them, these are in truth.csv, and a
+    picture in which somebody overlooked a cell is `sparse`, not `fully` annotated.
 
     Raises
     ------
@@ -444,7 +455,7 @@ def write_phase_contrast(
         write_image(folder / "masks" / f"{name}.png", mask, "YX")
         marks[name] = _marks(points, annotators, image.shape, one)
         truth[name] = {"truth": points}
-        quality.append((name, "fully" if len(points) else "empty", "ok"))
+        quality.append((name, _status(points, annotators, image.shape, one), "ok"))
     _write_table(folder / "points.csv", POINT_COLUMNS, _rows(marks))
     _write_table(folder / "data_quality.csv", QUALITY_COLUMNS, quality)
     if annotators:

@@ -1348,7 +1348,7 @@ def points_foreground(
         "PROJECT/scribbles]",
     ) = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Also replace masks whose status is ok.")
+        bool, typer.Option("--overwrite", help="Also replace masks that you reviewed, changed or made.")
     ] = False,
 ) -> None:
     """Write foreground masks, for review.
@@ -1359,13 +1359,12 @@ def points_foreground(
 
     method = method or ("texture" if scribbles is None else "classifier")
     done = write_foreground_masks(project, method, scribbles, overwrite)
-    kept = f", {len(done.kept)} kept that are ok" if done.kept else ""
+    kept = f", {len(done.kept)} kept as you left them" if done.kept else ""
     print(f"{len(done.written)} masks to look at{kept}: {project / 'masks'}")
     for file, reason in done.failures.items():
         _say(f"error: {file}: {reason}")
     if done.failures:
         raise typer.Exit(1 if done.written or done.kept else 2)
-
 
 # %% ../../nbs/run/01_cli.ipynb #e6d473b0
 def main() -> None:
