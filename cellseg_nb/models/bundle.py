@@ -395,7 +395,7 @@ class CountNetworkSettings(NetworkSettings):
     in_channels: Literal[1, 3] = 1
     attention: Literal["scse"] | None = "scse"
 
-
+# %% ../../nbs/models/02_bundle.ipynb #71f0c2ad
 class CountNormalisation(Normalisation):
     """How the brightness of a picture is made comparable: as in `Normalisation`, and besides
 

@@ -139,6 +139,21 @@ def activate(
     return ACTIVATIONS[activation](painted)
 
 
+def _per_pixel(kind, painted, maps, targets, weights):
+    """The parts of a loss that look at one pixel at a time."""
+    if painted.shape != targets.shape:
+        shapes = f"{tuple(painted.shape)} and {tuple(targets.shape)}"
+        raise ValueError(f"painted and targets must have one shape; they have {shapes}")
+    loss = 0.0
+    if "mse" in kind:
+        loss = loss + weighted_mean((maps - targets).square(), weights)
+    if "bce" in kind:
+        wanted = targets.clamp(0, 1)
+        entropy = F.binary_cross_entropy_with_logits(painted, wanted, reduction="none")
+        loss = loss + weighted_mean(entropy, weights)
+    return loss
+
+# %% ../../nbs/models/01_losses.ipynb #e2b7d615
 class HeatmapLoss(nn.Module):
     """Loss of heat maps; the count and MESA parts look at the first channel, the density.
 
@@ -164,8 +179,7 @@ class HeatmapLoss(nn.Module):
         if "bce" in kind and activation != "sigmoid":
             raise ValueError(f"the loss {kind!r} needs activation 'sigmoid'; it is {activation!r}")
         self.kind, self.factor, self.activation = kind, factor, activation
-        self.count_weight = count_weight
-        self.mesa_weight = mesa_weight + (kind == "mesa")
+        self.count_weight, self.mesa_weight = count_weight, mesa_weight + (kind == "mesa")
 
     def forward(
         self,
@@ -180,18 +194,9 @@ class HeatmapLoss(nn.Module):
         ValueError
             The shapes do not fit.
         """
-        if painted.shape != targets.shape:
-            shapes = f"{tuple(painted.shape)} and {tuple(targets.shape)}"
-            raise ValueError(f"painted and targets must have one shape; they have {shapes}")
-        painted, loss = painted.float(), 0.0
+        painted = painted.float()
         maps = activate(painted, self.activation)
-        if "mse" in self.kind:
-            loss = loss + weighted_mean((maps - targets).square(), weights)
-        if "bce" in self.kind:
-            entropy = F.binary_cross_entropy_with_logits(
-                painted, targets.clamp(0, 1), reduction="none"
-            )
-            loss = loss + weighted_mean(entropy, weights)
+        loss = _per_pixel(self.kind, painted, maps, targets, weights)
         densities = [one[:, 0] / self.factor for one in (maps, targets)]
         densities += [None if weights is None else weights[:, 0].float()]
         if self.count_weight:

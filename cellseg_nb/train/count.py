@@ -816,7 +816,7 @@ def train_count(
         _compare(config, out, aside, force)
     return model
 
-
+# %% ../../nbs/train/07_count.ipynb #3c9a5be1
 def _compare(config: CountTrainConfig, out: Path, aside: Sequence[CountPicture], force: bool) -> None:
     """Refuse a model that counts worse than the one it started from."""
     from cellseg_nb.train.finish import WorseThanParent
