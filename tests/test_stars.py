@@ -1,5 +1,6 @@
 """A StarDist model in the places where every model goes: images, large images, tables, exports, errors."""
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 from cellseg_nb.data.io import read_labels, write_image
 from cellseg_nb.data.simulate import simulate_nuclei
@@ -19,13 +21,18 @@ from cellseg_nb.models.bundle import (
 )
 from cellseg_nb.models.stars import build_stars, fill_stars, star_arrays
 from cellseg_nb.run.analyse import SegmentSettings, analyse, segment_image
+from cellseg_nb.run.cli import app
 from cellseg_nb.segment.stars import predict_stars
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
+    return discs(tmp_path_factory.mktemp("model"))
+
+
+def discs(folder, **own):
     """A network of known random numbers, whose proposals are discs."""
-    settings = StarNetworkSettings(n_rays=16, grid=(2, 2), n_depth=1, n_filter_base=4)
+    settings = StarNetworkSettings(n_rays=16, grid=(2, 2), n_depth=1, n_filter_base=4, **own)
     network, rng = build_stars(settings), np.random.default_rng(0)
     arrays = {name: rng.normal(0, 0.3, one.shape) for name, one in star_arrays(network).items()}
     for layer, bias in (("dist", 6), ("prob", 0)):
@@ -37,7 +44,14 @@ def model(tmp_path_factory):
         diameter_px=12,
         postprocessing={"prob_thresh": 0.5, "nms_thresh": 0.2},
     )
-    return save_bundle(tmp_path_factory.mktemp("model"), fill_stars(network, arrays), about)
+    return save_bundle(folder, fill_stars(network, arrays), about)
+
+
+def run(*arguments, code=0):
+    """Run a verb; what it says."""
+    result = CliRunner().invoke(app, [str(one) for one in arguments])
+    assert result.exit_code == code and "Traceback" not in result.output, result.output
+    return result.output
 
 
 def test_images_tables_and_exports(model, tmp_path):
@@ -61,6 +75,61 @@ def test_images_tables_and_exports(model, tmp_path):
     strict = SegmentSettings(threshold=float(np.median(found.confidence)), min_area_px=20)
     assert 0 < segment_image(image, bundle, strict).labels.max() < found.labels.max()
     assert segment_image(image, bundle, SegmentSettings(diameter_px=24)).labels.shape == image.shape
+
+
+def test_exports_hold_the_polygons(model, tmp_path):
+    image, _ = simulate_nuclei((100, 120), n_nuclei=10, seed=5)
+    write_image(tmp_path / "a.tif", image, "YX")
+    settings = SegmentSettings(min_area_px=20)
+    analyse(tmp_path / "a.tif", tmp_path / "out", model, settings)
+    later = settings.model_copy(update={"exports": ("geojson",)})  # computed again for them
+    summary = analyse(tmp_path / "a.tif", tmp_path / "out", model, later)
+    assert not summary.failures and not summary.resumed
+    found = segment_image(image, load_bundle(model), settings)
+    text = json.loads((summary.out / "a.geojson").read_text())["features"]
+    assert len(text) == len(found.polygons) == found.labels.max()
+    ring = np.array(text[0]["geometry"]["coordinates"][0])
+    np.testing.assert_allclose(ring[:, ::-1], found.polygons[1][0][0], atol=0.01)
+    assert len(ring) == 17 and "confidence" in text[0]["properties"]["measurements"]
+    assert analyse(tmp_path / "a.tif", tmp_path / "out", model, later).resumed == ["a"]
+
+
+def test_a_model_that_sees_colours(tmp_path):
+    model = discs(tmp_path / "model", in_channels=3)
+    image = np.random.default_rng(0).integers(0, 255, (64, 80, 3), np.uint8)
+    write_image(tmp_path / "in" / "colour.png", image, "YXC")
+    write_image(tmp_path / "in" / "equal.png", image[..., :1].repeat(3, axis=2), "YXC")
+    run("segment", tmp_path / "in", "--out", tmp_path / "a", "--model", model)
+    labels = read_labels(tmp_path / "a" / "colour_labels.tif")
+    np.testing.assert_array_equal(labels, predict_stars(image, model).labels)
+    write_image(tmp_path / "gray.tif", image[..., 0], "YX")
+    line = run("segment", tmp_path / "gray.tif", "--out", tmp_path / "b", "--model", model, code=2)
+    assert "takes pictures (Y, X, 3); this one is (64, 80)" in line
+    large = ("--large-mpx", "0.001", "--out", tmp_path / "c", "--model", model)
+    assert "sees colours" in run("segment", tmp_path / "in" / "colour.png", *large, code=2)
+
+
+def test_a_model_for_stacks_says_so(tmp_path):
+    settings = StarNetworkSettings(architecture="StarDist3D", n_rays=8, n_depth=1, n_filter_base=4)
+    about = StarSpecification(name="solid", network=settings)
+    model = save_bundle(tmp_path / "model", build_stars(settings), about)
+    write_image(tmp_path / "stack.tif", np.zeros((4, 16, 16), np.uint8), "ZYX")
+    line = run("segment", tmp_path / "stack.tif", "--out", tmp_path / "a", "--model", model, code=2)
+    assert "'solid' is a StarDist model for stacks" in line and "predict_stars" in line
+    with pytest.raises(ValueError, match="is a StarDist model for stacks"):
+        segment_image(np.zeros((16, 16)), load_bundle(model))
+
+
+def test_folders_of_stardist_go_out_and_come_in(model, tmp_path):
+    theirs, back = tmp_path / "theirs", tmp_path / "back"
+    assert str(theirs) in run("model", "export", model, "--out", theirs)
+    assert f"model: {back}" in run("model", "import", theirs, "--out", back)
+    image = np.random.default_rng(0).random((64, 64))
+    ours, again = (predict_stars(image, one).labels for one in (model, back))
+    np.testing.assert_array_equal(again, ours)
+    assert "is there already" in run("model", "import", theirs, "--out", back, code=2)
+    other = ("model", "export", "nuclei", "--out", tmp_path / "x")
+    assert "is no StarDist model" in run(*other, code=2)
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

@@ -6,14 +6,20 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+from cellseg_nb.core import file_sha256
+from cellseg_nb.data.sbsst265 import simulate_sbsst265
 from cellseg_nb.run.cli import app
 
 START = [sys.executable, "-c", "from cellseg_nb.run.cli import main; main()"]
@@ -28,9 +34,13 @@ TINY = {
     "model": {
         "unet": {
             "network": {"encoder": "resnet18", "encoder_depth": 3, "decoder_channels": [16, 8, 8]}
-        }
+        },
+        "stardist": {"network": {"n_rays": 8, "n_depth": 1, "n_filter_base": 8}},
     },
-    "training": {"unet": {"epochs": 1, "crops_per_epoch": 8, "batch_size": 4, "crop_px": 64}},
+    "training": {
+        "unet": {"epochs": 1, "crops_per_epoch": 8, "batch_size": 4, "crop_px": 64},
+        "stardist": {"epochs": 1, "steps_per_epoch": 20, "batch_size": 2, "patch_size": 64},
+    },
     "evaluation": {"segmentation": {"device": "cpu"}},
     "pictures": {"overlays": 1, "worst": 1, "best": 1},
 }
@@ -132,13 +142,62 @@ def test_a_change_runs_exactly_what_comes_after_it(study, change, expected):
     assert f": runs, {change.split('=')[0]} was " in result.stdout
 
 
-def test_killed_training_goes_on_from_its_checkpoint(study):
-    change = ["--params", "training.unet.epochs=3", "--params", "training.unet.crops_per_epoch=64"]
+def test_large_pictures_are_drawn_and_looked_after(study):
+    change = ("--params", "evaluation.segmentation.large_mpx=0.01")
+    again = ("pipeline", "run", "--project", study, "--resume", *change)
+    assert ran(run(*again)) == {*ORDER[5:]}
+    assert ran(run(*again)) == set()
+    labels = study / "data/07_model_output/test/test-000_labels.ome.tif"
+    labels.write_bytes(labels.with_name("test-001_labels.ome.tif").read_bytes())
+    assert "score_test: runs, predicted has changed" in run(*again).stdout
+
+
+def test_steps_of_the_owner_run_when_anything_they_need_has_changed(study):
+    (registry,) = (study / "src").glob("*/pipeline_registry.py")
+    registry.write_text(
+        "from kedro.pipeline import Pipeline, node\n"
+        "from cellseg_nb.run.workflow import pipelines\n"
+        "def count(raw, parameters):\n"
+        "    return lambda path: path.write_text(str(parameters['pictures']['worst']))\n"
+        "def register_pipelines():\n"
+        "    step = node(count, ['raw', 'parameters'], 'counted', name='count')\n"
+        "    return pipelines() | {'mine': Pipeline([step])}\n"
+    )
+    place = {"type": "cellseg_nb.run.workflow.Place", "filepath": "data/02_intermediate/n.txt"}
+    (study / "conf/local/catalog.yml").write_text(yaml.safe_dump({"counted": place}))
+    mine = ("pipeline", "run", "mine", "--project", study, "--resume")
+    assert ran(run(*mine)) == {"count"} and ran(run(*mine)) == set()
+    assert "pictures.worst was 1 and is 0" in run(*mine, "--params", "pictures.worst=0").stdout
+    assert ran(run(*mine)) == {"count"}
+    registry.write_text(registry.read_text() + "# another line\n")
+    assert "count: runs, the code has changed" in run(*mine).stdout
+
+
+def test_scores_of_an_earlier_model_are_not_those_of_the_run(study):
+    card = study / "data/08_reporting/run_card.json"
+    with (study / "data/06_models/trained/model/model.json").open("a") as file:
+        file.write(" ")
+    result = run("pipeline", "run", "data_augmentations", "--project", study, "--resume")
+    assert "scores are of an earlier model or other settings: trained has changed" in result.stdout
+    assert "AP@.5" not in result.stdout and json.loads(card.read_text())["metrics"] is None
+    assert "scores are of an earlier model" in error_of("verify", study)
+    result = run("pipeline", "run", "model_evaluation", "--project", study, "--resume")
+    assert "AP@.5" in result.stdout and "earlier" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    "method, length, checkpoint",
+    [("unet", "crops_per_epoch=64", "pt"), ("stardist", "steps_per_epoch=100", "npz")],
+)
+def test_killed_training_goes_on_from_its_checkpoint(study, method, length, checkpoint):
+    own = f"training.{method}"
+    settings = (f"model.method={method}", f"{own}.epochs=3", f"{own}.{length}")
+    change = [word for one in settings for word in ("--params", one)]
     command = [*START, "pipeline", "run", "model_training", "--project", study, *change, "--resume"]
     unfinished = study / "data/06_models/.partial-trained"
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     waited = time.monotonic() + 300
-    while not (unfinished / "checkpoint.pt").exists():
+    while not (unfinished / f"checkpoint.{checkpoint}").exists():
         assert running.poll() is None, running.stderr.read().decode()
         assert time.monotonic() < waited
         time.sleep(0.02)
@@ -155,6 +214,58 @@ def test_killed_training_goes_on_from_its_checkpoint(study):
         len(after) == 4 and after[1] == before[1]
     )  # its seconds say that epoch 0 was not repeated
     assert not unfinished.exists()
+
+
+class BreaksOffOnce(SimpleHTTPRequestHandler):
+    """Serves one file; the first answer ends in the middle of it."""
+
+    asked: list = []
+
+    def do_GET(self):
+        data = Path(self.directory, "dataset.zip").read_bytes()
+        self.asked.append(part := self.headers.get("Range"))
+        rest = data[int(part[len("bytes=") : -1]) :] if part else data
+        self.send_response(206 if part else 200)
+        self.send_header("Content-Length", str(len(rest)))
+        self.end_headers()
+        self.wfile.write(rest if part else rest[: len(rest) // 2])
+
+    def log_message(self, *_):
+        pass
+
+
+def test_stars_on_an_archive_that_is_downloaded(tmp_path, monkeypatch):
+    monkeypatch.delenv("CELLSEG_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    archive = simulate_sbsst265(tmp_path / "dataset.zip", 4, 2, edge_px=96)
+    handler = partial(BreaksOffOnce, directory=str(tmp_path))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/dataset.zip"
+    source = {"dataset": "sbsst265", "address": address, "sha256": file_sha256(archive)}
+    own = {
+        "data": {"sources": [source]},
+        "processing": {"group_by": "kind", "rescale_to_magnification": 20},
+        "model": TINY["model"] | {"method": "stardist"},
+    }
+    run("init", tmp_path / "study")
+    text = yaml.safe_dump(TINY | own)
+    (tmp_path / "study/conf/local/parameters.yml").write_text(text)
+    result = run("pipeline", "run", "--project", tmp_path / "study")
+    server.shutdown()
+    server.server_close()
+    half = archive.stat().st_size // 2
+    assert BreaksOffOnce.asked == [None, f"bytes={half}-"]
+    assert ran(result) == set(ORDER) and "WARNING" not in result.output
+    reports = tmp_path / "study/data/08_reporting"
+    table = pd.read_csv(reports / "metrics.csv")
+    assert table["group"].tolist() == ["GNB-I", "NB-II", "all"]
+    assert table["truth"].min() > 0
+    names = {path.name.split("_")[0] for path in (reports / "pictures").iterdir()}
+    assert names == {"worst", "best", "overlay", "stars", "scores.png"}
+    card = json.loads((reports / "run_card.json").read_text())
+    assert card["computer"]["device"] in ("cpu", "cuda") and "tensorflow" in card["versions"]
+    assert card["settings"]["model"]["method"] == "stardist"
 
 
 def test_kedro_runs_the_project_and_sends_nothing(study, tmp_path):
@@ -207,6 +318,11 @@ def test_list_and_show(study):
     assert page.count('class="step"') == len(ORDER) and "data/03_primary" in page
     run("pipeline", "show", "data_download", "--project", study, "--out", study / "one.html")
     assert (study / "one.html").read_text().count('class="step"') == 1
+    run("pipeline", "show", "data_download", "--project", study, "--out", study / "one.svg")
+    drawing = ElementTree.parse(study / "one.svg").getroot()
+    assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
+    line = error_of("pipeline", "show", "--project", study, "--out", study / "one.png")
+    assert "a drawing is written as .html or .svg" in line
 
 
 def test_errors_are_one_line_each(study, tmp_path):

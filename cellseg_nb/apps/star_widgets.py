@@ -23,7 +23,9 @@ from ..run.analyse import OTSU, model_facts
 from cellseg_nb.segment.stars import (
     Proposals,
     StarResult,
+    above,
     draw,
+    large_enough,
     load_stars,
     propose,
     suppress,
@@ -57,13 +59,7 @@ def chosen_stars(
     min_area_px: float = 0,  # objects with fewer pixels are removed; px
 ) -> StarResult:
     """Draw the objects that are probable and large enough."""
-    probable = kept.probabilities > prob_thresh
-    stars = draw(Proposals(*(one[probable] for one in kept[:3]), *kept[3:]))
-    areas = np.bincount(stars.labels.ravel(), minlength=len(stars.points) + 1)[1:]
-    large = areas >= min_area_px
-    number = np.zeros(len(areas) + 1, stars.labels.dtype)
-    number[1:][large] = np.arange(np.count_nonzero(large)) + 1
-    return StarResult(number[stars.labels], *(one[large] for one in stars[1:]))
+    return large_enough(draw(above(kept, prob_thresh)), min_area_px)
 
 
 def shrunk_proposals(

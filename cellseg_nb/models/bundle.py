@@ -658,8 +658,8 @@ def find_bundle(
         return pretrained_bundle(str(model))
     if (Path(model) / "config.json").is_file():
         raise FileNotFoundError(
-            f"{model} has config.json and no model.json; if it is a folder of StarDist, "
-            "models.stars.import_stardist makes a model of it"
+            f"{model} has config.json and no model.json; if it is a folder of StarDist, 'cellseg model "
+            "import' makes a model of it (in Python, models.stars.import_stardist)"
         )
     raise FileNotFoundError(
         f"no model {str(model)!r}: neither a folder with model.json nor one of: {', '.join(known)}"

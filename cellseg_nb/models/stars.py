@@ -44,7 +44,7 @@ def stardist_models() -> Any:  # the module `stardist.models`
     if "tensorflow" not in sys.modules and find_spec("triton") is not None:
         # PyTorch's compiler must come first: loaded after TensorFlow, it ends the process
         importlib.import_module("triton._C.libtriton")
-    require("tensorflow", "tensorflow")
+    require("tensorflow", "tensorflow").get_logger().setLevel("ERROR")
     return require("stardist.models", "tensorflow")
 
 
@@ -295,9 +295,10 @@ def _fetch(name: str, place: Path) -> Path:
             progressbar=False,
         )
     except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise FileNotFoundError(
-            f"the published model {name!r} is not here and could not be fetched "
-            f"({type(error).__name__}). Fetch {address} where there is a network, and unpack it so "
+            f"the published model {name!r} is not here and could not be fetched ({reason}). "
+            f"Fetch {address} where there is a network, and unpack it so "
             f"that {place / 'config.json'} and its weights are there"
         ) from error
     return next(iter(sorted(place.rglob("config.json")))).parent

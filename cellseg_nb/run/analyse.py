@@ -223,6 +223,7 @@ class Segmentation(NamedTuple):
     disagreement: np.ndarray | None = None  # of several models; 0..1; float32; (Y, X)
     familiarity: "Familiarity | None" = None  # is the picture like those of the training?
     seconds: dict[str, float] = {}  # spent in the network and in the post-processing
+    polygons: dict[int, list] | None = None  # of a StarDist model; as in `data.annotations`
 
 
 def smallest_area_px(
@@ -363,18 +364,45 @@ def _postprocessing(
 # %% ../../nbs/run/00_analyse.ipynb #b2eee262
 def _is_star(model: "str | Path | Bundle") -> bool:
     """Whether a model is one of StarDist."""
-    from cellseg_nb.models.bundle import StarSpecification, read_specification
+    from cellseg_nb.models.bundle import StarSpecification
+
+    return isinstance(_specification(model), StarSpecification)
+
+
+def _specification(model: "str | Path | Bundle") -> "Specification":
+    """What is known about a model."""
+    from cellseg_nb.models.bundle import read_specification
 
     named = isinstance(model, (str, Path))
-    specification = read_specification(model) if named else model.specification
-    return isinstance(specification, StarSpecification)
+    return read_specification(model) if named else model.specification
 
 # %% ../../nbs/run/00_analyse.ipynb #23389052
+def _check_flat(bundle: "Bundle") -> None:
+    """Refuse models of StarDist for stacks."""
+    if _is_star(bundle) and bundle.specification.network.n_axes == 3:
+        raise ValueError(
+            f"the model {bundle.specification.name!r} is a StarDist model for stacks (Z, Y, X), and "
+            "pictures are segmented here; in Python, segment.stars.predict_stars takes stacks"
+        )
+
+
+def _sees_colours(model: Model) -> bool:
+    """Whether a model wants red, green and blue instead of the brightness."""
+    if _is_classical(model) or not _is_star(first := _members(model)[0]):
+        return False
+    return _specification(first).network.in_channels == 3
+
+
 def _segment_with_stars(
     bundle: "Bundle", image: np.ndarray, settings: SegmentSettings
 ) -> Segmentation:
     """Let the network propose objects, and choose among them."""
-    from cellseg_nb.segment.stars import objects_from_proposals, propose
+    from cellseg_nb.segment.stars import (
+        large_enough,
+        objects_from_proposals,
+        polygon_parts,
+        propose,
+    )
 
     if settings.flips:
         raise ValueError(
@@ -387,12 +415,11 @@ def _segment_with_stars(
         proposals = propose(image, bundle, how["prob_thresh"], enlarged, settings.tile_px)
     with watch("postprocessing"):
         found = objects_from_proposals(proposals, bundle, **how)
-        areas = np.bincount(found.labels.ravel(), minlength=len(found.probabilities) + 1)
-        kept = areas >= (smallest_area_px(settings) or 0)
-        kept[0] = False
-        new_ids = (np.cumsum(kept) * kept).astype(found.labels.dtype)
-    confidence = found.probabilities[kept[1:]]
-    return Segmentation(new_ids[found.labels], None, confidence, seconds=watch.seconds)
+        found = large_enough(found, smallest_area_px(settings) or 0)
+        polygons = polygon_parts(found)
+    return Segmentation(
+        found.labels, None, found.probabilities, seconds=watch.seconds, polygons=polygons
+    )
 
 # %% ../../nbs/run/00_analyse.ipynb #927d1079
 def _segment_with(
@@ -432,7 +459,7 @@ def _segment_with(
 
 # %% ../../nbs/run/00_analyse.ipynb #de4e448f
 def segment_image(
-    image: np.ndarray,  # picture; any number type; (Y, X)
+    image: np.ndarray,  # picture; any number type; (Y, X), or (Y, X, 3) for models of colours
     model: Model = "nuclei",  # name, folder or bundle, several of them for their mean, or "otsu"
     settings: SegmentSettings | None = None,  # None = the model's own
 ) -> Segmentation:
@@ -450,7 +477,7 @@ def segment_image(
         There is no such model.
     """
     image = np.asarray(image)
-    if image.ndim != 2:
+    if image.ndim != 2 and not (image.ndim == 3 and _sees_colours(model)):
         raise ValueError(
             f"image must be (Y, X), one channel; its shape is {image.shape}. "
             "data.io.select_plane chooses a plane, data.io.luminance turns colour into gray."
@@ -458,7 +485,9 @@ def segment_image(
     settings = settings or SegmentSettings()
     if _is_classical(model):
         return _segment_classically(image, settings)
-    return _segment_with(load_models(model), image, settings)
+    bundles = load_models(model)
+    _check_flat(bundles[0])
+    return _segment_with(bundles, image, settings)
 
 # %% ../../nbs/run/00_analyse.ipynb #0dd68cf6
 def bundle_facts(
@@ -547,6 +576,7 @@ def _thumbnail_path(out: Path, name: str, longest_px: int) -> Path:
 def read_plane(
     path: str | Path,  # an image file
     settings: SegmentSettings,  # which channel, plane, time point
+    keep_colour: bool = False,  # True = also where red, green and blue are equal
 ) -> Image:  # axes "YX", or "YXC" for a colour picture; with the pixel size to use
     """Read the plane of a file that is to be segmented.
 
@@ -564,7 +594,7 @@ def read_plane(
     image = select_plane(image, channel=settings.channel, z=settings.z, t=settings.t)
     if settings.pixel_size_um is not None:
         image = replace(image, pixel_size_um=pixel_edges(settings.pixel_size_um, 2))
-    if image.rgb:
+    if image.rgb and not keep_colour:
         pixels = gray_if_equal(image.pixels)
         if pixels.ndim == 2:
             image = replace(image, pixels=pixels, axes="YX", rgb=False, channels=None)
@@ -634,22 +664,23 @@ def _keep_for_tables(
 # %% ../../nbs/run/00_analyse.ipynb #c4540dde
 def _segment_whole(job: _Job) -> None:
     """Read, segment, measure and draw an image in memory."""
-    image = read_plane(job.path, job.settings)
+    colours = _sees_colours(job.model)
+    image = read_plane(job.path, job.settings, keep_colour=colours)
     gray = luminance(image.pixels) if image.rgb else image.pixels
-    edges = image.pixel_size_um
-    found = segment_image(gray, job.model, job.settings.model_copy(update={"pixel_size_um": edges}))
+    edges, seen = image.pixel_size_um, image.pixels if colours else gray
+    found = segment_image(seen, job.model, job.settings.model_copy(update={"pixel_size_um": edges}))
     job.watch.add(found.seconds)
     labels, name = found.labels, job.name
     objects = object_table(labels, gray, pixel_size_um=edges)
     if found.confidence is not None:
         objects["confidence"] = found.confidence.round(4)
-    job.record["colour"] = image.rgb
+    job.record |= {"colour": image.rgb and not colours, "polygons": found.polygons is not None}
     job.describe(objects, labels.shape, 100 * float((labels > 0).mean()), edges, found.familiarity)
     job.begin(f"{name}_labels.tif")
     write_labels(job.out / f"{name}_labels.tif", labels, edges)
     drawn = overlay(image.pixels, labels)
     write_overlay(job.out / f"{name}_overlay.png", drawn)
-    write_exports(job.exports, labels, objects, edges, found.disagreement)
+    write_exports(job.exports, labels, objects, edges, found.disagreement, found.polygons)
     _keep_for_tables(job, objects, drawn, labels)
 
 # %% ../../nbs/run/00_analyse.ipynb #03066904
@@ -745,6 +776,12 @@ def _segment_large(job: _Job) -> None:
             "with one model; name one, or allow more megapixels in memory (large_mpx=, or --large-mpx)"
         )
     (bundle,) = bundles
+    if _sees_colours(bundle):
+        raise ValueError(
+            f"it has more than {job.settings.large_mpx:g} megapixels, of which only the brightness "
+            f"is read, and the model {bundle.specification.name!r} sees colours; allow more "
+            "megapixels in memory (large_mpx=, or --large-mpx)"
+        )
     with _open(job.path, job.settings) as plane:
         edges = pixel_edges(job.settings.pixel_size_um, 2) or plane.pixel_size_um
         job.settings = job.settings.model_copy(update={"pixel_size_um": edges})
@@ -872,7 +909,8 @@ def _finished(
         _thumbnail_path(out, name, SMALL_PX),
         _thumbnail_path(out, name, LARGE_PX),
     ]
-    results += [wanted[one] for one in exports if one == "disagreement"]  # needs the networks
+    needs_network = ("roi", "geojson") if record.get("polygons") else ()
+    results += [wanted[one] for one in exports if one in ("disagreement", *needs_network)]
     fits = record["sha256"] == sha256 and record["fingerprint"] == mark
     return record if fits and all(result.exists() for result in results) else None
 
@@ -908,6 +946,7 @@ class _Batch(Batch):
         with self.watch("network"):
             self.model = load_models(self.model)
         for bundle in self.model:
+            _check_flat(bundle)
             _scale_to_model(bundle, self.settings)
 
 # %% ../../nbs/run/00_analyse.ipynb #e99f601a

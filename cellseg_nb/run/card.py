@@ -70,14 +70,30 @@ def card_path(
     return Path(project) / CARD
 
 
-def _computer() -> dict[str, Any]:
+def _device(settings: Mapping[str, Any]) -> str:
+    """Where the network computed; a library that was not loaded did not compute."""
+    torch, tensorflow = (sys.modules.get(name) for name in ("torch", "tensorflow"))
+    if settings["model"]["method"] == "stardist":
+        found = tensorflow is not None and tensorflow.config.list_physical_devices("GPU")
+        return "cuda" if found else "cpu"
+    wanted = settings["evaluation"]["segmentation"]["device"]
+    if torch is None:
+        return "cpu"
+    from cellseg_nb.segment.predict import choose_device
+
+    try:
+        return str(choose_device(wanted))
+    except ValueError:  # the card of a run that failed for this reason
+        return f"{wanted}, which is not there"
+
+
+def _computer(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Where it was computed."""
-    torch = sys.modules.get("torch")  # when it was not loaded, nothing was computed with it
-    device = "cuda" if torch is not None and torch.cuda.is_available() else "cpu"
+    torch = sys.modules.get("torch")
     affinity = getattr(os, "sched_getaffinity", None)
     return {
         "platform": platform.platform(),
-        "device": device,
+        "device": _device(settings),
         "processors": len(affinity(0)) if affinity else os.cpu_count(),
         "threads": None if torch is None else torch.get_num_threads(),
     }
@@ -85,11 +101,12 @@ def _computer() -> dict[str, Any]:
 # %% ../../nbs/run/09_card.ipynb #9df8187c
 def write_card(
     project: str | Path,  # folder of the project
-    facts: Mapping[str, Any],  # pipelines, started, steps, settings, places, error
+    facts: Mapping[str, Any],  # pipelines, started, steps, settings, places, error, outdated
 ) -> Path:  # the file
     """Write the run card of a project.
 
-    `facts["places"]` maps the name of a result to its path and to patterns of its files that count.
+    `facts["places"]` maps the name of a result to its path and to patterns of its files that count;
+    `facts["outdated"]` says why the scores that are there are of another model; empty = they are not.
     """
     project = Path(project).resolve()
     places = {
@@ -100,17 +117,20 @@ def write_card(
         for name, (path, patterns) in facts["places"].items()
     }
     started, settings = datetime.fromtimestamp(facts["started"], timezone.utc), facts["settings"]
+    scores = _scores(project / places["metrics"]["path"])
+    outdated = facts["outdated"] if scores else ""
     card = {
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.time() - facts["started"], 2),
         "pipelines": facts["pipelines"],
         "error": facts["error"],
-        "metrics": _scores(project / places["metrics"]["path"]),
+        "metrics": None if outdated else scores,
+        "outdated": outdated,
         "tolerance": settings["evaluation"]["tolerance"],
         "seeds": {"model": settings["model"]["seed"]},
         "model": _model(project / places["trained"]["path"] / "model"),
         "versions": package_versions(VERSIONS_OF),
-        "computer": _computer(),
+        "computer": _computer(settings),
         "steps": facts["steps"],
         "settings": settings,
         "places": places,
@@ -132,9 +152,10 @@ def _model(folder: Path) -> dict[str, Any] | None:
 
 def read_scores(
     card: str | Path,  # a run card
-) -> list[dict[str, Any]]:  # one row per group; empty = nothing was scored yet
+) -> tuple[list[dict[str, Any]], str]:  # one row per group, empty = none; why there are none
     """Read the scores out of a run card."""
-    return json.loads(Path(card).read_text(encoding="utf-8"))["metrics"] or []
+    found = json.loads(Path(card).read_text(encoding="utf-8"))
+    return found["metrics"] or [], found["outdated"]
 
 # %% ../../nbs/run/09_card.ipynb #d6572352
 @dataclass(frozen=True)
@@ -186,7 +207,8 @@ def read_card(
     if not isinstance(card, dict) or not {"metrics", "places", "tolerance"} <= set(card):
         raise ValueError(f"{path} is no run card; name a file that a pipeline wrote")
     if not card["metrics"]:
-        raise ValueError(f"{path}: nothing was scored yet; run the pipeline model_evaluation")
+        reason = card.get("outdated") or "nothing was scored yet"
+        raise ValueError(f"{path}: {reason}; run the pipeline model_evaluation")
     return path.resolve().parents[len(Path(CARD).parts) - 1], card
 
 # %% ../../nbs/run/09_card.ipynb #7e314959

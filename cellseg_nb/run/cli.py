@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'model_app', 'pipeline_app', 'Counters', 'Level', 'CountFlips', 'CountTile', 'CountOverlap',
-           'OutFile', 'Superpixels', 'Walls', 'HowMany', 'CellsInImage', 'Repo', 'points_app', 'PointRadius', 'demo',
-           'segment', 'count', 'evaluate', 'train', 'tune', 'segment3d', 'graph', 'graph_train', 'patches', 'data_list',
-           'data_get', 'data_simulate', 'model_list', 'model_show', 'model_release', 'model_fetch', 'init',
-           'pipeline_run', 'pipeline_list', 'pipeline_show', 'verify', 'points_import', 'points_agree',
-           'points_foreground', 'main']
+           'OutFile', 'Superpixels', 'Walls', 'HowMany', 'CellsInImage', 'StarFolder', 'NewFolder', 'Repo',
+           'points_app', 'PointRadius', 'demo', 'segment', 'count', 'evaluate', 'train', 'tune', 'segment3d', 'graph',
+           'graph_train', 'patches', 'data_list', 'data_get', 'data_simulate', 'model_list', 'model_show',
+           'model_import', 'model_export', 'model_release', 'model_fetch', 'init', 'pipeline_run', 'pipeline_list',
+           'pipeline_show', 'verify', 'points_import', 'points_agree', 'points_foreground', 'main']
 
 # %% ../../nbs/run/01_cli.ipynb #dc954ea5
 import json
@@ -93,7 +93,9 @@ data_app = typer.Typer(
     help="Data sets: list, fetch, simulate.", no_args_is_help=True, rich_markup_mode=None
 )
 model_app = typer.Typer(
-    help="Trained models: list, show, fetch, release.", no_args_is_help=True, rich_markup_mode=None
+    help="Trained models: list, show, import, export, fetch, release.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 pipeline_app = typer.Typer(
     help="Pipelines of a project: run, list, show.", no_args_is_help=True, rich_markup_mode=None
@@ -1048,6 +1050,34 @@ def model_show(
     specification = read_specification(model).model_dump(mode="json")
     print(json.dumps(specification, indent=2, ensure_ascii=False))
 
+
+StarFolder = Annotated[
+    Path, typer.Argument(metavar="FOLDER", help="Folder of StarDist, with config.json and weights.")
+]
+NewFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="New folder.")]
+
+
+@model_app.command("import")
+def model_import(folder: StarFolder, out: NewFolder) -> None:
+    """Make a model of a folder of StarDist."""
+    from cellseg_nb.models.stars import import_stardist
+
+    if out.exists():
+        raise ValueError(f"{out} is there already; choose another --out")
+    print(f"model: {import_stardist(folder, out)}")
+
+
+@model_app.command("export")
+def model_export(
+    model: Annotated[str, typer.Argument(help="Name of a StarDist model, or its folder.")],
+    out: NewFolder,
+) -> None:
+    """Write a StarDist model as a folder that StarDist's own tools open."""
+    from cellseg_nb.models.stars import export_stardist
+    from cellseg_nb.segment.stars import load_stars
+
+    print(f"folder of StarDist: {export_stardist(load_stars(model), out)}")
+
 # %% ../../nbs/run/01_cli.ipynb #e5e0c42a
 Repo = _option(str, "OWNER/NAME", "Repository on GitHub.  [default: that of this package]")
 
@@ -1147,10 +1177,12 @@ def pipeline_run(
 
     tags = [tag for one in tags or () for tag in one.split(",")]
     card = run_pipeline(project, name, tags, from_step, to_step, params or (), resume)
-    scores = read_scores(card)
+    scores, outdated = read_scores(card)
     if scores:
         print()
         _print_scores(pd.DataFrame(scores), pixels=True)
+    if outdated:
+        print(f"\n{outdated}")
     print(f"\nrun card: {card}")
 
 # %% ../../nbs/run/01_cli.ipynb #2adfce69
@@ -1171,17 +1203,21 @@ def pipeline_show(
     project: Project = Path("."),
     out: Annotated[
         Optional[Path],
-        typer.Option(metavar="FILE", help="HTML file.  [default: data/08_reporting/pipeline.html]"),
+        typer.Option(
+            metavar="FILE", help="HTML or SVG file.  [default: data/08_reporting/pipeline.html]"
+        ),
     ] = None,
 ) -> None:
     """Draw a pipeline: what each step reads and makes, and its last run."""
     from cellseg_nb.core import atomic_path
     from cellseg_nb.run.workflow import pipeline_drawing
 
-    page = pipeline_drawing(project, name)
     out = out or project / "data" / "08_reporting" / "pipeline.html"
+    if out.suffix.lower() not in (".html", ".svg"):
+        raise ValueError(f"{out}: a drawing is written as .html or .svg")
+    drawing = pipeline_drawing(project, name, page=out.suffix.lower() == ".html")
     with atomic_path(out) as path:
-        path.write_text(page, encoding="utf-8")
+        path.write_text(drawing, encoding="utf-8")
     print(f"drawing: {out}")
 
 # %% ../../nbs/run/01_cli.ipynb #dd3f1df5

@@ -12,7 +12,7 @@ import json
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -98,6 +98,7 @@ def write_exports(
     objects: pd.DataFrame,  # one row per object, from `measure.objects.object_table`
     pixel_size_um: PixelSize = None,  # edge of a pixel; µm; None = unknown
     disagreement: np.ndarray | None = None,  # of several models; 0..1; (Y, X)
+    polygons: Mapping[int, list] | None = None,  # outlines by label; None = along the pixels
 ) -> None:
     """Write objects for other programs.
 
@@ -108,10 +109,11 @@ def write_exports(
     """
     from cellseg_nb.data.annotations import write_geojson, write_roi_zip
 
+    outlines = labels if polygons is None else polygons
     if "roi" in paths:
-        write_roi_zip(paths["roi"], labels)
+        write_roi_zip(paths["roi"], outlines)
     if "geojson" in paths:
-        write_geojson(paths["geojson"], labels, objects.drop(columns="image", errors="ignore"))
+        write_geojson(paths["geojson"], outlines, objects.drop(columns="image", errors="ignore"))
     if "zarr" in paths:
         write_labels(paths["zarr"], labels, pixel_size_um)
     if "disagreement" in paths:

@@ -37,12 +37,16 @@ class Source(Settings):
         Only those of this split and this kind; None = all.
     images : int or None
         Only the first so many; None = all.
+    address, sha256 : str or None
+        Another address of the archive of a data set, and its checksum; None = as listed.
     """
 
     dataset: str
     split: str | None = None
     kind: str | None = None
     images: int | None = Field(None, ge=1)
+    address: str | None = None
+    sha256: str | None = None
 
 
 class DataSection(Settings):
@@ -282,7 +286,7 @@ PLACE = "cellseg_nb.run.workflow.Place"
 class CatalogEntry(Settings):
     """Where a result lies, in `catalog.yml`; see `run.workflow.Place`."""
 
-    type: Literal["cellseg_nb.run.workflow.Place"]
+    type: str
     filepath: str
     hashed: list[str] | None = None
     metadata: dict | None = None

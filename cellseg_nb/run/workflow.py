@@ -24,9 +24,10 @@ from typing import Any
 import cellseg_nb
 from ..core import atomic_path, replace_folder, require
 from ..data.catalog import datasets
+from ..models.bundle import find_bundle
 from . import steps
 from .card import card_path, content, write_card
-from .drawing import DrawnStep, pipeline_page
+from .drawing import DrawnStep, draw_pipeline, pipeline_page
 from cellseg_nb.run.project import (
     catalog_paths,
     check_catalog,
@@ -193,22 +194,44 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def _is_setting(name: str) -> bool:
+    """Whether an input of a step is a section of the YAML files, or all of them."""
+    return name == "parameters" or name.startswith("params:")
+
+
 def step_facts(
     step: Any,  # node of a pipeline
     catalog: Any,  # of the project
+    project: str | Path = ".",  # folder of the project
 ) -> dict[str, Any]:  # settings, checksums of what it reads, version of the code
-    """Say what decides the result of a step, as things are now."""
-    settings = {name: catalog.load(name) for name in step.inputs if name.startswith("params:")}
-    reads = [name for name in step.inputs if not name.startswith(("params:", "parameters"))]
-    sums = {}
-    for name in reads:
-        dataset = catalog.get(name)
-        if isinstance(dataset, Place):
-            sums[name] = _digest(content(dataset.path, dataset.patterns))
+    """Say what decides the result of a step, as things are now; a checksum None = not known."""
+    settings = {name: catalog.load(name) for name in step.inputs if _is_setting(name)}
+    sums: dict[str, str | None] = {}
+    for name in step.inputs:
+        if not _is_setting(name):
+            place = catalog.get(name)
+            known = isinstance(place, Place)
+            sums[name] = _digest(content(place.path, place.patterns)) if known else None
     for source in settings.get("params:data", {}).get("sources", ()):
         if source["dataset"] not in datasets():  # a folder of the user's, which may change
             sums[source["dataset"]] = _digest(content(source["dataset"]))
-    return {"settings": settings, "inputs": sums, "code": code_version()}
+    parent = settings.get("params:model", {}).get("start_from")
+    if parent is not None:
+        sums[str(parent)] = _digest(_model_files(parent))
+    code = code_version()
+    if not getattr(step.func, "__module__", "").startswith("cellseg_nb."):  # the owner's own step
+        code += f" {_digest(content(Path(project) / 'src', ('**/*.py',)))[:16]}"
+    return {"settings": settings, "inputs": sums, "code": code}
+
+
+def _model_files(model: str) -> dict[str, str]:
+    """The files of a model with their checksums; nothing for what is not there."""
+    if Path(model).is_file():
+        return content(model)
+    try:
+        return content(find_bundle(model), ("model.json", "weights.safetensors"))
+    except FileNotFoundError:  # the step itself says so
+        return {}
 
 # %% ../../nbs/run/06_workflow.ipynb #223fc47b
 def _flat(settings: dict, above: str = "") -> dict[str, Any]:
@@ -227,6 +250,8 @@ def _what_changed(now: dict[str, Any], before: dict[str, Any]) -> str:
         if new.get(name) != old.get(name):
             return f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
     for name, digest in now["inputs"].items():
+        if digest is None:
+            return f"{name} is no Place, so it may have changed"
         if digest != before["inputs"].get(name):
             return f"{name} has changed"
     return "" if now["code"] == before["code"] else "the code has changed"
@@ -283,7 +308,7 @@ class StepHooks:
     @hook_impl
     def before_node_run(self, node, catalog):
         """Note what decides the result of a step, before it begins."""
-        facts = step_facts(node, catalog)
+        facts = step_facts(node, catalog, self.project)
         reason = Ledger(self.project).reason(node, facts, catalog)
         self.begun[node.name] = (time.perf_counter(), facts)
         self.steps[node.name] = {"ran": True, "reason": reason or "asked for"}
@@ -318,6 +343,7 @@ class ProjectHooks(StepHooks):
         places = {name: one for name, one in places.items() if isinstance(one, Place)}
         ran = {name: self.steps.get(name, {"ran": False}) for name in _names(pipeline)}
         facts = {
+            "outdated": _outdated(self.project, catalog),
             "pipelines": list(run_params.get("pipeline_names") or ["__default__"]),
             "started": self.started,
             "steps": {name: Ledger(self.project).read(name) | one for name, one in ran.items()},
@@ -326,6 +352,19 @@ class ProjectHooks(StepHooks):
             "error": None if error is None else " ".join(str(error).split()),
         }
         write_card(self.project, facts)
+
+# %% ../../nbs/run/06_workflow.ipynb #5b5ca3d1
+def _outdated(project: Path, catalog: Any) -> str:
+    """Why the scores that are there are not those of the model that is there; empty = they are."""
+    ledger = Ledger(project)
+    for step in pipelines()["model_evaluation"].nodes:
+        if "metrics_table" not in step.outputs:
+            note = ledger.read(step.name)
+            now = step_facts(step, catalog, project) | {"code": note.get("code")}
+            reason = _what_changed(now, note) if note else f"{step.name} was not run to its end"
+            if reason:
+                return f"scores are of an earlier model or other settings: {reason}"
+    return ""
 
 # %% ../../nbs/run/06_workflow.ipynb #be61ac63
 class ResumingRunner(SequentialRunner):
@@ -472,7 +511,8 @@ def run_pipeline(
 def pipeline_drawing(
     project: str | Path = ".",  # folder of the project
     name: str = "__default__",  # pipeline; "__default__" is the whole
-) -> str:  # a complete HTML page
+    page: bool = True,  # False = only the drawing
+) -> str:  # a complete HTML page, or an <svg> element
     """Draw a pipeline of a project, with the last run of each step.
 
     Raises
@@ -487,10 +527,11 @@ def pipeline_drawing(
     for step in known[name].nodes:
         groups = [one for one, some in known.items() if step in some.nodes]
         group = next((one for one in groups if one != "__default__"), "__default__")
-        settings = [one.removeprefix("params:") for one in step.inputs if "param" in one]
-        reads = [one for one in step.inputs if not one.startswith("param")]
+        settings = [one.removeprefix("params:") for one in step.inputs if _is_setting(one)]
+        reads = [one for one in step.inputs if not _is_setting(one)]
         seconds = Ledger(project).read(step.name).get("seconds")
         state = "" if seconds is None else f"finished in {seconds:g} s"
         parts = (tuple(reads), tuple(settings), tuple(step.outputs))
         drawn.append(DrawnStep(step.name, group, *parts, state))
-    return pipeline_page(name, drawn, catalog_paths(project))
+    paths = catalog_paths(project)
+    return pipeline_page(name, drawn, paths) if page else draw_pipeline(drawn, paths)

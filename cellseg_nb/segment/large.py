@@ -23,7 +23,14 @@ from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from ..core import PixelSize, atomic_path, consecutive, label_dtype, pixel_edges
+from cellseg_nb.core import (
+    PixelSize,
+    atomic_path,
+    consecutive,
+    label_dtype,
+    pixel_edges,
+    surviving_ids,
+)
 from ..data.io import LabelWriter, Plane, write_image
 from cellseg_nb.data.tiles import (
     Part,
@@ -552,8 +559,7 @@ def segment_large(
     find = _all_stars if stars else _all_cut
     labels, cut, probable, maps = find(picture, bundle, scratch, settings, how, precision, report)
     census = _census(labels, settings.tile_px)
-    kept = census.areas >= max(1, settings.min_area_px)
-    new_ids = (np.cumsum(kept) * kept).astype(label_dtype(int(kept.sum())))
+    new_ids = surviving_ids(census.areas, settings.min_area_px)
     what = {"edges": edges, "maps": maps, "measure": None if stars else measure}
     plan = (labels, census, picture, scratch / "tables", settings.tile_px, new_ids, report)
     table = _tables(*plan, **what)
@@ -565,7 +571,7 @@ def segment_large(
             writer.write(y.start, x.start, new_ids[labels[y, x]])
     drawn = _preview(picture, labels, new_ids, settings.preview_px, settings.tile_px)
     preview = write_image(out_folder / f"{name}_overlay.png", drawn, "YXC")
-    covered = 100 * float(census.areas[kept].sum()) / np.prod(picture.shape)
+    covered = 100 * float(census.areas[new_ids > 0].sum()) / np.prod(picture.shape)
     shutil.rmtree(scratch)
     return LargeResult(path, table, preview, len(table), covered, cut, picture.shape)
 

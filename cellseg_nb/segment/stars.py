@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TILE_PX', 'PROB_THRESHS', 'NMS_THRESHS', 'load_stars', 'Proposals', 'propose', 'StarResult', 'suppress', 'draw',
-           'objects_from_proposals', 'predict_stars', 'plan_star_blocks', 'predict_star_block', 'Thresholds',
-           'optimise_thresholds', 'polygon_parts', 'write_polygons']
+           'above', 'objects_from_proposals', 'predict_stars', 'large_enough', 'plan_star_blocks', 'predict_star_block',
+           'Thresholds', 'optimise_thresholds', 'polygon_parts', 'write_polygons']
 
 # %% ../../nbs/segment/10_stars.ipynb #88af7967
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from pydantic import ValidationError
 
-from ..core import consecutive, explain_settings, label_dtype
+from ..core import consecutive, explain_settings, label_dtype, surviving_ids
 from ..data.annotations import write_geojson, write_roi_zip
 from ..data.tiles import Resized, scaled_shape
 from ..measure.matching import match, pool
@@ -204,6 +204,15 @@ def _rays(stars: Bundle) -> Any:
     return rays_from_json(stars.network.config.rays_json)
 
 
+def above(
+    proposals: Proposals,  # from `propose` or `suppress`
+    prob_thresh: float,  # 0..1
+) -> Proposals:
+    """Choose the proposals of a probability above a threshold."""
+    probable = proposals.probabilities > prob_thresh
+    return Proposals(*(one[probable] for one in proposals[:3]), *proposals[3:])
+
+
 def objects_from_proposals(
     proposals: Proposals,  # from `propose`, with a probability no larger than `prob_thresh`
     stars: Bundle,  # the model
@@ -218,10 +227,8 @@ def objects_from_proposals(
         A threshold is not between 0 and 1.
     """
     how = _thresholds(stars, prob_thresh, nms_thresh)
-    probable = proposals.probabilities > how.prob_thresh
-    arrays = (one[probable] for one in proposals[:3])
     rays = _rays(stars)
-    return draw(suppress(Proposals(*arrays, *proposals[3:]), how.nms_thresh, rays), rays)
+    return draw(suppress(above(proposals, how.prob_thresh), how.nms_thresh, rays), rays)
 
 # %% ../../nbs/segment/10_stars.ipynb #b510055d
 def predict_stars(
@@ -246,6 +253,16 @@ def predict_stars(
     how = _thresholds(stars, prob_thresh, nms_thresh)
     proposals = propose(np.asarray(image), stars, how.prob_thresh, scale, tile_px)
     return objects_from_proposals(proposals, stars, how.prob_thresh, how.nms_thresh)
+
+# %% ../../nbs/segment/10_stars.ipynb #ff8fb232
+def large_enough(
+    found: StarResult,  # objects of a picture or a stack
+    min_area_px: float,  # objects with fewer pixels are removed; px
+) -> StarResult:
+    """Leave out small objects, and number the others from 1."""
+    areas = np.bincount(found.labels.ravel(), minlength=len(found.points) + 1)
+    new_ids = surviving_ids(areas, min_area_px)
+    return StarResult(new_ids[found.labels], *(one[new_ids[1:] > 0] for one in found[1:]))
 
 # %% ../../nbs/segment/10_stars.ipynb #2a48869e
 def plan_star_blocks(
@@ -341,7 +358,9 @@ def optimise_thresholds(
         kept = [suppress(one, nms_thresh, rays) for one in proposals]
         for prob_thresh in prob_threshs:
             pairs = zip(kept, truths)
-            whole = pool([match(labels, _above(one, prob_thresh, rays)) for one, labels in pairs])
+            whole = pool(
+                [match(labels, draw(above(one, prob_thresh), rays).labels) for one, labels in pairs]
+            )
             scores = {"AP@.5": float(whole.ap[0]), "mean AP": float(whole.mean_ap)}
             rows.append({"prob_thresh": prob_thresh, "nms_thresh": nms_thresh, **scores})
     table = pd.DataFrame(rows)
@@ -353,12 +372,6 @@ def optimise_thresholds(
     chosen = {name: float(best[name]) for name in ("prob_thresh", "nms_thresh")}
     return Thresholds(StarPostprocessing(**chosen), table)
 
-
-def _above(kept: Proposals, prob_thresh: float, rays: Any) -> np.ndarray:
-    """Labels of the objects above a probability."""
-    probable = kept.probabilities > prob_thresh
-    arrays = (one[probable] for one in kept[:3])
-    return draw(Proposals(*arrays, *kept[3:]), rays).labels
 
 # %% ../../nbs/segment/10_stars.ipynb #ad11cf67
 def polygon_parts(

@@ -13,7 +13,7 @@ from scipy import ndimage
 from skimage.filters import gaussian, threshold_otsu
 from skimage.segmentation import watershed
 
-from ..core import consecutive, label_dtype
+from ..core import consecutive, label_dtype, surviving_ids
 from ..data.transforms import fill_holes
 
 # %% ../../nbs/segment/01_watershed.ipynb #445485e1
@@ -95,10 +95,8 @@ def _tidy(labels: np.ndarray, min_area_px: float) -> tuple[np.ndarray, np.ndarra
     ranks = np.argsort(inner_first)
     numbered = inner_first[fill_holes(ranks[numbered])]
     areas = np.bincount(numbered.ravel(), minlength=len(ids) + 1)
-    kept = areas >= min_area_px
-    kept[0] = False
-    new_ids = np.cumsum(kept) * kept
-    return new_ids.astype(label_dtype(int(kept.sum())))[numbered], ids[kept[1:]]
+    new_ids = surviving_ids(areas, min_area_px)
+    return new_ids[numbered], ids[new_ids[1:] > 0]
 
 # %% ../../nbs/segment/01_watershed.ipynb #f9e7f966
 def object_confidence(

@@ -418,6 +418,8 @@ def finish(
 
     Raises
     ------
+    FileNotFoundError
+        The model that the training started from is gone, and the new one is not forced.
     WorseThanParent
         The model that the training started from is better; the new one is in `model_refused/`.
     """
@@ -433,7 +435,8 @@ def finish(
     scores = {"validation": {**bundle.specification.scores["validation"], **child}}
     reason = ""
     if config.start_from is not None:
-        parent = parent or load_bundle(config.start_from)
+        parent = parent or _parent(config.start_from, force)
+    if parent is not None:
         parent = _turned(parent, config.normalisation.invert)
         parent = score_samples(parent, chosen, device)
         scores["parent"] = {"model": config.start_from, **pooled_scores(score_table(parent))}
@@ -451,6 +454,19 @@ def finish(
     return model
 
 # %% ../../nbs/train/03_finish.ipynb #4dfa7f46
+def _parent(model: str, force: bool) -> Bundle | None:
+    """The model that a training started from; None = it is gone, and the new one is forced."""
+    try:
+        return load_bundle(model)
+    except FileNotFoundError as error:
+        if force:
+            return None
+        raise FileNotFoundError(
+            f"{error}. The training is done, but cannot be compared with the model it started from: "
+            "put that back, or take the new one all the same with --resume --force (force=True)"
+        ) from error
+
+
 def _consequence(refused: Path, force: bool) -> str:
     """What happens to a model that is worse than its parent."""
     if force:

@@ -733,7 +733,9 @@ def change_key(
 def _inherited(fields: dict) -> dict:
     """What the model that a training starts from says, where the file is silent."""
     shared = {"network", "targets", "normalisation", "scales", "postprocessing"} - set(fields)
-    start_from = fields.get("start_from")
+    start_from, network = fields.get("start_from"), fields.get("network")
+    if isinstance(network, dict) and network.get("architecture") in STAR_DEFAULTS:
+        shared -= {"targets", "postprocessing"}  # thresholds are chosen anew
     if not shared or not isinstance(start_from, str) or is_weights_file(start_from):
         return {}
     parent = read_specification(fields["start_from"]).model_dump()

@@ -159,6 +159,7 @@ def learning_rate(
 # %% ../../nbs/train/06_stars.ipynb #73fa041c
 def first_stars(
     config: StarTrainConfig,  # all settings
+    resumed: bool = False,  # True = a checkpoint has the weights, so the parent's are not read
 ) -> Any:  # StarDist2D or StarDist3D
     """Build the network that a training starts from: random weights, or those of another model.
 
@@ -181,7 +182,7 @@ def first_stars(
         train_loss_weights=training.loss_weights,
         train_background_reg=training.background_reg,
     )
-    if config.start_from is None:
+    if config.start_from is None or resumed:
         return network
     parent = load_stars(config.start_from)
     found, wanted = (one.model_dump() for one in (parent.specification.network, config.network))
@@ -284,7 +285,8 @@ def train_stars(
 def _fit(config: StarTrainConfig, out: Path, pictures: list, aside: list) -> None:
     """Train the epochs that are left."""
     keras, training = require("keras", "tensorflow"), config.training
-    network, checkpoint = first_stars(config), out / "checkpoint.npz"
+    checkpoint = out / "checkpoint.npz"
+    network = first_stars(config, resumed=checkpoint.exists())
     network.prepare_for_training(keras.optimizers.Adam(training.learning_rate))
     model = network.keras_model
     model.optimizer.build(model.trainable_variables)
@@ -344,7 +346,7 @@ def bundle_checkpoint(
     aside: list[Picture],  # validation pictures
 ) -> Path:  # out/model
     """Make a bundle of a checkpoint, with thresholds chosen on the validation pictures."""
-    network = first_stars(config)
+    network = first_stars(config, resumed=True)
     epoch = load_checkpoint(out / "checkpoint.npz", network) - 1
     specification = specify(config, pictures, len(aside))
     scores = {"validation": {"epoch": epoch}}
