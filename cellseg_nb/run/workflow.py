@@ -210,7 +210,7 @@ def step_facts(
     for name in step.inputs:
         if not _is_setting(name):
             place = catalog.get(name)
-            known = isinstance(place, Place)
+            known = hasattr(place, "patterns")  # a Place, in a notebook too, where it is another class
             sums[name] = _digest(content(place.path, place.patterns)) if known else None
     for source in settings.get("params:data", {}).get("sources", ()):
         if source["dataset"] not in datasets():  # a folder of the user's, which may change
