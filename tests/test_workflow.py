@@ -145,7 +145,7 @@ def test_a_change_runs_exactly_what_comes_after_it(study, change, expected):
 def test_large_pictures_are_drawn_and_looked_after(study):
     change = ("--params", "evaluation.segmentation.large_mpx=0.01")
     again = ("pipeline", "run", "--project", study, "--resume", *change)
-    assert ran(run(*again)) == {*ORDER[5:]}
+    assert ran(run(*again)) == {*ORDER[5:]} - {"tabulate_scores"}  # the same scores, the same table
     assert ran(run(*again)) == set()
     labels = study / "data/07_model_output/test/test-000_labels.ome.tif"
     labels.write_bytes(labels.with_name("test-001_labels.ome.tif").read_bytes())
@@ -182,7 +182,7 @@ def test_scores_of_an_earlier_model_are_not_those_of_the_run(study):
     assert "AP@.5" not in result.stdout and json.loads(card.read_text())["metrics"] is None
     assert "scores are of an earlier model" in error_of("verify", study)
     result = run("pipeline", "run", "model_evaluation", "--project", study, "--resume")
-    assert "AP@.5" in result.stdout and "earlier" not in result.stdout
+    assert "AP@.5" in result.stdout and "earlier model" not in result.stdout
 
 
 @pytest.mark.parametrize(
