@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['app', 'data_app', 'model_app', 'pipeline_app', 'Counters', 'Level', 'CountFlips', 'CountTile', 'CountOverlap',
            'OutFile', 'Superpixels', 'Walls', 'HowMany', 'CellsInImage', 'StarFolder', 'NewFolder', 'Repo',
-           'points_app', 'PointRadius', 'demo', 'segment', 'count', 'evaluate', 'train', 'tune', 'segment3d', 'graph',
-           'graph_train', 'patches', 'data_list', 'data_get', 'data_simulate', 'model_list', 'model_show',
-           'model_import', 'model_export', 'model_release', 'model_fetch', 'init', 'pipeline_run', 'pipeline_list',
-           'pipeline_show', 'verify', 'points_import', 'points_agree', 'points_foreground', 'main']
+           'points_app', 'PointRadius', 'demo', 'segment', 'count', 'evaluate', 'train', 'experiment', 'tune',
+           'segment3d', 'graph', 'graph_train', 'patches', 'data_list', 'data_get', 'data_simulate', 'model_list',
+           'model_show', 'model_import', 'model_export', 'model_release', 'model_fetch', 'init', 'pipeline_run',
+           'pipeline_list', 'pipeline_show', 'verify', 'points_import', 'points_agree', 'points_foreground', 'main']
 
 # %% ../../nbs/run/01_cli.ipynb #dc954ea5
 import json
@@ -54,9 +54,9 @@ class Verbs(TyperGroup):
                 return super().invoke(ctx)
         except KeyboardInterrupt:
             _say(
-                "stopped; what was finished is kept: 'cellseg segment', 'cellseg segment3d' and "
-                "'cellseg count' go on when they are called again, 'cellseg train' goes on with "
-                "--resume"
+                "stopped; what was finished is kept: 'cellseg segment', 'cellseg segment3d', "
+                "'cellseg count' and 'cellseg experiment' go on when they are called again, "
+                "'cellseg train' goes on with --resume"
             )
             raise typer.Exit(130) from None
         except BrokenPipeError:
@@ -590,6 +590,33 @@ def _cross_validate(config: Any, folds: int, out: Path) -> None:
     print(cross_validate(config, folds, out).to_string(index=False))
     print("\nsd: standard deviation between the folds; pooled: all left-out images as one set")
     print(f"table: {out / 'cross_validation.csv'}")
+
+# %% ../../nbs/run/01_cli.ipynb #3efe167a
+@app.command()
+def experiment(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="YAML file: defaults, and sweeps by name.")
+    ],
+    name: _option(
+        str, "SWEEP", "Only this sweep.  [default: all of them; to release, the defaults]"
+    ) = None,
+    mode: Annotated[
+        str,
+        typer.Option(metavar="MODE", help="draft (short, one split), crossval or release."),
+    ] = "draft",
+    out: Out = Path("results"),
+) -> None:
+    """Train once per value of a setting, and compare the scores.
+
+    Everything goes into OUT/NAME/DATE-SWEEP-MODE. The same command goes on where it stopped.
+    """
+    from cellseg_nb.train.sweeps import chosen_sweeps, read_sweeps, run_sweep, summary_of
+
+    asked = read_sweeps(file)
+    for sweep in chosen_sweeps(asked, name, mode, file):
+        folder = run_sweep(asked, sweep, mode, out, file)
+        print(f"\n{summary_of(folder).to_string(index=False)}")
+        print(f"\nsd: standard deviation between the folds\nresults: {folder}")
 
 # %% ../../nbs/run/01_cli.ipynb #285fc32b
 @app.command()

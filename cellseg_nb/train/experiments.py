@@ -15,7 +15,7 @@ from ..models.bundle import load_bundle
 from .crops import held_out_samples
 from .finish import pooled_scores, score_samples, score_table
 from .learner import train
-from .settings import TrainConfig
+from .settings import CountTrainConfig, TrainConfig
 
 # %% ../../nbs/train/04_experiments.ipynb #5615c402
 def fold_config(
@@ -75,10 +75,10 @@ def fold_table(
 
 # %% ../../nbs/train/04_experiments.ipynb #deef5400
 def cross_validate(
-    config: TrainConfig,  # all settings
+    config: TrainConfig | CountTrainConfig,  # all settings
     folds: int,  # number of parts
     out: str | Path,  # folder; fold_1, fold_2, ... and cross_validation.csv go into it
-) -> pd.DataFrame:  # from `fold_table`
+) -> pd.DataFrame:  # from `fold_table`, or for counting from `train.count.count_table`
     """Train once per fold and score each model on the pictures it never saw.
 
     A model that was given in `start_from` is not compared with its children here; and where it
@@ -89,6 +89,10 @@ def cross_validate(
     ValueError
         There are fewer than two folds, too few pictures, or `out` holds folds with other settings.
     """
+    if isinstance(config, CountTrainConfig):
+        from cellseg_nb.train.count import count_table, cross_conformal
+
+        return count_table(cross_conformal(config, folds, out))
     out = Path(out)
     configs = [fold_config(config, folds, fold) for fold in range(1, folds + 1)]
     tables = []

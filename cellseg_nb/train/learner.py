@@ -834,9 +834,10 @@ def find_learning_rate(
     ValueError
         There are fewer than 20 steps, or the settings do not fit the data.
     """
-    if isinstance(config, StarTrainConfig):
+    if isinstance(config, (StarTrainConfig, CountTrainConfig)):
         raise ValueError(
-            "the learning-rate finder is for networks that paint maps, not for StarDist"
+            "the learning-rate finder is for networks that paint maps of objects, not for StarDist or "
+            "counting"
         )
     if steps < 20:
         raise ValueError(f"the learning-rate finder needs at least 20 steps; steps is {steps}")
