@@ -123,14 +123,15 @@ def _of_folder(folder: Path, data: CountDataSettings) -> list[CountPicture]:
     found = []
     for sample in counting_samples(folder):
         wanted = sample.split != "test" if data.split is None else sample.split == data.split
-        if sample.split and not wanted:
+        if not sample.trains or (sample.split and not wanted):
             continue
         image, points = sample.image(), np.asarray(sample.points, float).reshape(-1, 2)
         known = np.ones(image.shape[:2], bool)
         if sample.zones is not None:
             known &= ~sample.zones
         sparse = sample.annotation_status == "sparse" or data.keep_points < 1
-        if sparse and data.ignore_distance_px and sample.mask_path is not None:
+        masked = sample.mask_path is not None and sample.fgmask_status != "BAD"
+        if sparse and masked and data.ignore_distance_px:
             mask = read_labels(sample.mask_path) > 0
             known &= ~ignored(_kept(points, sample.name, data), mask, data.ignore_distance_px)
         found.append(CountPicture(sample.name, image, points, None if known.all() else known))

@@ -9,7 +9,7 @@ __all__ = ['Values', 'MODES', 'SCORES', 'MOST_SHOWN', 'Sweep', 'SweepFile', 'rea
            'write_picture', 'experiment_folder', 'run_sweep', 'read_results', 'summary_of', 'check_mode',
            'chosen_sweeps', 'release_model']
 
-# %% ../../nbs/train/08_sweeps.ipynb #ffae6f30
+# %% ../../nbs/train/08_sweeps.ipynb #2227a048
 import copy
 import itertools
 import re
@@ -24,7 +24,7 @@ import yaml
 from matplotlib.figure import Figure
 from pydantic import Field, ValidationError, field_validator
 
-# %% ../../nbs/train/08_sweeps.ipynb #d344166d
+# %% ../../nbs/train/08_sweeps.ipynb #ef4898b8
 from ..core import atomic_path, explain_settings, package_versions
 from cellseg_nb.train.settings import (
     CountTrainConfig,
@@ -35,7 +35,7 @@ from cellseg_nb.train.settings import (
     read_config,
 )
 
-# %% ../../nbs/train/08_sweeps.ipynb #b692e6cd
+# %% ../../nbs/train/08_sweeps.ipynb #36b5aea2
 Values = Annotated[list[Any], Field(min_length=1)]
 
 
@@ -86,7 +86,7 @@ class SweepFile(Settings):
     folds: int = Field(5, ge=2)
     draft: dict[str, Any] = {"training.epochs": 2}
 
-# %% ../../nbs/train/08_sweeps.ipynb #ef16fb07
+# %% ../../nbs/train/08_sweeps.ipynb #b896175a
 MODES = ("draft", "crossval", "release")
 
 
@@ -132,7 +132,7 @@ def _read_sweep(fields: Any, place: str) -> Sweep:
     except ValidationError as error:
         raise ValueError(f"{place}: {explain_settings(error, Sweep)}") from error
 
-# %% ../../nbs/train/08_sweeps.ipynb #a3525421
+# %% ../../nbs/train/08_sweeps.ipynb #0baa0053
 class Training(NamedTuple):
     """One training of a sweep."""
 
@@ -177,7 +177,7 @@ def _shown(value: Any) -> str:
         return str(value).lower()
     return str(value)
 
-# %% ../../nbs/train/08_sweeps.ipynb #e43aa93b
+# %% ../../nbs/train/08_sweeps.ipynb #d4a45b2a
 def combinations(
     sweep: Sweep,  # settings and their values
 ) -> list[dict[str, Any]]:  # changes of each training
@@ -195,7 +195,7 @@ def _defaults(experiment: SweepFile, place: str | Path) -> dict:
     named = Path(place).parent / experiment.defaults
     return read_config(named if named.is_file() else experiment.defaults).model_dump(mode="json")
 
-# %% ../../nbs/train/08_sweeps.ipynb #40b1a15b
+# %% ../../nbs/train/08_sweeps.ipynb #b8252d11
 def plan_trainings(
     experiment: SweepFile,  # from `read_sweeps`
     sweep: str | None,  # name of a sweep; None = the defaults alone
@@ -229,7 +229,7 @@ def plan_trainings(
         raise ValueError(f"{place}: sweep {sweep}: two trainings have the name {twice[0]}")
     return made
 
-# %% ../../nbs/train/08_sweeps.ipynb #25a927eb
+# %% ../../nbs/train/08_sweeps.ipynb #bb4ea734
 def run_one_fold(
     config: TrainConfig | CountTrainConfig,  # all settings, without folds
     folds: int,  # number of parts
@@ -275,7 +275,7 @@ def setting(
         value = value.get(name) if isinstance(value, dict) else None
     return value
 
-# %% ../../nbs/train/08_sweeps.ipynb #ca132423
+# %% ../../nbs/train/08_sweeps.ipynb #aa87d7bb
 def results_table(
     trainings: Sequence[Training],  # of a sweep
     scores: Mapping[tuple[str, int], Mapping[str, float]],  # (label, fold) → scores
@@ -312,7 +312,7 @@ def summarise(
 
 SCORES = ("MAE", "RMSE", "bias", "AP@.5", "mean AP")  # of counting, of segmentation
 
-# %% ../../nbs/train/08_sweeps.ipynb #4cd4a7a8
+# %% ../../nbs/train/08_sweeps.ipynb #40c337a3
 def plot_setting(
     results: pd.DataFrame,  # from `results_table`
     key: str,  # a swept setting
@@ -352,7 +352,7 @@ def plot_setting(
     ax.legend(fontsize=8)
     return figure
 
-# %% ../../nbs/train/08_sweeps.ipynb #3c1137f3
+# %% ../../nbs/train/08_sweeps.ipynb #421f0453
 def keys_of(
     results: pd.DataFrame,  # from `results_table`
 ) -> list[str]:  # swept settings
@@ -385,7 +385,7 @@ def write_plots(
                 written.append(path)
     return written
 
-# %% ../../nbs/train/08_sweeps.ipynb #59dcc768
+# %% ../../nbs/train/08_sweeps.ipynb #7925bdf0
 def density_pictures(
     config: CountTrainConfig,  # with data.folds and data.fold
     model: Path,  # folder of the bundle of that fold
@@ -428,7 +428,7 @@ def _density_row(axes, image, points, truth, painted) -> None:
         ax.set_title(title, fontsize=9)
         ax.set(xticks=[], yticks=[])
 
-# %% ../../nbs/train/08_sweeps.ipynb #d02e2716
+# %% ../../nbs/train/08_sweeps.ipynb #788598e8
 def object_pictures(
     config: TrainConfig,  # with data.folds and data.fold
     model: Path,  # folder of the bundle of that fold
@@ -474,7 +474,7 @@ def write_picture(
         with atomic_path(path) as temporary:
             figure.savefig(temporary)
 
-# %% ../../nbs/train/08_sweeps.ipynb #9d65461c
+# %% ../../nbs/train/08_sweeps.ipynb #d83f666a
 def experiment_folder(
     out: Path,  # folder of all results
     experiment: SweepFile,  # from `read_sweeps`
@@ -502,7 +502,7 @@ def experiment_folder(
         path.write_text(text, encoding="utf-8")
     return folder
 
-# %% ../../nbs/train/08_sweeps.ipynb #d0b4e9f3
+# %% ../../nbs/train/08_sweeps.ipynb #d8e8e5d5
 def run_sweep(
     experiment: SweepFile,  # from `read_sweeps`
     sweep: str | None = None,  # its name; None = the defaults alone
@@ -541,7 +541,7 @@ def _write_table(path: Path, table: pd.DataFrame) -> None:
     with atomic_path(path) as temporary:
         table.to_csv(temporary, index=False)
 
-# %% ../../nbs/train/08_sweeps.ipynb #2e6570fb
+# %% ../../nbs/train/08_sweeps.ipynb #cdce08c0
 def read_results(
     folder: Path,  # from `run_sweep`
 ) -> pd.DataFrame:  # from `results_table`
@@ -590,7 +590,7 @@ def chosen_sweeps(
         plan_trainings(experiment, sweep, mode == "draft", place)
     return chosen
 
-# %% ../../nbs/train/08_sweeps.ipynb #50548022
+# %% ../../nbs/train/08_sweeps.ipynb #e98496ee
 def release_model(
     config: TrainConfig | CountTrainConfig,  # all settings
     tables: Sequence[pd.DataFrame],  # scored pictures of every fold
