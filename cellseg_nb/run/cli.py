@@ -272,9 +272,8 @@ def segment(
         "series": series,
         "pixel_size_um": pixel_size,
         "diameter_px": diameter,
-        "threshold": threshold,
-        "nms_threshold": nms_threshold,
     }
+    chosen |= {"threshold": threshold, "nms_threshold": nms_threshold}
     chosen |= {"min_area_px": min_area, "min_area_um2": min_area_um2}
     chosen |= {"tile_px": tile, "overlap_px": overlap, "large_mpx": large_mpx, "flips": flips}
     chosen |= {"exports": tuple(one for one in exports if exports[one]), "device": device}
@@ -1077,7 +1076,7 @@ def model_show(
     specification = read_specification(model).model_dump(mode="json")
     print(json.dumps(specification, indent=2, ensure_ascii=False))
 
-
+# %% ../../nbs/run/01_cli.ipynb #09173362
 StarFolder = Annotated[
     Path, typer.Argument(metavar="FOLDER", help="Folder of StarDist, with config.json and weights.")
 ]

@@ -309,7 +309,7 @@ def score_test(
     _refuse(evaluation.failures)
     write_evaluation(path, evaluation, score_intervals(evaluation))
 
-
+# %% ../../nbs/run/08_steps.ipynb #c1f5c2c4
 def tabulate_scores(
     path: Path,  # a CSV file
     metrics: Path,  # from `score_test`

@@ -198,7 +198,7 @@ def _is_setting(name: str) -> bool:
     """Whether an input of a step is a section of the YAML files, or all of them."""
     return name == "parameters" or name.startswith("params:")
 
-
+# %% ../../nbs/run/06_workflow.ipynb #a73c0943
 def step_facts(
     step: Any,  # node of a pipeline
     catalog: Any,  # of the project
