@@ -538,7 +538,7 @@ def test_simulated_germlines_in_every_order_of_axes(germline, tmp_path):
         assert (tifffile.imread(tmp_path / axes / table["image"][0]) == same).all()
     simulate = ["data", "simulate", "--out", tmp_path / "x"]
     assert "axes 'XYZ' are unknown" in error_of(*simulate, "germline", "--axes", "XYZ")
-    assert "there is: nuclei, germline" in error_of(*simulate, "worm")
+    assert "there is: nuclei, phase, germline" in error_of(*simulate, "worm")
     assert "--size takes three numbers" in error_of(*simulate, "germline", "--size", "12,72")
 
 
