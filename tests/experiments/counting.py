@@ -329,6 +329,7 @@ def bundle(chosen: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
 
             store_calibration(model, calibrate(oof))
         shutil.copytree(model, chosen.out / "count-cells", dirs_exist_ok=True)
+        shutil.copy(model.parent / "log.csv", chosen.out / "count-cells")
         print(f"model: {chosen.out / 'count-cells'}")
 
 
