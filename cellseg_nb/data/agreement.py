@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy.spatial import cKDTree
 
-from ..core import PixelSize, atomic_path
+from ..core import PixelSize, write_csv
 from .io import write_image
 from cellseg_nb.data.points import (
     Annotations,
@@ -282,6 +282,5 @@ def write_agreement(
         write_image(out / "zones" / f"{image}.png", zones.astype(np.uint8) * np.uint8(255), "YX")
     cells = pd.DataFrame(rows, columns=["image", "y", "x", "votes"])
     for name, table in {"images": images, "annotators": people, "consensus": cells}.items():
-        with atomic_path(out / f"{name}.csv") as temporary:
-            table.to_csv(temporary, index=False, float_format="%.6g")
+        write_csv(out / f"{name}.csv", table, "%.6g")
     return images, people

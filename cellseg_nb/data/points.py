@@ -23,7 +23,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 import pandas as pd
 
-from ..core import atomic_path, one_line
+from ..core import atomic_path, one_line, write_csv
 from cellseg_nb.data.io import (
     IMAGE_SUFFIXES,
     find_images,
@@ -625,19 +625,12 @@ def _with_entries(table, before):
     return table.loc[[*before.index, *new]].rename_axis("image").reset_index()
 
 # %% ../../nbs/data/11_points.ipynb #fc5e3d94
-def _write_table(path, table):
-    """Write a table whole or not at all."""
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.10g")
-    return Path(path)
-
-
 def write_quality(
     path: str | Path,  # data_quality.csv
     quality: pd.DataFrame,  # from `make_quality` or `read_quality`
 ) -> Path:  # the file written
     """Write the table of trust."""
-    return _write_table(path, quality)
+    return write_csv(path, quality, "%.10g")
 
 
 def _words(path, table, name, allowed):
@@ -656,7 +649,7 @@ def write_points(
     points: pd.DataFrame,  # points table; image, annotator, y, x, class
 ) -> Path:  # the file written
     """Write a points table. `read_points` reads it again."""
-    return _write_table(path, points[list(COLUMNS)])
+    return write_csv(path, points[list(COLUMNS)], "%.10g")
 
 
 def read_quality(

@@ -35,6 +35,7 @@ from cellseg_nb.core import (
     file_sha256,
     package_versions,
     pixel_edges,
+    write_csv,
 )
 from ..data.catalog import samples
 from cellseg_nb.data.io import (
@@ -75,7 +76,6 @@ from cellseg_nb.run.outputs import (
     write_exports,
     write_overlay,
     write_record,
-    write_table,
     write_text,
 )
 from cellseg_nb.run.report import (
@@ -659,7 +659,7 @@ def _keep_for_tables(
         with atomic_path(_thumbnail_path(job.out, job.name, longest_px)) as temporary:
             temporary.write_bytes(thumbnail(drawn, labels, longest_px))
     objects.insert(0, "image", job.name)
-    write_table(record_path(job.out, job.name, ".csv"), objects)
+    write_csv(record_path(job.out, job.name, ".csv"), objects)
 
 # %% ../../nbs/run/00_analyse.ipynb #c4540dde
 def _segment_whole(job: _Job) -> None:
@@ -1131,8 +1131,8 @@ def _write_tables(batch: _Batch) -> tuple[pd.DataFrame, pd.DataFrame]:  # counts
         facts = _run_facts(batch)
         text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
         write_text(batch.out / "run.json", text)
-        write_table(batch.out / "counts.csv", counts)
-        write_table(batch.out / "objects.csv", objects)
+        write_csv(batch.out / "counts.csv", counts)
+        write_csv(batch.out / "objects.csv", objects)
         _write_report(batch, counts, objects, facts)
     return counts, objects
 

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from pydantic import Field, ValidationError, model_validator
 
 import cellseg_nb
-from ..core import PixelSize, atomic_path, explain_settings, package_versions
+from ..core import PixelSize, atomic_path, explain_settings, package_versions, write_csv
 from ..data.io import find_images, image_stem, write_image
 from ..data.points import CLASS, points_table
 from ..measure.plots import StandaloneFigure
@@ -45,7 +45,6 @@ from cellseg_nb.run.outputs import (
     refuse_foreign,
     refuse_namesake,
     write_record,
-    write_table,
     write_text,
 )
 from .report import FEW, counted
@@ -330,7 +329,7 @@ def count_file(
         draw_count(image.pixels, found, name, image.pixel_size_um).savefig(temporary)
     model = " + ".join(bundle.specification.name for bundle in bundles)
     points = points_table([(name, model, y, x, CLASS) for y, x in found.points.tolist()])
-    write_table(record_path(out, name, ".csv"), points)
+    write_csv(record_path(out, name, ".csv"), points)
     record |= {"fingerprint": mark, "seconds": watch.split()}
     write_record(out, name, record)
     return record
@@ -487,8 +486,8 @@ def _write_tables(batch: Batch, facts: dict[str, Any]) -> None:
     points = [table for table in points if len(table)] or [points_table()]
     write_text(batch.out / "run.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     write_text(batch.out / "counts.json", json.dumps(together, indent=1, ensure_ascii=False) + "\n")
-    write_table(batch.out / "counts.csv", pd.DataFrame(rows))
-    write_table(batch.out / "points.csv", pd.concat(points, ignore_index=True))
+    write_csv(batch.out / "counts.csv", pd.DataFrame(rows))
+    write_csv(batch.out / "points.csv", pd.concat(points, ignore_index=True))
 
 # %% ../../nbs/run/11_count.ipynb #06ca407a
 def _notes(batch: Batch, bundles: Sequence[Bundle]) -> list[str]:

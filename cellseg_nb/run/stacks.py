@@ -33,13 +33,13 @@ from tqdm import tqdm
 
 from cellseg_nb.core import (
     PixelSize,
-    atomic_path,
     explain_settings,
     file_sha256,
     one_line,
     package_versions,
     pixel_edges,
     replace_folder,
+    write_csv,
 )
 
 # %% ../../nbs/run/05_stacks.ipynb #22967a9c
@@ -700,8 +700,7 @@ def _segment_whole(job: _Job) -> None:
 
 def _keep(job: _Job, cells: pd.DataFrame, seconds: dict[str, float]) -> None:
     """Note that a stack is done, with its table of cells; volumes in the other format are old."""
-    with atomic_path(job.batch.record_path(job.name).with_suffix(".csv")) as temporary:
-        cells.to_csv(temporary, index=False)
+    write_csv(job.batch.record_path(job.name).with_suffix(".csv"), cells)
     job.note(
         made_from=job.batch.mark,
         labels=job.labels.name,
@@ -1102,8 +1101,7 @@ def _write_tables(batch: _Batch) -> StackSummary:
             if table is None:
                 (batch.out / f"{name}.csv").unlink(missing_ok=True)  # of other stacks
                 continue
-            with atomic_path(batch.out / f"{name}.csv") as temporary:
-                table.to_csv(temporary, index=False)
+            write_csv(batch.out / f"{name}.csv", table)
         text = json.dumps(_run_facts(batch), indent=1, ensure_ascii=False)
         write_text(batch.out / "run.json", text + "\n")
     return StackSummary(

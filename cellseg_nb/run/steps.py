@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..core import atomic_path
+from ..core import write_csv
 from ..data.catalog import Sample, get, samples
 from ..data.io import luminance, read_image, read_labels, write_image, write_labels
 from ..data.transforms import Augmentation, augment, normalise_percentile, to_magnification
@@ -90,8 +90,7 @@ def download_data(
     section = DataSection(**data)
     chosen = _chosen(section)
     table = pd.DataFrame([_copied(sample, folder) for sample in chosen])
-    with atomic_path(folder / SAMPLES) as path:
-        table.to_csv(path, index=False)
+    write_csv(folder / SAMPLES, table)
 
 # %% ../../nbs/run/08_steps.ipynb #e22e7d50
 NUMBERS = ("magnification", "pixel_size_y_um", "pixel_size_x_um")  # columns that may be empty
@@ -194,8 +193,7 @@ def process_data(
         for row in rows.to_dict("records"):
             _prepare(row, raw, folder / part, section.rescale_to_magnification)
     kept = [rows.assign(part=part, group=rows[section.group_by]) for part, rows in parts.items()]
-    with atomic_path(folder / SAMPLES) as path:
-        pd.concat(kept).to_csv(path, index=False)
+    write_csv(folder / SAMPLES, pd.concat(kept))
 
 # %% ../../nbs/run/08_steps.ipynb #f0d93da5
 def set_augmentations(

@@ -30,6 +30,7 @@ from cellseg_nb.core import (
     label_dtype,
     pixel_edges,
     surviving_ids,
+    write_csv,
 )
 from ..data.io import LabelWriter, Plane, write_image
 from cellseg_nb.data.tiles import (
@@ -325,8 +326,7 @@ def _tables(labels, census, picture, folder, block_px, new_ids, report, **how) -
             boxes = census.boxes[ids]
             box = [*boxes[:, :2].min(axis=0), *boxes[:, 2:].max(axis=0)]
             table = _measure_block(ids, box, labels, picture, new_ids, **how)
-            with atomic_path(path) as temporary:
-                table.to_csv(temporary, index=False)
+            write_csv(path, table)
         tables.append(pd.read_csv(path))
         report("measure", place + 1, len(groups))
     table = pd.concat(tables[1:] or tables, ignore_index=True)

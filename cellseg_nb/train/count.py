@@ -29,7 +29,7 @@ from timm.utils import ModelEmaV3
 from torch.nn import functional as F
 
 # %% ../../nbs/train/07_count.ipynb #7581957f
-from ..core import atomic_path, package_versions
+from ..core import atomic_path, package_versions, write_csv
 from ..data.catalog import data_folder, samples
 from ..data.heatmaps import ignored
 from ..data.io import luminance, read_labels
@@ -738,8 +738,7 @@ def _keep(state: _State, out: Path, specification: CountSpecification, table: pd
         scores |= {"MAE": round(state.best, 3), "pictures": len(table)}
     changed = specification.model_copy(update={"scores": {"validation": scores}})
     save_bundle(out / "model", state.average.module, changed)
-    with atomic_path(out / "validation.csv") as path:
-        table.round(3).to_csv(path, index=False)
+    write_csv(out / "validation.csv", table.round(3))
 
 
 def _finish_epoch(state: _State, batches: CountBatches, aside: Sequence[Shown], out: Path, about) -> None:
@@ -882,8 +881,7 @@ def train_fold(
         model = train_count(config, out, resume=(out / "config.yml").is_file(), force=True)
         _, _, left_out = read_count_pictures(config)
         rows = count_with([model], left_out, config.training.device)
-        with atomic_path(table) as path:
-            rows.rename(columns={"model": "fold"}).assign(fold=fold).to_csv(path, index=False)
+        write_csv(table, rows.rename(columns={"model": "fold"}).assign(fold=fold))
     return pd.read_csv(table, dtype={"image": str})
 
 
@@ -957,8 +955,7 @@ def write_oof(
 
     oof = pd.concat(tables, ignore_index=True)
     for name, table in (("oof.csv", oof), ("cross_validation.csv", count_table(oof))):
-        with atomic_path(out / name) as path:
-            table.to_csv(path, index=False)
+        write_csv(out / name, table)
     try:
         conformal_rank(len(oof), 0.9)
     except ValueError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core import atomic_path
+from ..core import write_csv
 from ..models.bundle import load_bundle
 from .crops import held_out_samples
 from .finish import pooled_scores, score_samples, score_table
@@ -49,8 +49,7 @@ def run_fold(
     if not scores.is_file():
         left_out = held_out_samples(config.data)
         scored = score_samples(load_bundle(model), left_out, config.training.device)
-        with atomic_path(scores) as path:
-            score_table(scored).to_csv(path, index=False)
+        write_csv(scores, score_table(scored))
     return pd.read_csv(scores)
 
 # %% ../../nbs/train/04_experiments.ipynb #376e9d74
@@ -100,6 +99,5 @@ def cross_validate(
         print(f"fold {one.data.fold} of {folds}", flush=True)
         tables.append(run_fold(one, out / f"fold_{one.data.fold}"))
     table = fold_table(tables)
-    with atomic_path(out / "cross_validation.csv") as path:
-        table.to_csv(path, index=False)
+    write_csv(out / "cross_validation.csv", table)
     return table

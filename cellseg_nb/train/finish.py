@@ -23,7 +23,7 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
-from ..core import PixelSize, atomic_path
+from ..core import PixelSize, atomic_path, write_csv
 from ..data.catalog import Sample
 from ..measure.matching import THRESHOLDS, Matching, match, pool
 from ..measure.plots import truth_against_prediction
@@ -479,8 +479,7 @@ def _consequence(refused: Path, force: bool) -> str:
 
 def _write_results(out, specification, config, rows, scored, warning):
     """Write the table, the curves and, as the sign that all is done, the page."""
-    with atomic_path(out / "validation.csv") as path:
-        score_table(scored).to_csv(path, index=False)
+    write_csv(out / "validation.csv", score_table(scored))
     with atomic_path(out / "curves.png") as path:
         plot_log(rows).savefig(path)
     with atomic_path(out / "training.html") as path:

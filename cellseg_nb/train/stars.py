@@ -24,7 +24,7 @@ import torch
 
 from stardist.utils import edt_prob
 
-from ..core import atomic_path, require
+from ..core import atomic_path, require, write_csv
 from ..data.targets import star_distances
 from ..models.bundle import StarPostprocessing, load_bundle, save_bundle, weight_arrays
 from ..models.stars import build_stars, fill_stars, star_config, stardist_models
@@ -373,6 +373,5 @@ def choose_thresholds(
     proposals = [propose(picture.image, plain, PROB_THRESHS[0]) for picture in aside]
     chosen = optimise_thresholds(proposals, [picture.labels for picture in aside], _rays(stars))
     if table is not None:
-        with atomic_path(table) as path:
-            chosen.scores.round(5).to_csv(path, index=False)
+        write_csv(table, chosen.scores.round(5))
     return chosen.postprocessing

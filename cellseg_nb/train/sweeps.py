@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from pydantic import Field, ValidationError, field_validator
 
 # %% ../../nbs/train/08_sweeps.ipynb #ef4898b8
-from ..core import atomic_path, explain_settings, package_versions
+from ..core import atomic_path, explain_settings, package_versions, write_csv
 from cellseg_nb.train.settings import (
     CountTrainConfig,
     Settings,
@@ -528,7 +528,7 @@ def run_sweep(
             at = inside / f"fold_{fold}"
             rows, scores[one.label, fold] = run_one_fold(one.config, experiment.folds, fold, at)
             tables.append(rows)
-            _write_table(folder / "results.csv", results_table(trainings, scores))
+            write_csv(folder / "results.csv", results_table(trainings, scores))
         picture = folder / "pictures" / f"{one.label}.png"
         write_picture(one.config, experiment.folds, inside / "fold_1", tables[0], picture)
         if mode == "release":
@@ -536,10 +536,6 @@ def run_sweep(
     write_plots(read_results(folder), folder / "plots")
     return folder
 
-
-def _write_table(path: Path, table: pd.DataFrame) -> None:
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False)
 
 # %% ../../nbs/train/08_sweeps.ipynb #cdce08c0
 def read_results(
