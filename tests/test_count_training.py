@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -9,9 +10,9 @@ import yaml
 from test_cli import error_of, run
 
 from cellseg_nb.data.io import write_image
-from cellseg_nb.data.phase import simulate_phase_contrast
-from cellseg_nb.train.count import count_pictures
-from cellseg_nb.train.settings import CountDataSettings
+from cellseg_nb.data.phase import simulate_phase_contrast, write_phase_contrast
+from cellseg_nb.train.count import count_pictures, for_training, read_count_pictures
+from cellseg_nb.train.settings import CountDataSettings, CountTrainConfig
 
 SMALL = {
     "name": "small",
@@ -79,6 +80,50 @@ def test_images_that_are_not_trusted_do_not_train(pictures):
     (pictures / "data_quality.csv").write_text(table, encoding="utf-8")
     chosen = count_pictures(CountDataSettings(dataset=str(pictures), split=None))
     assert [one.name for one in chosen] == [f"phase_{n}" for n in range(7)]
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    """Eight simulated pictures with masks; a person overlooked half of the cells in most of them."""
+    folder = tmp_path / "project"
+    write_phase_contrast(folder, 8, annotators={"anna": {"miss_rate": 0.5}}, shape=(96, 96), n_cells=9)
+    quality = pd.read_csv(folder / "data_quality.csv")
+    quality.loc[:2, "annotation_status"] = "fully"
+    quality.loc[3:, "annotation_status"] = "sparse"
+    quality.to_csv(folder / "data_quality.csv", index=False)
+    return folder
+
+
+def test_sparse_points_train_with_masks_and_are_never_scored(project):
+    data = {"dataset": str(project), "split": None, "folds": 3, "fold": 1, "validation_fraction": 0}
+    config = CountTrainConfig(name="sparse", data=data | {"max_distance_px": 12})
+    train, _, left_out = read_count_pictures(config)
+    assert (len(train), len(left_out)) == (7, 1) and all(one.complete for one in left_out)
+    sparse = [one for one in train if not one.complete]
+    assert len(sparse) == 5 and all(one.known is not None for one in sparse)
+    for one in sparse:  # what is ignored is foreground, and no point lies in it
+        assert 0 < (~one.known).sum() and not (~one.known & ~one.mask).any()
+        assert one.known[tuple(one.points.round().astype(int).T)].all()
+    with pytest.warns(UserWarning, match="5 of 7 pictures are marked sparsely"):
+        read_count_pictures(CountTrainConfig(name="sparse", data=data))
+    with pytest.raises(ValueError, match="3 pictures with a point on every cell cannot be cut"):
+        read_count_pictures(CountTrainConfig(name="sparse", data=data | {"folds": 4}))
+
+
+def test_a_mask_of_another_size_is_named(project):
+    mask = project / "masks" / "phase_004.png"
+    write_image(mask, np.zeros((50, 96), np.uint8), "YX")
+    chosen = CountDataSettings(dataset=str(project), split=None, max_distance_px=12)
+    with pytest.raises(ValueError, match=r"phase_004.png has \(50, 96\) pixels"):
+        count_pictures(chosen)
+
+
+def test_a_share_of_the_points_hides_cells_only_in_training(project):
+    data = CountDataSettings(dataset=str(project), split=None, max_distance_px=12, keep_points=0.5)
+    whole = count_pictures(data)[0]
+    half = for_training(whole, data)
+    assert len(half.points) == round(len(whole.points) / 2) and not half.complete
+    assert whole.known is None and (~half.known).any()
 
 
 def test_folds_print_their_scores_and_go_on(config, pictures, tmp_path):

@@ -389,11 +389,12 @@ class CountNetworkSettings(NetworkSettings):
     in_channels : int
         1 for gray pictures, 3 for colours.
     attention : str or None
-        "scse" = the decoder weighs channels and places; None = without.
+        "scse" = the decoder weighs channels and places; it looks at whole tiles, so that the count
+        depends a little on them. None = without.
     """
 
     in_channels: Literal[1, 3] = 1
-    attention: Literal["scse"] | None = "scse"
+    attention: Literal["scse"] | None = None
 
 # %% ../../nbs/models/02_bundle.ipynb #71f0c2ad
 class CountNormalisation(Normalisation):

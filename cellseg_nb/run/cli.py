@@ -607,15 +607,22 @@ def experiment(
 ) -> None:
     """Train once per value of a setting, and compare the scores.
 
-    Everything goes into OUT/NAME/DATE-SWEEP-MODE. The same command goes on where it stopped.
+    Everything goes into OUT/NAME/DATE-SWEEP-MODE. The same command goes on where it stopped, and
+    tries again what failed. Exit code 1 = some trainings failed.
     """
-    from cellseg_nb.train.sweeps import chosen_sweeps, read_sweeps, run_sweep, summary_of
+    from cellseg_nb.train.sweeps import chosen_sweeps, failures_of, read_sweeps, run_sweep
+    from cellseg_nb.train.sweeps import summary_of
 
-    asked = read_sweeps(file)
+    asked, failed = read_sweeps(file), {}
     for sweep in chosen_sweeps(asked, name, mode, file):
         folder = run_sweep(asked, sweep, mode, out, file)
+        failed |= failures_of(folder)
         print(f"\n{summary_of(folder).to_string(index=False)}")
         print(f"\nsd: standard deviation between the folds\nresults: {folder}")
+    for training, reason in failed.items():
+        _say(f"error: {training}: {reason}")
+    if failed:
+        raise typer.Exit(1)
 
 # %% ../../nbs/run/01_cli.ipynb #285fc32b
 @app.command()

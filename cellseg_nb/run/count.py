@@ -138,13 +138,15 @@ def load_counters(
 
 
 def _places(model: str | Path | Bundle) -> list[str | Path | Bundle]:
-    """The models in a folder, or the model itself."""
+    """The models in a folder, or the model itself; beside those of folds, others do not count."""
     if isinstance(model, Bundle) or str(model) in list_bundles():
         return [model]
     inside = [*Path(model).glob("*/model.json"), *Path(model).glob("*/model/model.json")]
+    inside = [path.parent for path in inside if path.parent.name != "model_refused"]
     if (Path(model) / "model.json").is_file() or not inside:
         return [model]
-    return sorted(path.parent for path in inside)
+    folds = [one for one in inside if one.parent.name.startswith("fold_")]
+    return sorted(folds or inside)
 
 # %% ../../nbs/run/11_count.ipynb #4137ed45
 PLOT_PX = 1200  # a longer picture is thinned out for its plot; px
@@ -320,14 +322,15 @@ def count_file(
     image = read_plane(path, settings)
     with watch("network"):
         found = count_image(image.pixels, bundles, **settings.how)
+    model = " + ".join(dict.fromkeys(bundle.specification.name for bundle in bundles))
     record = {"command": "count", "file": str(path.resolve()), "sha256": sha256, **count_row(found)}
+    record["model"] = model
     record["colour_as_gray"] = image.rgb and bundles[0].specification.network.in_channels == 1
     record |= dict(zip(("height_px", "width_px"), found.density.shape))
     write_record(out, name, record | {"fingerprint": None})  # what follows belongs to this image
     write_image(paths["heatmap"], found.density, "YX", image.pixel_size_um)
     with atomic_path(paths["plot"]) as temporary:
         draw_count(image.pixels, found, name, image.pixel_size_um).savefig(temporary)
-    model = " + ".join(bundle.specification.name for bundle in bundles)
     points = points_table([(name, model, y, x, CLASS) for y, x in found.points.tolist()])
     write_csv(record_path(out, name, ".csv"), points)
     record |= {"fingerprint": mark, "seconds": watch.split()}
@@ -369,7 +372,7 @@ def _record_if_finished(
     return record if fits and there else None
 
 # %% ../../nbs/run/11_count.ipynb #11fa1283
-COLUMNS = ("image", "count", "low", "high", "n_points", "unlike", "seconds", "level")
+COLUMNS = ("image", "count", "low", "high", "n_points", "unlike", "seconds", "level", "model")
 MORE_COLUMNS = ("unlike_because", "height_px", "width_px", "file")
 
 
@@ -479,7 +482,9 @@ def _write_tables(batch: Batch, facts: dict[str, Any]) -> None:
     records = _all_records(batch)
     rows = [_row(name, record) for name, record in records.items()]
     new = {row["image"]: {key: row[key] for key in row if key != "image"} for row in rows}
-    together = read_counts(batch.out / "counts.json") | new
+    failed = set(batch.files) - set(batch.records)  # what was counted in them before is out of date
+    before = read_counts(batch.out / "counts.json")
+    together = {name: row for name, row in before.items() if name not in failed} | new
     points = [  # the name comes from here: read from a table, "NA" or "007" would be no text
         pd.read_csv(record_path(batch.out, name, ".csv")).assign(image=name) for name in records
     ]
@@ -490,7 +495,7 @@ def _write_tables(batch: Batch, facts: dict[str, Any]) -> None:
     write_csv(batch.out / "points.csv", pd.concat(points, ignore_index=True))
 
 # %% ../../nbs/run/11_count.ipynb #06ca407a
-def _notes(batch: Batch, bundles: Sequence[Bundle]) -> list[str]:
+def _notes(batch: Batch, bundles: Sequence[Bundle], settings: CountSettings) -> list[str]:
     """What a person should know although nothing went wrong."""
     notes, of = [], f"of {counted(len(batch.records), 'image')}"
     colour = [name for name in batch.finished if batch.records[name]["colour_as_gray"]]
@@ -506,10 +511,15 @@ def _notes(batch: Batch, bundles: Sequence[Bundle]) -> list[str]:
             f"{len(unlike)} {of} unlike those the model was trained on ({', '.join(unlike[:FEW])}{more}); "
             "neither counts nor intervals hold there: look at the plots"
         )
-    if batch.records and not bundles[0].specification.calibration:
+    about = bundles[0].specification
+    if batch.records and not about.calibration:
         notes.append(
-            f"the model {bundles[0].specification.name!r} has no calibration, so its counts come "
-            "without an interval"
+            f"the model {about.name!r} has no calibration, so its counts come without an interval"
+        )
+    elif batch.records and about.calibration.get("flips") and settings.flips is False:
+        notes.append(
+            f"the intervals of the model {about.name!r} are for the mean over eight orientations; "
+            "counts of one orientation (--no-flips) come without an interval"
         )
     return notes
 
@@ -549,7 +559,7 @@ def count_files(
     compute(batch, todo, work, "count")
     if batch.records:
         _write_tables(batch, _run_facts(batch, model, settings))
-    for note in _notes(batch, bundles):
+    for note in _notes(batch, bundles, settings):
         warnings.warn(note, stacklevel=2)
     counts = pd.DataFrame([_row(name, batch.records[name]) for name in batch.finished])
     counts = counts if len(counts) else pd.DataFrame(columns=[*COLUMNS, *MORE_COLUMNS])

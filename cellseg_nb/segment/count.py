@@ -120,6 +120,7 @@ def predict_views(
     tile_px: int = 512,  # edge of a tile; px
     overlap_px: int = 128,  # shared by neighbouring tiles; px
     device: str = "auto",  # "auto", "cpu", "cuda", "mps"
+    within: np.ndarray | None = None,  # cells are counted here; bool; (Y, X); None = everywhere
 ) -> tuple[np.ndarray, np.ndarray]:  # mean density; float32; (Y, X). Count of each view; (8,)
     """Predict a picture in eight orientations: turned by quarters, and mirrored.
 
@@ -135,8 +136,9 @@ def predict_views(
     for number in range(8):
         turned = np.ascontiguousarray(orient(prepared, number, 2))
         density = _density(turned, bundle, **how)
-        mean += orient(density, number, 2, back=True) / 8
-        counts.append(density.sum(dtype=float))
+        density = orient(density, number, 2, back=True)
+        mean += density / 8
+        counts.append(density.sum(dtype=float, where=True if within is None else within))
     return mean, np.array(counts)
 
 # %% ../../nbs/segment/11_count.ipynb #1198bbd5
@@ -360,7 +362,8 @@ def count_image(
     """Count and locate the cells of one picture, and say how sure the count is.
 
     Of several models the means count. If they are those of all folds of one calibration, the
-    interval is CV+; else it lies around the mean count, with the errors of the first model.
+    interval is CV+; else it lies around the mean count, with the errors of the first model. Where
+    the calibration is for eight orientations and `flips` is False, there is no interval.
 
     Raises
     ------
@@ -372,15 +375,16 @@ def count_image(
     if not bundles:
         raise ValueError("no model was given; name at least one")
     calibration = bundles[0].specification.calibration
-    if flips is None or calibration.get("scale") == "spread":  # a spread needs several views
-        flips = calibration.get("flips", calibration.get("scale") == "spread")
+    calibrated = calibration.get("flips", False)
+    flips = calibrated if flips is None else flips
     how = {"tile_px": tile_px, "overlap_px": overlap_px, "device": device}
     views = [_views_of(image, bundle, flips, how) for bundle in bundles]
     density = np.mean([one for one, _ in views], axis=0)
     counts = [max(float(several.mean()), 0.0) for _, several in views]
     spreads = [float(several.std()) for _, several in views]
     level = calibration.get("level", 0.9) if level is None else level
-    low, high = _interval_of(bundles, counts, spreads, level) if calibration else (math.nan,) * 2
+    holds = bool(calibration) and flips >= calibrated
+    low, high = _interval_of(bundles, counts, spreads, level) if holds else (math.nan,) * 2
     peaks = bundles[0].specification.peaks
     points = locate_peaks(density, peaks.radius_px, peaks.threshold)
     unlike = unlike_training(image, bundles[0], density)

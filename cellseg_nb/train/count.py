@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['MOST_REMEMBERED', 'SIMULATED', 'MOST_DESCRIBED', 'MOST_PIXELS', 'LIBRARIES', 'COUNT_LOG', 'CHECKPOINT_SECONDS',
-           'CountPicture', 'label_centres', 'count_pictures', 'fold_of_each', 'read_count_pictures', 'with_channels',
-           'measured_normalisation', 'Shown', 'show', 'Views', 'draw_views', 'read_crops', 'points_in_crops',
-           'paint_density', 'paint_distances', 'make_targets', 'vary_brightness', 'CountBatches', 'count_shown',
-           'first_count_network', 'spot_peaks', 'specify_count', 'fit_count', 'train_count', 'describe_training',
-           'train_fold', 'count_with', 'count_table', 'cross_conformal', 'write_oof']
+           'CountPicture', 'label_centres', 'count_pictures', 'for_training', 'fold_of_each', 'read_count_pictures',
+           'with_channels', 'measured_normalisation', 'Shown', 'show', 'Views', 'draw_views', 'read_crops',
+           'points_in_crops', 'paint_density', 'paint_distances', 'make_targets', 'vary_brightness', 'CountBatches',
+           'count_shown', 'first_count_network', 'spot_peaks', 'specify_count', 'fit_count', 'train_count',
+           'describe_training', 'train_fold', 'count_with', 'count_table', 'cross_conformal', 'write_oof']
 
 # %% ../../nbs/train/07_count.ipynb #4606183d
 import csv
@@ -17,6 +17,7 @@ import json
 import math
 import platform
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -32,7 +33,7 @@ from torch.nn import functional as F
 from ..core import atomic_path, package_versions, write_csv
 from ..data.catalog import data_folder, samples
 from ..data.heatmaps import ignored
-from ..data.io import luminance, read_labels
+from ..data.io import luminance
 from ..data.simulate import simulate_nuclei
 from ..data.transforms import rescale
 from ..measure.points import count_errors
@@ -47,7 +48,14 @@ from cellseg_nb.models.bundle import (
 from ..models.losses import HeatmapLoss, activate
 from ..models.zoo import build_network
 from ..segment.predict import choose_device, has_bfloat16
-from .settings import CountDataSettings, CountTrainConfig, check_run
+from cellseg_nb.train.settings import (
+    CountDataSettings,
+    CountTrainConfig,
+    check_run,
+    fold_config,
+    has_checkpoint,
+    restore_refused,
+)
 
 # %% ../../nbs/train/07_count.ipynb #00159375
 class CountPicture(NamedTuple):
@@ -56,7 +64,9 @@ class CountPicture(NamedTuple):
     name: str
     image: np.ndarray  # any number type; (Y, X), or (Y, X, 3) for colours
     points: np.ndarray  # float; (N, 2); y, x; px
-    known: np.ndarray | None = None  # what may train; bool; (Y, X); None = all
+    known: np.ndarray | None = None  # what may train and is counted; bool; (Y, X); None = all
+    mask: np.ndarray | None = None  # where cells are; bool; (Y, X); None = not used
+    complete: bool = True  # False = some cells have no point; it trains, but is never scored
 
 
 def label_centres(
@@ -121,29 +131,21 @@ def _of_folder(folder: Path, data: CountDataSettings) -> list[CountPicture]:
     from cellseg_nb.data.points import counting_samples
 
     found = []
-    for sample in counting_samples(folder):
+    for sample in counting_samples(folder, radius_px=data.click_radius_px):
         wanted = sample.split != "test" if data.split is None else sample.split == data.split
         if not sample.trains or (sample.split and not wanted):
             continue
         image, points = sample.image(), np.asarray(sample.points, float).reshape(-1, 2)
-        known = np.ones(image.shape[:2], bool)
-        if sample.zones is not None:
-            known &= ~sample.zones
-        sparse = sample.annotation_status == "sparse" or data.keep_points < 1
-        masked = sample.mask_path is not None and sample.fgmask_status != "BAD"
-        if sparse and masked and data.ignore_distance_px:
-            mask = read_labels(sample.mask_path) > 0
-            known &= ~ignored(_kept(points, sample.name, data), mask, data.ignore_distance_px)
-        found.append(CountPicture(sample.name, image, points, None if known.all() else known))
+        known = None if sample.zones is None else ~sample.zones
+        masked = data.max_distance_px and sample.fgmask_status != "BAD"
+        mask, complete = sample.mask() if masked else None, sample.annotation_status != "sparse"
+        if mask is not None and mask.shape != image.shape[:2]:
+            raise ValueError(
+                f"{sample.mask_path} has {mask.shape} pixels (Y, X), and {sample.image_path} has "
+                f"{image.shape[:2]}; make the mask again"
+            )
+        found.append(CountPicture(sample.name, image, points, known, mask, complete))
     return found
-
-
-def _kept(points: np.ndarray, name: str, data: CountDataSettings) -> np.ndarray:
-    """The share of the points that is used; the same for a picture whenever it is asked for."""
-    seed = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
-    number = round(data.keep_points * len(points))
-    chosen = np.random.default_rng(seed).permutation(len(points))[:number]
-    return points[np.sort(chosen)]
 
 # %% ../../nbs/train/07_count.ipynb #f5f268ed
 def count_pictures(
@@ -169,12 +171,29 @@ def count_pictures(
         else:
             labelled = samples(name, split=data.split, kind=data.kind)
             found += [
-                CountPicture(one.name, one.image(), label_centres(one.labels())) for one in labelled
+                CountPicture(one.name, one.image(), label_centres(one.labels()))
+                for one in labelled
+                if data.split or one.split != "test"
             ]
     if not found:
         raise ValueError(f"no pictures of the split {data.split!r} in {', '.join(data.names)}")
-    found = found[: data.images]
-    return [one._replace(points=_kept(one.points, one.name, data)) for one in found]
+    return found[: data.images]
+
+
+def for_training(
+    picture: CountPicture,  # with all its points
+    data: CountDataSettings,  # which points train
+) -> CountPicture:  # what its unmarked cells may hide in is not known any more
+    """Take the share of the points that trains; leave out foreground far from them, if some are missing."""
+    seed = int(hashlib.sha256(picture.name.encode()).hexdigest()[:8], 16)  # always the same share
+    number = round(data.keep_points * len(picture.points))
+    chosen = np.random.default_rng(seed).permutation(len(picture.points))[:number]
+    points, known = picture.points[np.sort(chosen)], picture.known
+    complete = picture.complete and data.keep_points == 1
+    if not complete and picture.mask is not None and data.max_distance_px:
+        near = ~ignored(points, picture.mask, data.max_distance_px)
+        known = near if known is None else known & near
+    return picture._replace(points=points, known=known, complete=complete)
 
 # %% ../../nbs/train/07_count.ipynb #56fab9d9
 def fold_of_each(
@@ -189,7 +208,9 @@ def fold_of_each(
         There are fewer pictures than parts.
     """
     if len(pictures) < folds:
-        raise ValueError(f"{len(pictures)} pictures cannot be cut into {folds} folds")
+        raise ValueError(
+            f"{len(pictures)} pictures with a point on every cell cannot be cut into {folds} folds"
+        )
     order = sorted(range(len(pictures)), key=lambda n: (len(pictures[n].points), n))
     numbers = np.empty(len(pictures), int)
     numbers[order] = np.arange(len(pictures)) % folds + 1
@@ -201,27 +222,54 @@ def read_count_pictures(
 ) -> tuple[list, list, list]:  # for training, for validation, of the fold that is left out
     """Read the pictures of a training.
 
+    A picture in which some cells have no point trains always: it cannot tell whether a count is
+    right. `fraction` and `keep_points` change what trains, never what is scored.
+
     Raises
     ------
     ValueError
         As in `count_pictures`, or there are too few pictures.
+
+    Warns
+    -----
+    UserWarning
+        Cells without a point train as background.
     """
-    data = config.data
-    pictures, left_out = count_pictures(data, config.seed), []
+    data, pictures = config.data, count_pictures(config.data, config.seed)
+    whole, left_out, aside = [one for one in pictures if one.complete], [], []
     if data.folds is not None:
-        numbers = fold_of_each(pictures, data.folds)
-        left_out = [one for one, number in zip(pictures, numbers) if number == data.fold]
-        pictures = [one for one, number in zip(pictures, numbers) if number != data.fold]
-    if len(pictures) < 2:
-        raise ValueError(f"training needs at least 2 pictures with points; there are {len(pictures)}")
+        numbers = fold_of_each(whole, data.folds)
+        left_out = [one for one, number in zip(whole, numbers) if number == data.fold]
+        whole = [one for one, number in zip(whole, numbers) if number != data.fold]
+    if len(pictures) - len(left_out) < 2:
+        number = len(pictures) - len(left_out)
+        raise ValueError(f"training needs at least 2 pictures with points; there are {number}")
+    if data.validation_fraction and len(whole) > 1:
+        parts = max(2, min(len(whole), round(1 / data.validation_fraction)))
+        chosen = fold_of_each(whole, parts) == (parts + 1) // 2
+        aside = [one for one, out in zip(whole, chosen) if out]
+    scored = set(map(id, [*aside, *left_out]))
+    train = [one for one in pictures if id(one) not in scored]
+    return _training_part(train, config), aside, left_out
+
+
+def _training_part(pictures: list[CountPicture], config: CountTrainConfig) -> list[CountPicture]:
+    """The share of pictures and points that trains."""
+    data, number = config.data, max(1, round(config.data.fraction * len(pictures)))
+    order = np.random.default_rng(config.seed).permutation(len(pictures))
+    pictures = [pictures[place] for place in sorted(order[:number])]
+    hidden = sum(not one.complete and one.mask is None for one in pictures)
+    if hidden:
+        warnings.warn(
+            f"{hidden} of {len(pictures)} pictures are marked sparsely, and their cells without a "
+            "point train as background. Make masks (cellseg points foreground), and set "
+            "data.max_distance_px to the largest distance of a cell's outline from its point",
+            stacklevel=3,
+        )
+    pictures = [for_training(one, data) for one in pictures]
     if not any(len(one.points) for one in pictures):
         raise ValueError("none of the training pictures has a point; mark the cells first")
-    if not data.validation_fraction:
-        return pictures, [], left_out
-    parts = max(2, min(len(pictures), round(1 / data.validation_fraction)))
-    aside = fold_of_each(pictures, parts) == (parts + 1) // 2
-    train = [one for one, out in zip(pictures, aside) if not out]
-    return train, [one for one, out in zip(pictures, aside) if out], left_out
+    return pictures
 
 # %% ../../nbs/train/07_count.ipynb #bb071303
 def with_channels(
@@ -244,8 +292,8 @@ def measured_normalisation(
         return wanted
     images = [with_channels(one.image, n_channels) for one in pictures]
     pixels = np.concatenate([one.reshape(-1, n_channels)[::7] for one in images])
-    pairs = np.percentile(pixels, [wanted.low, wanted.high], axis=0).T
-    pairs = pairs[:, ::-1] if wanted.invert else pairs
+    percents = np.array([wanted.low, wanted.high])
+    pairs = np.percentile(pixels, 100 - percents if wanted.invert else percents, axis=0).T
     constants = tuple((float(dark), float(bright)) for dark, bright in pairs)
     return wanted.model_copy(update={"constants": constants})
 
@@ -508,35 +556,29 @@ def count_shown(
     network: torch.nn.Module,  # in evaluation mode
     picture: Shown,  # on the device of the network
     config: CountTrainConfig,  # what the network paints
-    flips: bool = False,  # True = in all eight orientations
-) -> np.ndarray:  # number of cells; float64; (1,) or (8,)
-    """Count the cells of a picture, once or in all eight orientations."""
+) -> float:  # number of cells
+    """Count the cells of a picture where it is known."""
     pixels, step_px = picture.pixels[None, :-1], config.network.step_px
-    views = [pixels]
-    if flips:
-        views = [one.rot90(k, (2, 3)) for one in (pixels, pixels.flip(3)) for k in range(4)]
-    counts = []
+    height, width = pixels.shape[2:]
+    pad = (0, -width % step_px, 0, -height % step_px)
+    mode = "reflect" if pad[1] < width and pad[3] < height else "replicate"
     with torch.inference_mode():
-        for view in views:
-            height, width = view.shape[2:]
-            pad = (0, -width % step_px, 0, -height % step_px)
-            mode = "reflect" if pad[1] < width and pad[3] < height else "replicate"
-            painted = network(F.pad(view, pad, mode=mode))[:, 0, :height, :width].float()
-            density = activate(painted, config.target.activation) / config.target.factor
-            counts.append(density.sum(dtype=torch.float64))
-    return torch.stack(counts).cpu().numpy()
+        painted = network(F.pad(pixels, pad, mode=mode))[0, 0, :height, :width].float()
+        density = activate(painted, config.target.activation) / config.target.factor
+        return float((density * picture.pixels[-1]).cpu().sum(dtype=torch.float64))
 
 
-def _middle(picture: CountPicture) -> CountPicture:
-    """The middle of a large picture."""
-    edge = int(MOST_PIXELS**0.5)
+def _middle(picture: CountPicture, scale: float) -> CountPicture:
+    """The middle of a picture that is large when it is enlarged."""
+    edge = int(MOST_PIXELS**0.5 / scale)
     starts = [max(0, (size - edge) // 2) for size in picture.image.shape[:2]]
     if not any(starts):
         return picture
     window = tuple(slice(start, start + edge) for start in starts)
     points = picture.points - starts
     inside = ((points >= -0.5) & (points < edge - 0.5)).all(1)
-    return CountPicture(picture.name, picture.image[window], points[inside])
+    known = None if picture.known is None else picture.known[window]
+    return CountPicture(picture.name, picture.image[window], points[inside], known)
 
 # %% ../../nbs/train/07_count.ipynb #26e5473e
 LIBRARIES = ("torch", "segmentation-models-pytorch", "timm", "numpy", "scipy")
@@ -688,7 +730,7 @@ def _train_epoch(state: _State, batches: CountBatches) -> float:
 def _score(state: _State, aside: Sequence[Shown], config: CountTrainConfig) -> pd.DataFrame:
     """Count the pictures set aside with the averaged weights."""
     network = state.average.module.eval()
-    counts = [float(count_shown(network, one, config)[0]) for one in aside]
+    counts = [count_shown(network, one, config) for one in aside]
     truth = [len(one.points) for one in aside]
     return pd.DataFrame({"image": [one.name for one in aside], "truth": truth, "predicted": counts})
 
@@ -711,18 +753,28 @@ def _log(path: Path, state: _State, loss: float, scored: pd.DataFrame, seconds: 
     print("  ".join(f"{name} {value}" for name, value in zip(COUNT_LOG, row)), flush=True)
 
 
-def _write_run(config: CountTrainConfig, out: Path, pictures: Sequence[CountPicture], device) -> None:
+def _write_run(config: CountTrainConfig, out: Path, pictures, device, begun: bool) -> None:
     """Write `run.json`: versions, device, and a sum of the pixels and points of every picture."""
     sums = {
-        one.name: hashlib.sha256(np.ascontiguousarray(one.image).tobytes() + one.points.tobytes())
+        one.name: hashlib.sha256(
+            np.ascontiguousarray(one.image).tobytes() + one.points.tobytes()
+        ).hexdigest()
         for one in pictures
     }
+    if begun and (out / "run.json").exists():
+        before = json.loads((out / "run.json").read_text(encoding="utf-8"))["inputs"]
+        changed = [name for name in {**before, **sums} if before.get(name) != sums.get(name)]
+        if changed:
+            raise ValueError(
+                f"{out} was begun with other pictures or points ({', '.join(changed[:3])}); choose "
+                "another --out"
+            )
     facts = {
         "config": config.model_dump(mode="json"),
         "versions": package_versions(("cellseg_nb", *LIBRARIES)),
         "device": str(device),
         "platform": platform.platform(),
-        "inputs": {name: one.hexdigest() for name, one in sums.items()},
+        "inputs": sums,
     }
     with atomic_path(out / "run.json") as path:
         path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
@@ -781,11 +833,11 @@ def fit_count(
     state = _State(config, device)
     if (out / "checkpoint.pt").exists():
         state.load(out / "checkpoint.pt")
+    _write_run(config, out, [*pictures, *aside], device, state.epochs > 0)
     if state.epochs < config.training.epochs:
         shown = [show(one, config, normalisation, device) for one in pictures]
-        scored = [show(_middle(one), config, normalisation, device) for one in aside]
+        scored = [show(_middle(one, config.scales[0]), config, normalisation, device) for one in aside]
         batches = CountBatches(shown, config)
-        _write_run(config, out, [*pictures, *aside], device)
         with torch.backends.cudnn.flags(enabled=True, benchmark=True):
             while state.epochs < config.training.epochs:
                 _finish_epoch(state, batches, scored, out, about)
@@ -817,6 +869,7 @@ def train_count(
     out = Path(out)
     check_run(config, out / "checkpoint.pt", resume)
     pictures, aside, _ = read_count_pictures(config)
+    restore_refused(out)
     model = fit_count(config, out, pictures, aside)
     describe_training(model, pictures, config.training.device)
     if config.start_from is not None and aside:
@@ -826,23 +879,18 @@ def train_count(
 # %% ../../nbs/train/07_count.ipynb #3c9a5be1
 def _compare(config: CountTrainConfig, out: Path, aside: Sequence[CountPicture], force: bool) -> None:
     """Refuse a model that counts worse than the one it started from."""
-    from cellseg_nb.train.finish import WorseThanParent
+    from cellseg_nb.train.finish import find_parent, refusal, refuse
 
-    device, maes = choose_device(config.training.device), []
-    for folder in (out / "model", config.start_from):
-        bundle = load_bundle(folder)
-        network, normalisation = bundle.network.to(device), bundle.specification.normalisation
-        shown = [show(_middle(one), config, normalisation, device) for one in aside]
-        errors = [count_shown(network, one, config)[0] - len(one.points) for one in shown]
-        maes.append(float(np.abs(errors).mean()))
-    if maes[0] > maes[1] and not force:
-        refused = (out / "model").replace(out / "model_refused")
-        raise WorseThanParent(
-            f"the new model is worse than {config.start_from}, from which it started: MAE "
-            f"{maes[0]:.2f} against {maes[1]:.2f} on the same {len(aside)} validation pictures. It is "
-            f"kept in {refused}; train longer, or with a smaller learning rate",
-            refused,
-        )
+    parent = find_parent(config.start_from, force)
+    if parent is None:
+        return
+    shown = [_middle(one, config.scales[0]) for one in aside]
+    found = count_with([out / "model", parent.folder], shown, config.training.device)
+    errors = (found["predicted"] - found["truth"]).abs().groupby(found["model"]).mean()
+    child, parent = ({"MAE": error, "pictures": len(aside)} for error in errors)
+    reason = refusal(child, parent, config.start_from, "MAE")
+    if reason and not force:
+        refuse(out, reason)
 
 # %% ../../nbs/train/07_count.ipynb #1b769ba3
 def describe_training(
@@ -873,12 +921,18 @@ def train_fold(
     """Train without one part of the pictures, and count that part in all eight orientations.
 
     `predicted` is the mean of the eight counts, `spread` their standard deviation.
+
+    Raises
+    ------
+    ValueError
+        As in `fold_config` and `train_count`, or the folder holds a fold of other settings.
     """
-    out, data = Path(out), config.data.model_copy(update={"folds": folds, "fold": fold})
-    config = config.model_copy(update={"data": data})
+    out, config = Path(out), fold_config(config, folds, fold)
     table = out / "held_out.csv"
-    if not table.is_file():
-        model = train_count(config, out, resume=(out / "config.yml").is_file(), force=True)
+    if table.is_file():
+        check_run(config, out / "checkpoint.pt", resume=True)
+    else:
+        model = train_count(config, out, resume=has_checkpoint(out), force=True)
         _, _, left_out = read_count_pictures(config)
         rows = count_with([model], left_out, config.training.device)
         write_csv(table, rows.rename(columns={"model": "fold"}).assign(fold=fold))
@@ -890,15 +944,15 @@ def count_with(
     pictures: Sequence[CountPicture],  # to count; their points are the truth
     device: str = "auto",  # where to compute
 ) -> pd.DataFrame:  # image, model (from 1), truth, predicted, spread
-    """Count pictures with each of several models, in all eight orientations."""
-    place, rows = choose_device(device), []
+    """Count pictures, where they are known, with each of several models in all eight orientations."""
+    from cellseg_nb.segment.count import predict_views
+
+    rows = []
     for number, model in enumerate(models, start=1):
         bundle = load_bundle(model)
-        about, network = bundle.specification, bundle.network.to(place)
-        how = {name: getattr(about, name) for name in ("outputs", "network", "scales", "target")}
-        config = CountTrainConfig(name=about.name, training={"crop_px": 256}, **how)
         for one in pictures:
-            counts = count_shown(network, show(one, config, about.normalisation, place), config, True)
+            image = with_channels(one.image, bundle.specification.network.in_channels)
+            _, counts = predict_views(image, bundle, device=device, within=one.known)
             truth = len(one.points)
             rows.append((one.name, number, truth, float(counts.mean()), float(counts.std())))
     return pd.DataFrame(rows, columns=["image", "model", "truth", "predicted", "spread"])
@@ -936,12 +990,7 @@ def cross_conformal(
     ValueError
         There are fewer than two folds or too few pictures, or `out` holds folds of other settings.
     """
-    out = Path(out)
-    if folds < 2:
-        raise ValueError(f"cross-validation needs at least 2 folds; folds is {folds}")
-    if config.data.folds is not None:
-        raise ValueError("data.folds and data.fold are set by the cross-validation; remove them")
-    numbers = range(1, folds + 1)
+    out, numbers = Path(out), range(1, max(folds, 1) + 1)
     tables = [train_fold(config, folds, fold, out / f"fold_{fold}") for fold in numbers]
     return write_oof(tables, out)
 

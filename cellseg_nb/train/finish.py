@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['LOG', 'SCORE_NAMES', 'STAR_LOG', 'STAR_NAMES', 'HITS', 'MOST_DESCRIBED', 'PAGE_STYLE', 'read_log', 'plot_log',
            'predict_sample', 'cut_maps', 'segment_sample', 'Scored', 'score_samples', 'score_table', 'pooled_scores',
-           'describe_pictures', 'training_page', 'WorseThanParent', 'refusal', 'is_finished', 'finish']
+           'describe_pictures', 'training_page', 'WorseThanParent', 'refusal', 'refuse', 'is_finished', 'finish',
+           'find_parent']
 
 # %% ../../nbs/train/03_finish.ipynb #d851f78e
 import base64
@@ -43,7 +44,7 @@ from ..segment.predict import predict, predict_stack
 from ..segment.stars import predict_stars
 from ..segment.watershed import objects_from_probabilities
 from .crops import Picture, StackSample, prepare
-from .settings import TrainConfig
+from .settings import TrainConfig, restore_refused
 
 # %% ../../nbs/train/03_finish.ipynb #5b61fc84
 LOG = (
@@ -389,14 +390,32 @@ def refusal(
     child: dict[str, float],  # pooled scores of the new model
     parent: dict[str, float],  # pooled scores of the model it started from, on the same pictures
     name: str,  # of the parent
+    score: str = "mean AP",  # what is compared; of "MAE" the smaller is better
 ) -> str:  # why the new model is refused; empty = it is at least as good
-    """Compare two models by mean AP."""
-    if child["mean AP"] >= parent["mean AP"]:
+    """Compare two models by one score."""
+    gain = child[score] - parent[score]
+    if (-gain if score == "MAE" else gain) >= 0:
         return ""
     return (
-        f"the new model is worse than {name}, from which it started: mean AP {child['mean AP']:.3f} "
-        f"against {parent['mean AP']:.3f} on the same {parent['pictures']} validation pictures"
+        f"the new model is worse than {name}, from which it started: {score} {child[score]:.3f} "
+        f"against {parent[score]:.3f} on the same {parent['pictures']} validation pictures"
     )
+
+
+def refuse(
+    out: Path,  # folder of the run
+    reason: str,  # from `refusal`
+) -> None:
+    """Move the new model to `model_refused/`, and say why.
+
+    Raises
+    ------
+    WorseThanParent
+        Always.
+    """
+    refused = out / "model_refused"
+    os.replace(out / "model", refused)
+    raise WorseThanParent(reason + _consequence(refused, False), refused)
 
 # %% ../../nbs/train/03_finish.ipynb #0defc1c6
 def is_finished(
@@ -426,8 +445,7 @@ def finish(
     model, refused = out / "model", out / "model_refused"
     if is_finished(out):
         return model
-    if refused.is_dir() and not model.is_dir():
-        os.replace(refused, model)  # to be judged again
+    restore_refused(out)
     bundle, rows = load_bundle(model), read_log(out / "log.csv")
     device, chosen = config.training.device, [picture.sample for picture in aside]
     scored = score_samples(bundle, chosen, device)
@@ -435,7 +453,7 @@ def finish(
     scores = {"validation": {**bundle.specification.scores["validation"], **child}}
     reason = ""
     if config.start_from is not None:
-        parent = parent or _parent(config.start_from, force)
+        parent = parent or find_parent(config.start_from, force)
     if parent is not None:
         parent = _turned(parent, config.normalisation.invert)
         parent = score_samples(parent, chosen, device)
@@ -454,8 +472,17 @@ def finish(
     return model
 
 # %% ../../nbs/train/03_finish.ipynb #4dfa7f46
-def _parent(model: str, force: bool) -> Bundle | None:
-    """The model that a training started from; None = it is gone, and the new one is forced."""
+def find_parent(
+    model: str,  # name or folder
+    force: bool,  # True = do without it
+) -> Bundle | None:  # None = it is gone, and the new one is forced
+    """Load the model that a training started from.
+
+    Raises
+    ------
+    FileNotFoundError
+        It is gone, and the new one is not forced.
+    """
     try:
         return load_bundle(model)
     except FileNotFoundError as error:

@@ -6,12 +6,14 @@
 __all__ = ['Three', 'Channels', 'CONFIGS', 'Settings', 'DataSettings', 'ShownSettings', 'TrainingSettings', 'BorderWeights',
            'StartSettings', 'TrainConfig', 'is_weights_file', 'StackDataSettings', 'StackTrainingSettings', 'Edges',
            'StackTrainConfig', 'StarTrainingSettings', 'StarTrainConfig', 'StarStackTrainConfig', 'CountDataSettings',
-           'CountAugmentation', 'CountTrainingSettings', 'CountTrainConfig', 'config_class', 'change_key',
-           'make_config', 'read_config', 'check_run']
+           'CountAugmentation', 'CountTrainingSettings', 'CountTrainConfig', 'config_class', 'change_key', 'set_key',
+           'make_config', 'read_config', 'check_run', 'has_checkpoint', 'restore_refused', 'fold_config']
 
 # %% ../../nbs/train/00_settings.ipynb #823c20c4
+import math
+import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import yaml
@@ -526,11 +528,16 @@ class CountDataSettings(Settings):
         Use only the first so many pictures; None = all.
     simulated : int
         Number of pictures of each simulated data set.
+    fraction : float
+        Share of the training pictures that is used, drawn by chance; 0..1. What is left out for
+        folds and validation stays the same.
     keep_points : float
-        Share of the points that is used, drawn by chance; 0..1. For experiments with sparse points.
-    ignore_distance_px : float or None
-        Where a picture has a foreground mask, foreground farther than this from every point does not
-        train; px. None = everything trains.
+        Share of the points that trains, drawn by chance; 0..1. For experiments with sparse points.
+    max_distance_px : float or None
+        Where a picture has a foreground mask and cells without a point, foreground farther than this
+        from every point does not train; px. None = everything trains.
+    click_radius_px : float
+        Of several annotators: largest distance of two clicks on the same cell; px.
     folds, fold : int or None
         As in `DataSettings`.
     """
@@ -541,8 +548,10 @@ class CountDataSettings(Settings):
     validation_fraction: float = Field(0.1, ge=0, lt=1)
     images: int | None = Field(None, ge=2)
     simulated: int = Field(40, ge=2)
+    fraction: float = Field(1.0, gt=0, le=1)
     keep_points: float = Field(1.0, gt=0, le=1)
-    ignore_distance_px: float | None = Field(None, gt=0)
+    max_distance_px: float | None = Field(None, gt=0)
+    click_radius_px: float = Field(10.0, gt=0)
     folds: int | None = Field(None, ge=2)
     fold: int | None = Field(None, ge=1)
 
@@ -683,6 +692,12 @@ class CountTrainConfig(StartSettings):
             raise ValueError(f"training.crop_px must be a multiple of {step_px}, the total stride")
         if "bce" in self.training.loss and self.target.activation != "sigmoid":
             raise ValueError(f"the loss {self.training.loss} needs target.activation: sigmoid")
+        highest = 2 * math.pi * self.target.sigma_px**2
+        if self.target.activation == "sigmoid" and self.target.factor > highest:
+            raise ValueError(
+                "a sigmoid paints no more than 1, and a spot would be higher; set target.factor to "
+                f"{math.floor(highest)} or less"
+            )
         if self.start_key is not None or is_weights_file(self.start_from):
             raise ValueError("start_from: a model that counts starts from another one, not a file")
         return self
@@ -715,33 +730,51 @@ def change_key(
     ValueError
         It has not the form key=value, its value is not YAML, or a key above it is a single value.
     """
-    keys, equals, value = override.partition("=")
+    key, equals, value = override.partition("=")
     if not equals:
         raise ValueError(f"{override!r} must have the form key=value, as in training.epochs=3")
-    *parents, last = keys.split(".")
-    level = fields
-    for key in parents:
-        level = level.setdefault(key, {})
-        if not isinstance(level, dict):
-            raise ValueError(f"{override!r}: {key} is a single value, it has no keys below it")
     try:
-        level[last] = yaml.safe_load(value)
+        set_key(fields, key, yaml.safe_load(value))
     except yaml.YAMLError as error:
         raise ValueError(f"{override!r}: the value is not valid YAML") from error
 
 
+def set_key(
+    fields: dict,  # nested settings; changed
+    key: str,  # such as training.epochs
+    value: Any,  # what it becomes
+) -> None:
+    """Set a nested key.
+
+    Raises
+    ------
+    ValueError
+        A key above it is a single value.
+    """
+    *parents, last = key.split(".")
+    for above in parents:
+        fields = fields.setdefault(above, {})
+        if not isinstance(fields, dict):
+            raise ValueError(f"{key}: {above} is a single value, it has no keys below it")
+    fields[last] = value
+
+
 def _inherited(fields: dict) -> dict:
     """What the model that a training starts from says, where the file is silent."""
-    shared = {"network", "targets", "normalisation", "scales", "postprocessing"} - set(fields)
     start_from, network = fields.get("start_from"), fields.get("network")
+    counts, shared = fields.get("task") == "count", {"network", "normalisation", "scales"}
+    shared |= {"outputs", "target", "peaks"} if counts else {"targets", "postprocessing"}
+    shared -= set(fields)
     if isinstance(network, dict) and network.get("architecture") in STAR_DEFAULTS:
         shared -= {"targets", "postprocessing"}  # thresholds are chosen anew
     if not shared or not isinstance(start_from, str) or is_weights_file(start_from):
         return {}
-    parent = read_specification(fields["start_from"]).model_dump()
-    if fields.get("task") == "count":
-        counting = {"network", "outputs", "normalisation", "scales", "target", "peaks"} - set(fields)
-        return {key: parent[key] for key in counting if key in parent}
+    parent = read_specification(start_from).model_dump()
+    if counts != (parent.get("task") == "count"):
+        does = "does not count" if counts else "counts, and paints no objects"
+        raise ValueError(f"start_from: the model {parent['name']!r} {does}; start from another one")
+    if counts:
+        return {key: parent[key] for key in shared}
     if parent["network"]["architecture"] in STAR_DEFAULTS:
         shared -= {"targets", "postprocessing"}  # thresholds are chosen anew
     return {key: parent["outputs" if key == "targets" else key] for key in shared}
@@ -837,3 +870,39 @@ def check_run(
         text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
         path.write_text(text, encoding="utf-8")
     return checkpoint.exists()
+
+# %% ../../nbs/train/00_settings.ipynb #f677ab38
+def has_checkpoint(
+    out: Path,  # folder of a run
+) -> bool:  # whether a training can go on there
+    """Say whether some epochs of a training are done."""
+    return any((out / f"checkpoint.{suffix}").is_file() for suffix in ("pt", "npz"))
+
+
+def restore_refused(
+    out: Path,  # folder of a run
+) -> None:
+    """Put a model that was refused back, to be judged again."""
+    model, refused = out / "model", out / "model_refused"
+    if refused.is_dir() and not model.is_dir():
+        os.replace(refused, model)
+
+
+def fold_config(
+    config: TrainConfig | CountTrainConfig,  # all settings
+    folds: int,  # number of parts
+    fold: int,  # which part is left out; 1..folds
+) -> TrainConfig | CountTrainConfig:
+    """Change a configuration so that one part of the pictures is left out.
+
+    Raises
+    ------
+    ValueError
+        There are fewer than two folds, or the configuration leaves out a fold already.
+    """
+    if folds < 2:
+        raise ValueError(f"cross-validation needs at least 2 folds; folds is {folds}")
+    if config.data.folds is not None:
+        raise ValueError("data.folds and data.fold are set by the cross-validation; remove them")
+    data = config.data.model_copy(update={"folds": folds, "fold": fold})
+    return config.model_copy(update={"data": data})
