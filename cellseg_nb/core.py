@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PixelSize', 'pixel_edges', 'check_labels', 'label_dtype', 'consecutive', 'surviving_ids', 'atomic_path', 'write_csv',
-           'replace_folder', 'file_sha256', 'explain_settings', 'one_line', 'package_versions', 'require']
+           'replace_folder', 'file_sha256', 'explain_settings', 'checked_settings', 'one_line', 'package_versions',
+           'require']
 
 # %% ../nbs/00_core.ipynb #d17392a5
 import hashlib
@@ -202,6 +203,23 @@ def explain_settings(
     return "; ".join(f"{key}: {reason}" if key else reason for key, reason in found.items())
 
 # %% ../nbs/00_core.ipynb #e5200b68
+def checked_settings(
+    kind: type,  # class of the settings, of pydantic
+    values: dict[str, Any],  # names and values, from outside
+) -> Any:  # the settings
+    """Check settings.
+
+    Raises
+    ------
+    ValueError
+        A name is unknown or a value not allowed; the message names it and what is allowed.
+    """
+    try:
+        return kind(**values)
+    except ValueError as error:  # pydantic's kind of it
+        raise ValueError(explain_settings(error, kind)) from error
+
+
 def one_line(
     error: Exception,  # what went wrong
     place: str | Path,  # file, or row of a table, that is named beside it

@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tqdm import tqdm
 import cellseg_nb
 from cellseg_nb.core import (
     atomic_path,
-    explain_settings,
+    checked_settings,
     file_sha256,
     package_versions,
     pixel_edges,
@@ -63,11 +63,11 @@ from cellseg_nb.run.outputs import (
     NO_DISAGREEMENT,
     Batch,
     Stopwatch,
+    check_out,
     collect_inputs,
     compute,
     export_paths,
     look_for_finished,
-    made_by,
     read_record,
     record_path,
     refuse_foreign,
@@ -208,10 +208,7 @@ def segment_settings(
     ValueError
         A name is unknown or a value not allowed; the message names it and what is allowed.
     """
-    try:
-        return SegmentSettings(**values)
-    except ValidationError as error:
-        raise ValueError(explain_settings(error, SegmentSettings)) from error
+    return checked_settings(SegmentSettings, values)
 
 # %% ../../nbs/run/00_analyse.ipynb #3f995dfe
 class Segmentation(NamedTuple):
@@ -1189,17 +1186,11 @@ def analyse(
     inputs = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
     settings = settings or SegmentSettings()
     out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"the output {out} is a file; name a folder")
+    check_out(out, "segment", ("counts.csv", "objects.csv"), overwrite)
     if "disagreement" in settings.exports and len(_members(model)) < 2:
         raise ValueError(NO_DISAGREEMENT)
     mark = fingerprint(model, settings)
     files, failures = collect_inputs(inputs)
-    if not files:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
-        raise FileNotFoundError(reasons or "no input was given")
-    if not (overwrite or made_by(out, "segment")):
-        refuse_foreign([out / "counts.csv", out / "objects.csv"])
     batch = _Batch(
         out=out, files=files, failures=failures, watch=watch, model=model, settings=settings
     )

@@ -21,10 +21,10 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 import cellseg_nb
-from ..core import PixelSize, atomic_path, explain_settings, package_versions, write_csv
+from ..core import PixelSize, atomic_path, checked_settings, package_versions, write_csv
 from ..data.io import find_images, image_stem, write_image
 from ..data.points import CLASS, points_table
 from ..measure.plots import StandaloneFigure
@@ -36,10 +36,10 @@ from .analyse import PlaneSettings, bundle_facts, check_tiles, read_plane
 from cellseg_nb.run.outputs import (
     Batch,
     Stopwatch,
+    check_out,
     collect_inputs,
     compute,
     look_for_finished,
-    made_by,
     read_record,
     record_path,
     refuse_foreign,
@@ -106,10 +106,7 @@ def count_settings(
     ValueError
         A name is unknown or a value not allowed; the message names it and what is allowed.
     """
-    try:
-        return CountSettings(**values)
-    except ValidationError as error:
-        raise ValueError(explain_settings(error, CountSettings)) from error
+    return checked_settings(CountSettings, values)
 
 # %% ../../nbs/run/11_count.ipynb #914b827d
 Model = "str | Path | Bundle | Sequence[str | Path | Bundle]"  # several = their mean
@@ -544,9 +541,12 @@ def count_files(
         `out` is a file or holds tables that were not made here, or the model does not count.
     """
     settings, out = settings or CountSettings(), Path(out)
-    _check_out(out, overwrite)
+    check_out(out, "count", ("counts.csv", "points.csv"), overwrite)
+    read_counts(out / "counts.json")  # other entries are kept, so it must be readable
     choose_device(settings.device)
-    batch = _new_batch(inputs, out)
+    several = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
+    files, failures = collect_inputs(several, "_heatmap.ome.tif")
+    batch = Batch(out=out, files=files, failures=failures)
     with batch.watch("network"):
         bundles = load_counters(model)
     mark = count_fingerprint(model, settings)
@@ -564,22 +564,3 @@ def count_files(
     counts = pd.DataFrame([_row(name, batch.records[name]) for name in batch.finished])
     counts = counts if len(counts) else pd.DataFrame(columns=[*COLUMNS, *MORE_COLUMNS])
     return CountSummary(out, counts, batch.failures, batch.resumed, batch.tracebacks)
-
-# %% ../../nbs/run/11_count.ipynb #59b95c13
-def _new_batch(inputs: str | Path | Sequence[str | Path], out: Path) -> Batch:
-    """A batch of all inputs that are there."""
-    several = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
-    files, failures = collect_inputs(several, "_heatmap.ome.tif")
-    if not files:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
-        raise FileNotFoundError(reasons or "no input was given")
-    return Batch(out=out, files=files, failures=failures)
-
-
-def _check_out(out: Path, overwrite: bool) -> None:
-    """Whether results may go there."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"the output {out} is a file; name a folder")
-    read_counts(out / "counts.json")  # other entries are kept, so it must be readable
-    if not overwrite and not made_by(out, "count"):
-        refuse_foreign([out / "counts.csv", out / "points.csv"])

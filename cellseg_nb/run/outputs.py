@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXPORTS', 'Stopwatch', 'write_overlay', 'export_paths', 'write_exports', 'write_text', 'record_path', 'write_record',
-           'read_record', 'refuse_foreign', 'refuse_namesake', 'made_by', 'collect_inputs', 'Batch',
+           'read_record', 'refuse_foreign', 'refuse_namesake', 'check_out', 'collect_inputs', 'Batch',
            'look_for_finished', 'compute']
 
 # %% ../../nbs/run/04_outputs.ipynb #1bc4899c
@@ -163,18 +163,20 @@ def write_record(
     out: Path,  # folder of the results
     name: str,  # what the results of the image are called
     record: dict[str, Any],  # what can be written as JSON
+    suffix: str = ".json",  # of its file
 ) -> None:
     """Keep the record of an image."""
-    write_text(record_path(out, name), json.dumps(record, indent=1))
+    write_text(record_path(out, name, suffix), json.dumps(record, indent=1))
 
 
 def read_record(
     out: Path,  # folder of the results
     name: str,  # what the results of the image are called
+    suffix: str = ".json",  # of its file
 ) -> dict[str, Any]:
     """The record of an image; empty when there is none, or a broken one."""
     try:
-        return json.loads(record_path(out, name).read_text(encoding="utf-8"))
+        return json.loads(record_path(out, name, suffix).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return {}
 
@@ -216,23 +218,40 @@ def refuse_namesake(
         )
 
 
-def made_by(
+def check_out(
     out: Path,  # folder of the results
     command: str,  # "segment" or "count"
-) -> bool:
-    """Whether the tables in a folder were made by this command: `run.json` says so."""
+    tables: Iterable[str],  # that will be written there
+    overwrite: bool,  # True = also over what others made
+) -> None:
+    """Refuse a folder whose tables this command did not make; `run.json` says who made them.
+
+    Raises
+    ------
+    ValueError
+        It is a file, or holds such tables.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"the output {out} is a file; name a folder")
     try:
         facts = json.loads((out / "run.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
-        return False
-    return facts.get("command", "segment") == command
+        facts = {"command": None}
+    if not overwrite and facts.get("command", "segment") != command:
+        refuse_foreign(out / name for name in tables)
 
 # %% ../../nbs/run/04_outputs.ipynb #fead69e6
 def collect_inputs(
     inputs: list[str | Path],  # files and folders
     result: str = "_labels.tif",  # how the file ends that is written for an image
 ) -> tuple[dict[str, Path], dict[str, str]]:  # result name → file; input → what is wrong
-    """List the image files of a batch; what is missing, no image, or of a taken name is noted."""
+    """List the image files of a batch; what is missing, no image, or of a taken name is noted.
+
+    Raises
+    ------
+    FileNotFoundError
+        None of the inputs is an image.
+    """
     found: dict[str, Path] = {}
     taken: dict[str, Path] = {}  # some file systems do not tell A.tif from a.tif
     failures: dict[str, str] = {}
@@ -252,6 +271,9 @@ def collect_inputs(
                 f"it would write {name}{result} like {other}; choose another output folder for it, "
                 "or rename it"
             )
+    if not found:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
+        raise FileNotFoundError(reasons or "no input was given")
     return found, failures
 
 # %% ../../nbs/run/04_outputs.ipynb #7f084843

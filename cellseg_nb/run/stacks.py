@@ -21,6 +21,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from inspect import signature
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -28,13 +29,12 @@ import cellseg_nb
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
 from cellseg_nb.core import (
     PixelSize,
-    explain_settings,
-    file_sha256,
+    checked_settings,
     one_line,
     package_versions,
     pixel_edges,
@@ -83,7 +83,15 @@ from cellseg_nb.models.bundle import (
     load_bundle,
     read_specification,
 )
-from .outputs import write_text
+from .analyse import bundle_facts
+from cellseg_nb.run.outputs import (
+    read_record,
+    record_path,
+    refuse_foreign,
+    refuse_namesake,
+    write_record,
+    write_text,
+)
 from .report import counted
 from ..segment.blocks import segment_blocks
 from cellseg_nb.segment.cleanup import (
@@ -192,10 +200,7 @@ def stack_settings(
     ValueError
         A name is unknown or a value not allowed; the message names it and what is allowed.
     """
-    try:
-        settings = StackSettings(**values)
-    except ValidationError as error:
-        raise ValueError(explain_settings(error, StackSettings)) from error
+    settings = checked_settings(StackSettings, values)
     if settings.axes is not None and settings.axes not in STACK_AXES:
         raise ValueError(
             f"axes {settings.axes!r} are unknown for a stack; allowed are {', '.join(STACK_AXES)}"
@@ -268,10 +273,7 @@ def choose_postprocessing(
     ValueError
         A name is unknown or a value not allowed.
     """
-    try:
-        return StackPostprocessing(**(specification.postprocessing.model_dump() | changes))
-    except ValidationError as error:
-        raise ValueError(explain_settings(error, StackPostprocessing)) from error
+    return checked_settings(StackPostprocessing, specification.postprocessing.model_dump() | changes)
 
 # %% ../../nbs/run/05_stacks.ipynb #2f998d46
 def check_settings(
@@ -556,16 +558,10 @@ def _mark(*facts: Any) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _model_facts(folder: Path) -> dict[str, Any]:
-    """Say which model it is, down to the last weight."""
-    files = [folder / "model.json", folder / "weights.safetensors"]
-    for path in files:
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing; the bundle is incomplete")
-    name = read_specification(folder).name
-    return {"name": name, "files": {path.name: file_sha256(path) for path in files}}
-
 # %% ../../nbs/run/05_stacks.ipynb #a053b40b
+RECORD = ".stack.json"  # how the record of a stack ends
+
+
 @dataclass
 class _Batch:
     """The state of a running batch."""
@@ -585,7 +581,7 @@ class _Batch:
     started: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
 
     def __post_init__(self):
-        facts = cellseg_nb.__version__, _model_facts(self.model)
+        facts = cellseg_nb.__version__, bundle_facts(self.model)[1]
         self.map_mark = _mark(facts, self.settings.model_dump(exclude=CELLS_ONLY | NO_RESULT))
         learned = self.edge_file and image_sha256(self.edge_file)
         chosen = self.settings.model_dump(include=CELLS_ONLY)
@@ -600,18 +596,15 @@ class _Batch:
 
     def record_path(self, name: str) -> Path:
         """Where it is noted what was made from what."""
-        return self.out / ".resume" / f"{name}.stack.json"
+        return record_path(self.out, name, RECORD)
 
     def read_record(self, name: str) -> dict[str, Any]:
         """What was noted; empty when nothing was, or it is broken."""
-        try:
-            return json.loads(self.record_path(name).read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
-            return {}
+        return read_record(self.out, name, RECORD)
 
     def write_record(self, name: str, record: dict[str, Any]) -> None:
         """Note what was made from what."""
-        write_text(self.record_path(name), json.dumps(record, indent=1))
+        write_record(self.out, name, record, RECORD)
 
 # %% ../../nbs/run/05_stacks.ipynb #1bef34de
 @dataclass
@@ -896,12 +889,10 @@ def _look_for_finished(batch: _Batch, overwrite: bool) -> dict[str, str]:
                 raise FileNotFoundError(f"there is no file {row.image}")
             sha256, old = image_sha256(row.image), batch.read_record(name)
             if not (old or overwrite):
-                _refuse_foreign(batch.out, name)
-            if old and old["sha256"] != sha256 and old["file"] != str(row.image.resolve()):
-                raise ValueError(
-                    f"{batch.out} holds the results of another file of this name, {old['file']}; "
-                    "choose another output folder, or overwrite"
-                )
+                endings = product(("labels", "boundaries", "foreground"), (".ome.tif", ".zarr"))
+                refuse_foreign(batch.out / f"{name}_{kind}{end}" for kind, end in endings)
+            if old:
+                refuse_namesake(batch.out, old, row.image, sha256)
         except (OSError, ValueError) as error:
             batch.note_failure(name, error)
             continue
@@ -923,16 +914,6 @@ def _is_finished(batch: _Batch, name: str, sha256: str) -> bool:
     labels = f"{name}_labels{_suffix(old['shape'], batch.settings)}"
     return old["labels"] == labels and (batch.out / labels).exists()
 
-
-def _refuse_foreign(out: Path, name: str) -> None:
-    """Leave alone what somebody else made."""
-    for kind in ("labels", "boundaries", "foreground"):
-        for suffix in (".ome.tif", ".zarr"):
-            path = out / f"{name}_{kind}{suffix}"
-            if path.exists():
-                raise ValueError(
-                    f"{path} was not made by this command; choose another --out, or --overwrite"
-                )
 
 # %% ../../nbs/run/05_stacks.ipynb #abc11d68
 def _open(batch: _Batch, name: str) -> StackFile:
@@ -1073,7 +1054,7 @@ def _run_facts(batch: _Batch) -> dict[str, Any]:
     """Everything needed to repeat the run."""
     kept = ("file", "mask", "sha256", "seconds")
     return {
-        "model": _model_facts(batch.model),
+        "model": bundle_facts(batch.model)[1],
         "postprocessing": choose_postprocessing(
             read_specification(batch.model), batch.settings.postprocessing
         ).model_dump(),

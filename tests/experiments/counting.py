@@ -11,6 +11,8 @@ point, and without.
 All trainings share one graphics card, `--jobs` at a time. After `--seconds` none is started any more, and what is finished is
 reported. The same call again goes on. `--out` gets tables only: choice.csv (error of every recipe), oof.csv, counts.csv (every
 test picture: truth, mean, interval, count and spread of each model), sparse.csv, scores.csv; `--runs` gets the models.
+`--tables DIR` trains nothing: it makes the intervals anew from oof.csv and counts.csv of an earlier call, and scores them.
+Those that the documentation reports are in `tests/experiments/counting`.
 `--bundle` trains the default model count-cells instead (5 folds for its intervals, and one on all pictures).
 """
 
@@ -28,6 +30,7 @@ import pandas as pd
 
 FOLDS = 5
 U_NET = {"encoder": "vgg11_bn", "in_channels": 3, "encoder_depth": 4, "decoder_channels": [128, 64, 32, 32]}
+U_NET |= {"attention": "scse"}
 TRAINING = {"epochs": 4, "steps_per_epoch": 300, "batch_size": 8, "crop_px": 256, "learning_rate": 0.001}
 BASE = {
     "task": "count",
@@ -122,18 +125,14 @@ def foreground(image: np.ndarray) -> np.ndarray:
 
 def train_sparse(part: float, masked: bool, runs: Path, quick: bool) -> Path:
     """Train on a part of the points of vgg_synthetic, with ignore masks or without."""
-    from cellseg_nb.data.heatmaps import ignored
-    from cellseg_nb.train.count import count_pictures, fit_count
+    from cellseg_nb.train.count import count_pictures, fit_count, for_training
 
     config = configuration("vgg_synthetic", "mse", quick)
-    config = config.model_copy(update={"data": config.data.model_copy(update={"keep_points": part})})
-    pictures = count_pictures(config.data)
-    if masked:
-        pictures = [
-            one._replace(known=~ignored(one.points, foreground(one.image), CELL_RADIUS_PX)) for one in pictures
-        ]
+    changes = {"keep_points": part, "max_distance_px": CELL_RADIUS_PX if masked else None}
+    config = config.model_copy(update={"data": config.data.model_copy(update=changes)})
+    pictures = [one._replace(mask=foreground(one.image)) for one in count_pictures(config.data)]
     out = runs / "sparse" / f"{part}_{'masks' if masked else 'plain'}"
-    return out / "model" if (out / "model").is_dir() else fit_count(config, out, pictures)
+    return fit_count(config, out, [for_training(one, config.data) for one in pictures])
 
 
 def count_test(dataset: str, model: Path, quick: bool) -> pd.DataFrame:
@@ -188,59 +187,57 @@ def choose(results: dict, recipes: list[str]) -> tuple[pd.DataFrame, pd.DataFram
 
 
 def with_intervals(counts: pd.DataFrame, oof: pd.DataFrame) -> pd.DataFrame:
-    """One row per test picture: truth, mean of the models, CV+ interval, count of each model."""
-    try:
-        from cellseg_nb.segment.count import calibrate, count_interval
-    except ImportError:
-        calibrate = None
-    calibration = calibrate(oof) if calibrate else None
-    rows = []
-    for name, each in counts.groupby("image", sort=False):
-        by_fold = {str(fold): float(value) for fold, value in zip(each["fold"], each["predicted"])}
-        spreads = {str(fold): float(value) for fold, value in zip(each["fold"], each["spread"])}
-        low = high = np.nan
-        if calibration:
-            low, high = count_interval(by_fold, calibration, spread=spreads)
-        row = {"image": name, "truth": int(each["truth"].iloc[0]), "predicted": each["predicted"].mean()}
-        row |= {"low": low, "high": high}
-        row |= {f"fold_{fold}": value for fold, value in by_fold.items()}
-        rows.append(row | {f"spread_{fold}": value for fold, value in spreads.items()})
+    """Add to each test picture the mean of the models and its CV+ interval, from the counts of all folds."""
+    from cellseg_nb.segment.count import calibrate, count_interval
+
+    calibration, rows = calibrate(oof), []
+    for row in counts.to_dict("records"):
+        by_fold, spreads = (
+            {str(fold): row[f"{name}_{fold}"] for fold in range(1, FOLDS + 1)} for name in ("fold", "spread")
+        )
+        row["predicted"] = float(np.mean(list(by_fold.values())))
+        row["low"], row["high"] = count_interval(by_fold, calibration, spread=spreads)
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
-def clopper_pearson(inside: int, number: int, level: float = 0.95) -> tuple[float, float]:
-    """Exact interval of a share (Clopper and Pearson 1934)."""
-    from scipy.stats import beta
-
-    tail = (1 - level) / 2
-    low = beta.ppf(tail, inside, number - inside + 1) if inside else 0.0
-    high = beta.ppf(1 - tail, inside + 1, number - inside) if inside < number else 1.0
-    return float(low), float(high)
+def side_by_side(counts: pd.DataFrame) -> pd.DataFrame:
+    """One row per test picture, with the count and the spread of every model."""
+    rows = []
+    for name, each in counts.groupby("image", sort=False):
+        row = {"image": name, "truth": int(each["truth"].iloc[0]), "predicted": 0.0, "low": 0.0, "high": 0.0}
+        row |= {f"fold_{fold}": value for fold, value in zip(each["fold"], each["predicted"])}
+        rows.append(row | {f"spread_{fold}": value for fold, value in zip(each["fold"], each["spread"])})
+    return pd.DataFrame(rows)
 
 
 def scores(counts: pd.DataFrame) -> pd.DataFrame:
     """Errors of the counts and coverage of the intervals, for each data set and for all."""
+    from cellseg_nb.measure.points import count_errors, interval_scores
+
     rows = []
     for dataset in [*dict.fromkeys(counts["dataset"]), "all"]:
         part = counts if dataset == "all" else counts[counts["dataset"] == dataset]
-        errors = part["predicted"] - part["truth"]
-        inside = (part["low"] <= part["truth"]) & (part["truth"] <= part["high"])
-        low, high = clopper_pearson(int(inside.sum()), len(part))
-        width = (part["high"] - part["low"]) / part["truth"]
-        rows.append(
-            {
-                "dataset": dataset,
-                "pictures": len(part),
-                "MAE": errors.abs().mean(),
-                "RMSE": float((errors**2).mean() ** 0.5),
-                "bias": errors.mean(),
-                "coverage": inside.mean(),
-                "coverage_low": low,
-                "coverage_high": high,
-                "median_width": width.median(),
-            }
-        )
+        errors = count_errors(part["truth"], part["predicted"])
+        held = interval_scores(part["truth"], part["low"], part["high"])
+        row = {"dataset": dataset, "pictures": len(part)}
+        row |= {"MAE": errors["mae"], "RMSE": errors["rmse"], "bias": errors["bias"]}
+        row |= {name: held[name] for name in ("coverage", "coverage_low", "coverage_high")}
+        rows.append(row | {"median_width": held["median_relative_width"]})
     return pd.DataFrame(rows).round(3)
+
+
+def report(counts: pd.DataFrame, oof: pd.DataFrame, out: Path) -> None:
+    """Make the intervals of all data sets, and write and print the scores."""
+    made = [
+        with_intervals(own, oof[(oof["dataset"] == dataset) & (oof["recipe"] == recipe)])
+        for (dataset, recipe), own in counts.groupby(["dataset", "recipe"], sort=False)
+    ]
+    counts = pd.concat(made, ignore_index=True)
+    counts.round(3).to_csv(out / "counts.csv", index=False)
+    table = scores(counts)
+    table.to_csv(out / "scores.csv", index=False)
+    print(table.to_string(index=False), flush=True)
 
 
 def sparse_scores(pool: ProcessPoolExecutor, models: dict, quick: bool) -> pd.DataFrame:
@@ -278,17 +275,12 @@ def experiment(chosen: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
         models = [runs / dataset / recipe / f"fold_{fold}" / "model" for fold in range(1, FOLDS + 1)]
         coming = [pool.submit(count_test, dataset, model, quick) for model in models]
         tables = [one.result().assign(fold=fold) for fold, one in enumerate(coming, start=1)]
-        own = oof[(oof["dataset"] == dataset) & (oof["recipe"] == recipe)]
-        found = with_intervals(pd.concat(tables, ignore_index=True), own)
+        found = side_by_side(pd.concat(tables, ignore_index=True))
         found.insert(0, "dataset", dataset)
         found.insert(1, "recipe", recipe)
         all_counts.append(found)
     if all_counts:
-        counts = pd.concat(all_counts, ignore_index=True)
-        counts.round(3).to_csv(out / "counts.csv", index=False)
-        table = scores(counts)
-        table.to_csv(out / "scores.csv", index=False)
-        print(table.to_string(index=False), flush=True)
+        report(pd.concat(all_counts, ignore_index=True), oof, out)
     sparse = {key: value for key, value in results.items() if key[0] == "sparse"}
     if sparse:
         table = sparse_scores(pool, sparse, quick)
@@ -342,10 +334,15 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
     parser.add_argument("--recipes", nargs="+", metavar="RECIPE", default=["mse", "mse-count"], choices=list(RECIPES))
     parser.add_argument("--no-sparse", dest="sparse", action="store_false", help="leave out the sparse points")
+    parser.add_argument("--tables", type=Path, metavar="DIR", help="train nothing: score the tables of an earlier call")
     parser.add_argument("--bundle", action="store_true", help="train count-cells instead")
     parser.add_argument("--quick", action="store_true", help="a few pictures and steps, to see that all works")
     chosen = parser.parse_args()
-    chosen.runs = chosen.runs or chosen.out / "runs"
+    if chosen.tables:
+        chosen.out.mkdir(parents=True, exist_ok=True)
+        report(*(pd.read_csv(chosen.tables / f"{name}.csv", dtype={"image": str}) for name in ("counts", "oof")), chosen.out)
+        return
+    chosen.runs = (chosen.runs or chosen.out / "runs") / ("quick" if chosen.quick else "whole")
     data = os.environ.get("CELLSEG_DATA", "")
     needed = Path(data, "dsb2018") if chosen.bundle else Path(data, "counting")
     if not data or not needed.is_dir():
