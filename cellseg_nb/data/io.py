@@ -1604,7 +1604,8 @@ def _natural(path):
 
 def _folder_images(folder):
     """The images of a folder, and a sentence about those of other formats (may be empty)."""
-    visible = [one for one in folder.iterdir() if not one.name.startswith(".")]
+    visible = folder.iterdir() if folder.is_dir() else ()
+    visible = [one for one in visible if not one.name.startswith(".")]
     visible = [one for one in visible if one.is_file() or one.suffix.lower() == ".zarr"]
     inside = [
         one
@@ -1649,6 +1650,8 @@ def find_images(
             found.append(path)
             continue
         inside, unread = _folder_images(path)
+        if not inside and _folder_images(path / "images")[0]:
+            unread = f"its images are in {path / 'images'}; name that folder"
         if not inside:
             raise ValueError(
                 f"there is no image in the folder {path} ({', '.join(IMAGE_SUFFIXES)})"

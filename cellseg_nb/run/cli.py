@@ -325,7 +325,7 @@ CountFlips = Annotated[
 ]
 CountTile = _option(int, "PX", "Edge of a tile, in pixels.  [default: 512]")
 CountOverlap = _option(
-    int, "PX", "Overlap of neighbouring tiles, in pixels.  [default: a quarter, at most 128]"
+    int, "PX", "Overlap of neighbouring tiles, in pixels.  [default: 3/8 of a tile, at most 192]"
 )
 
 # %% ../../nbs/run/01_cli.ipynb #ff7cd501

@@ -48,7 +48,7 @@ from cellseg_nb.run.outputs import (
     write_text,
 )
 from .report import FEW, counted
-from ..segment.count import Counted, count_image, needs_density
+from ..segment.count import OVERLAP_PX, TILE_PX, Counted, count_image, needs_density
 from ..segment.predict import choose_device
 
 # %% ../../nbs/run/11_count.ipynb #cab4d6f3
@@ -65,7 +65,7 @@ class CountSettings(PlaneSettings):
     tile_px : int
         Edge of the tiles a large picture is cut into, px.
     overlap_px : int or None
-        What neighbouring tiles share, px. None = a quarter of the edge, at most 128.
+        What neighbouring tiles share, px. None = three eighths of the edge, at most 192.
     flips : bool or None
         True = the mean of eight orientations, eight times as slow. None = as the model was
         calibrated.
@@ -74,7 +74,7 @@ class CountSettings(PlaneSettings):
     """
 
     level: Annotated[float, Field(gt=0, lt=1)] | None = None
-    tile_px: int = Field(512, ge=32)
+    tile_px: int = Field(TILE_PX, ge=32)
     overlap_px: int | None = Field(None, ge=0)
     flips: bool | None = None
     device: str = "auto"
@@ -87,7 +87,7 @@ class CountSettings(PlaneSettings):
     @property
     def shared_px(self) -> int:
         """What neighbouring tiles share, px."""
-        return min(128, self.tile_px // 4) if self.overlap_px is None else self.overlap_px
+        return min(OVERLAP_PX, 3 * self.tile_px // 8) if self.overlap_px is None else self.overlap_px
 
     @property
     def how(self) -> dict[str, Any]:

@@ -747,7 +747,7 @@ def _make_room(at: Repository, tag: str) -> None:
 
 def _fill_draft(at: Repository, shipment: Shipment) -> dict[str, Any]:
     """Make a draft with all files; remove it when that fails."""
-    about = {"tag_name": shipment.tag, "name": shipment.tag.replace("-v", " v")}
+    about = {"tag_name": shipment.tag, "name": " ".join(shipment.tag.rsplit("-", 1))}
     about |= {"body": shipment.notes, "draft": True}
     draft, _ = _ask(at, "POST", at.releases, json.dumps(about).encode())
     address = draft["upload_url"].partition("{")[0]

@@ -254,6 +254,7 @@ def bundle_parts(
     overlap_px: int = 128,  # shared by neighbouring tiles; px
     offset_px: int = 0,  # where the second tile starts; px
     finished: Sequence[int] = (),  # numbers of tiles that are not wanted any more
+    halo_px: int | None = None,  # thrown away; px; None = a quarter of the overlap
     **how,  # device, precision, flips and activation of `predict_parts`
 ) -> Iterator[tuple[int, Part]]:  # number of the tile; what it adds to the maps of the picture
     """Predict a normalised picture at one enlargement, tile by tile.
@@ -266,7 +267,7 @@ def bundle_parts(
         As in `predict_tiles`.
     """
     channels = [image] if hasattr(image, "shape") else list(image)
-    tiles = plan_scaled(channels[0].shape, bundle, scale, tile_px, overlap_px, offset_px)
+    tiles = plan_scaled(channels[0].shape, bundle, scale, tile_px, overlap_px, offset_px, halo_px)
     return _scaled_parts(channels, bundle, scale, tiles, finished, **how)
 
 
@@ -294,6 +295,7 @@ def plan_scaled(
     tile_px: int = 1024,  # edge of a tile; px
     overlap_px: int = 128,  # shared by neighbouring tiles; px
     offset_px: int = 0,  # where the second tile starts; px
+    halo_px: int | None = None,  # thrown away; px; None = a quarter of the overlap
 ) -> list[Tile]:  # on the grid of the enlarged picture
     """Plan the tiles of an enlarged picture.
 
@@ -304,7 +306,8 @@ def plan_scaled(
     """
     step_px = bundle.specification.network.step_px
     offset = (np.full(len(shape), offset_px) // step_px * step_px).tolist()
-    return plan_tiles(scaled_shape(shape, scale), tile_px, overlap_px, step_px, offset=offset)
+    scaled = scaled_shape(shape, scale)
+    return plan_tiles(scaled, tile_px, overlap_px, step_px, halo_px, offset)
 
 # %% ../../nbs/segment/00_predict.ipynb #d1f7c92a
 class _Channels:
