@@ -98,3 +98,25 @@ def test_a_release_is_trained_on_all_pictures_and_has_intervals(file, pictures, 
     plain = ("count", picture, "--model", inside, "--no-flips", "--out", tmp_path / "plain")
     assert "come without an interval" in run(*plain).stderr
     assert pd.read_csv(tmp_path / "plain" / "counts.csv")["low"].isna().all()
+
+
+def test_a_sweep_of_segmentation_is_scored_by_overlap(tmp_path):
+    fields = {
+        "name": "outlines",
+        "defaults": {
+            "data": {"images": 4},
+            "network": {"decoder_channels": [8, 8, 8, 8, 8]},
+            "training": {"epochs": 1, "crops_per_epoch": 4, "batch_size": 4, "crop_px": 64},
+        },
+        "folds": 2,
+        "draft": {},
+        "sweeps": {"seed": {"values": {"seed": [1]}}},
+    }
+    file = tmp_path / "outlines.yml"
+    file.write_text(yaml.safe_dump(fields), encoding="utf-8")
+    run("experiment", file, "--out", tmp_path / "results")
+    (folder,) = (tmp_path / "results" / "outlines").iterdir()
+    table = pd.read_csv(folder / "results.csv")
+    assert table["training"].tolist() == ["defaults", "seed=1"]
+    assert table[["AP@.5", "mean AP", "seconds"]].notna().all(axis=None)
+    assert len(list((folder / "pictures").glob("*.png"))) == 2
