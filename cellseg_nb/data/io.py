@@ -6,8 +6,8 @@
 __all__ = ['UNITS_UM', 'LARGEST_PRINT_PIXEL_UM', 'ZARR_MARKS', 'TIFF_SUFFIXES', 'PICTURE_SUFFIXES', 'MICROSCOPE_SUFFIXES',
            'IMAGE_SUFFIXES', 'CHANNEL_COLOURS', 'ZARR_TILE_PX', 'OWN_OUTPUTS', 'OTHER_IMAGE_SUFFIXES', 'Image',
            'length_um', 'gray_if_equal', 'image_sha256', 'image_stem', 'read_image', 'write_image', 'read_labels',
-           'label_shape', 'write_labels', 'select_plane', 'luminance', 'Plane', 'open_plane', 'LabelWriter',
-           'find_images']
+           'label_shape', 'write_labels', 'select_plane', 'read_plane', 'luminance', 'Plane', 'open_plane',
+           'LabelWriter', 'find_images']
 
 # %% ../../nbs/data/00_io.ipynb #2fa58ae4
 import hashlib
@@ -598,9 +598,9 @@ def image_sha256(
 def image_stem(
     path: str | Path,  # file, such as plate/a1.ome.tif
 ) -> str:  # its name without folder and image suffix, such as a1
-    """Shorten a file to the name that its results carry."""
+    """Shorten a file to the name that its results carry; a name that is short stays."""
     return re.sub(
-        r"(\.ome)?\.(tiff?|png|jpe?g|zarr|nd2|czi)$", "", Path(path).name, flags=re.IGNORECASE
+        r"((\.ome)?\.(tiff?|png|jpe?g|zarr|nd2|czi))+$", "", Path(path).name, flags=re.IGNORECASE
     )
 
 
@@ -997,6 +997,22 @@ def select_plane(
         pixels = pixels.max(axis=axis) if z == "max" else pixels.take(index, axis=axis)
     size = image.pixel_size_um and image.pixel_size_um[-2:]
     return Image(pixels, axes, size, names, image.rgb and "C" in axes, image.path)
+
+
+def read_plane(
+    path: str | Path,  # image file of one plane, perhaps of several channels
+    channel: int | str | None = None,  # index from 0 or name; needed where there are several
+) -> np.ndarray:  # type as stored; (Y, X), or (Y, X, 3) in colour
+    """Read a picture for a 2D method; a gray one that was saved in colour is gray again.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        As `select_plane`, or the file cannot be read.
+    """
+    return gray_if_equal(select_plane(read_image(path), channel).pixels)
 
 # %% ../../nbs/data/00_io.ipynb #6e497fcf
 def luminance(

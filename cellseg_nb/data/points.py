@@ -6,8 +6,8 @@
 __all__ = ['COLUMNS', 'CLASS', 'UNKNOWN', 'Looked', 'IMAGE_NAME', 'UPLOADED', 'OWN_ENDINGS', 'ANNOTATION_STATUS', 'FGMASK_STATUS',
            'QUALITY_COLUMNS', 'from_percent', 'to_percent', 'Annotations', 'read_annotations', 'points_table',
            'read_points', 'clicks_by_annotator', 'points_of', 'trains', 'make_quality', 'write_quality', 'write_points',
-           'read_quality', 'ImageSizes', 'named_images', 'read_project', 'write_annotators', 'join_annotations',
-           'Imported', 'import_points', 'CountSample', 'counting_samples']
+           'read_quality', 'ImageSizes', 'named_images', 'images_if_any', 'read_project', 'write_annotators',
+           'join_annotations', 'Imported', 'import_points', 'CountSample', 'counting_samples']
 
 # %% ../../nbs/data/11_points.ipynb #37f2a685
 import json
@@ -23,15 +23,14 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 import pandas as pd
 
-from ..core import atomic_path, one_line, write_csv
+from ..core import atomic_path, one_line, replace_folder, write_csv
 from cellseg_nb.data.io import (
     IMAGE_SUFFIXES,
     find_images,
-    gray_if_equal,
     image_sha256,
     image_stem,
     read_image,
-    select_plane,
+    read_plane,
 )
 
 # %% ../../nbs/data/11_points.ipynb #829d251e
@@ -90,7 +89,7 @@ class _Found:
 
 # %% ../../nbs/data/11_points.ipynb #9f634d27
 IMAGE_NAME = re.compile(r"\.(tiff?|png|jpe?g|zarr|nd2|czi|bmp|webp|gif)$", re.IGNORECASE)
-UPLOADED = re.compile(r"[0-9a-f]{8}-(?=.)")
+UPLOADED = re.compile(r"^[0-9a-f]{8}-(?=.)")
 
 
 def _file_name(address):
@@ -188,7 +187,8 @@ def _from_task(path, task, shapes) -> Iterator[_Found]:
         wanted = [one for one in items if one.get("type") in ("keypointlabels", "keypoint")]
         if items and not wanted:
             kinds = ", ".join(sorted({str(one.get("type")) for one in items}))
-            warnings.warn(f"{path}: {place} has no key points, only {kinds}; it counts as empty")
+            warnings.warn(f"{path}: {place} has no key points, only {kinds}; it is not counted")
+            continue
         values = [{**one, **one["value"]} for one in wanted]
         found = _key_points(path, place, values, shapes, names)
         yield _Found(
@@ -210,7 +210,10 @@ def _from_row(path, row, shapes) -> Iterator[_Found]:
     names = _image_names(path, place, values)
     lists = [value for value in row.values() if isinstance(value, list)]
     wanted = [one for value in lists for one in value if _is_key_point(one)]
-    if "annotation_id" not in row and not wanted:
+    other = not wanted and any(lists)
+    if other:
+        warnings.warn(f"{path}: {place} has no key points, only other marks; it is not counted")
+    if other or ("annotation_id" not in row and not wanted):
         yield _Found(names, place)
         return
     found = _key_points(path, place, wanted, shapes, names)
@@ -294,10 +297,12 @@ def _read_csv(path, shapes, annotator) -> Iterator[_Found]:
     if not len(table):
         raise ValueError(f"{path} has no rows, so no points")
     points = _coordinates(path, table, decimal_comma)
-    table = table.assign(row=np.arange(len(table)) + 2, image=table["image"].map(image_stem))
+    addresses = table["image"].str.strip().str.replace("\\", "/")
+    table = table.assign(row=np.arange(len(table)) + 2, image=addresses.map(image_stem))
     blank = table.loc[table["image"] == "", "row"]
     if len(blank):
         raise ValueError(f"{path}: row {blank.iloc[0]} names no image")
+    _check_folders(path, addresses, table["image"])
     for name, default in (("annotator", annotator or UNKNOWN), ("class", CLASS)):
         filled = table[name].str.strip() if name in table else pd.Series("", table.index)
         table[name] = filled.where(filled != "", default)
@@ -306,6 +311,17 @@ def _read_csv(path, shapes, annotator) -> Iterator[_Found]:
         there = ~np.isnan(places[:, 0])
         place = f"rows {rows['row'].iloc[0]} to {rows['row'].iloc[-1]}"
         yield _Found((image,), place, who, places[there], tuple(rows["class"][there]))
+
+
+def _check_folders(path, addresses, names):
+    """Images of the same name in different folders are an error."""
+    first = {}
+    for address, name in zip(addresses, names):
+        other = first.setdefault(name, address)
+        if PurePosixPath(other).parent != PurePosixPath(address).parent:
+            raise ValueError(
+                f"{path}: {other} and {address} would have the same name; rename one of them"
+            )
 
 
 def _with_lists(path, row):
@@ -319,16 +335,29 @@ def _with_lists(path, row):
 OWN_ENDINGS = re.compile(r"[ ._-]*(dots?|points?|rois?|roiset|multipoint)$", re.IGNORECASE)
 
 
-def _names_like(path):
+def _names_like(path, shapes):
     """Names of the image that a dot picture or an ImageJ file belongs to, the likeliest last."""
     stem = re.sub(r"\.(roi|zip)$", "", image_stem(path), flags=re.IGNORECASE)
-    return tuple(dict.fromkeys((OWN_ENDINGS.sub("", stem) or stem, stem)))
+    plain = OWN_ENDINGS.sub("", stem) or stem
+    itself = getattr(shapes, "paths", {}).get(stem)
+    if itself is not None and Path(itself).resolve() == path.resolve():
+        return (plain,)  # the dot picture lies among the images
+    return tuple(dict.fromkeys((plain, stem)))
+
+
+def _centres(there):
+    """Centres of spots (N, 2); where most are one pixel, every pixel is a cell, touching or not."""
+    from scipy import ndimage
+
+    spots, n = ndimage.label(there, np.ones((3, 3)))
+    if n and np.median(np.bincount(spots.ravel())[1:]) == 1:
+        return np.argwhere(there).astype(float)
+    points = ndimage.center_of_mass(there, spots, np.arange(1, n + 1)) if n else []
+    return np.array(points, float).reshape(-1, 2)
 
 
 def _read_dots(path, shapes, annotator) -> Iterator[_Found]:
     """A picture with one spot per cell."""
-    from scipy import ndimage
-
     if path.suffix.lower() in (".jpg", ".jpeg"):
         raise ValueError(f"{path}: JPEG blurs dots into their surroundings; save them as PNG")
     picture = read_image(path)
@@ -338,12 +367,9 @@ def _read_dots(path, shapes, annotator) -> Iterator[_Found]:
     there = there.any(axis=-1) if picture.axes == "YXC" else there
     if there.mean() > 0.5:
         raise ValueError(f"{path}: most pixels are not 0; dots are few pixels on a background of 0")
-    spots, n = ndimage.label(there, np.ones((3, 3)))
-    points = ndimage.center_of_mass(there, spots, np.arange(1, n + 1)) if n else []
-    points = np.array(points, float).reshape(-1, 2)
-    yield _Found(
-        _names_like(path), path.name, annotator or UNKNOWN, points, (CLASS,) * n, there.shape
-    )
+    points, names = _centres(there), _names_like(path, shapes)
+    kinds = (CLASS,) * len(points)
+    yield _Found(names, path.name, annotator or UNKNOWN, points, kinds, there.shape)
 
 
 def _read_roi_points(path, shapes, annotator) -> Iterator[_Found]:
@@ -359,7 +385,8 @@ def _read_roi_points(path, shapes, annotator) -> Iterator[_Found]:
     none = (np.zeros(one.n_coordinates, int) for one in rois)
     counters = [zero if one.counters is None else one.counters for one, zero in zip(rois, none)]
     classes = [CLASS if number == 0 else f"counter {number}" for number in np.concatenate(counters)]
-    yield _Found(_names_like(path), path.name, annotator or UNKNOWN, points, tuple(classes))
+    names = _names_like(path, shapes)
+    yield _Found(names, path.name, annotator or UNKNOWN, points, tuple(classes))
 
 # %% ../../nbs/data/11_points.ipynb #dde0f3b7
 def _chosen_name(path, found, shapes, lacking):
@@ -583,12 +610,26 @@ def make_quality(
     radius_px: float = 10,  # largest distance of two clicks on the same cell; px
     min_f1: float = 0.7,  # of annotators; below is a conflict
     before: pd.DataFrame | None = None,  # table whose entries made by hand are kept
+    touched: Iterable[str] | None = None,  # images to propose anew; the others keep their row
 ) -> pd.DataFrame:  # image, annotation_status, fgmask_status, split, proposed
-    """Propose how far to trust each image; what was entered by hand is kept."""
-    status = _status(status, ANNOTATION_STATUS, "status")
-    clicks = clicks_by_annotator(annotations)
-    rows = []
+    """Propose how far to trust each image; what was entered by hand is kept.
+
+    Raises
+    ------
+    ValueError
+        `status` is not sparse or fully, or a number is out of its range.
+    """
+    status = _status(status, ("sparse", "fully"), "status")
+    if not (0 < radius_px < np.inf and 0 <= min_f1 <= 1):
+        raise ValueError(
+            f"radius_px ({radius_px}) must be a positive number, min_f1 ({min_f1}) one from 0 to 1"
+        )
+    clicks, same, rows = clicks_by_annotator(annotations), set(), []
+    if before is not None and touched is not None:
+        same = set(before.loc[before["proposed"] != "", "image"]).difference(touched)
     for image in dict.fromkeys(images):
+        if image in same:
+            continue
         proposed = _proposed(clicks.get(image, {}), status, radius_px, min_f1)
         rows.append((image, proposed, "unchecked", ""))
     table = pd.DataFrame(rows, columns=list(QUALITY_COLUMNS[:4]))
@@ -727,6 +768,14 @@ def named_images(
             raise ValueError(f"{folder}: {both} would have the same name; rename one of them")
     return named
 
+
+def images_if_any(
+    folder: str | Path,  # folder of images; need not exist
+) -> dict[str, Path]:  # name without suffix → file
+    """List the images of a folder that may be empty. Raises ValueError as `named_images`."""
+    folder = Path(folder)
+    return named_images(folder) if folder.is_dir() and any(folder.iterdir()) else {}
+
 # %% ../../nbs/data/11_points.ipynb #c2a54c71
 def read_project(
     folder: str | Path,  # project folder
@@ -810,22 +859,31 @@ def _read_all(files, sizes, **how):
     return together
 
 # %% ../../nbs/data/11_points.ipynb #f8683a95
-def _copy_images(paths, folder):
-    """Copy images into a folder where they are not yet; one of another content is an error."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in paths.values():
-        target = folder / path.name
-        if target.exists() and target.resolve() == path.resolve():
-            continue
-        if not target.exists() and path.is_dir():
-            shutil.copytree(path, target)
-        elif not target.exists():
-            with atomic_path(target) as temporary:
-                shutil.copyfile(path, temporary)
-        elif image_sha256(target) != image_sha256(path):
+def _new_images(paths, own):
+    """Images that a project does not have yet; one of the same name must be the same file."""
+    for name in paths.keys() & own.keys():
+        path, there = paths[name], own[name]
+        if path.name != there.name:
+            raise ValueError(f"{path} and {there} would have the same name; rename one of them")
+        if path.resolve() != there.resolve() and image_sha256(path) != image_sha256(there):
             raise ValueError(
-                f"{target} is there already and differs from {path}; rename one of them"
+                f"{there} is there already and differs from {path}; rename one of them"
             )
+    return [path for name, path in paths.items() if name not in own]
+
+
+def _copy_images(paths, folder):
+    """Copy images, each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        if path.is_dir():
+            temporary = folder / f".{path.name}.new"
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.copytree(path, temporary)
+            replace_folder(temporary, folder / path.name)
+            continue
+        with atomic_path(folder / path.name) as temporary:
+            shutil.copyfile(path, temporary)
 
 
 @dataclass(frozen=True, eq=False)
@@ -863,7 +921,10 @@ def import_points(
     skip_absent: bool = False,  # leave out images that are named and not there
     allow_empty: bool = False,  # False = an error if there is no point at all
 ) -> Imported:
-    """Bring annotations and images together in a project folder. Nothing is written on an error.
+    """Bring annotations and images together in a project folder.
+
+    Everything is checked before anything is written. The status of images that the files say
+    nothing about stays.
 
     Raises
     ------
@@ -876,7 +937,8 @@ def import_points(
     if not files:
         raise ValueError("no file of annotations was given")
     paths = named_images(images)
-    own = named_images(out / "images") if any((out / "images").glob("*")) else {}
+    own = images_if_any(out / "images")
+    new = _new_images(paths, own)
     sizes = ImageSizes(own | paths)
     how = dict(label=label, skip=skip, annotator=annotator, skip_absent=skip_absent)
     together = _read_all(files, sizes, **how)
@@ -885,11 +947,12 @@ def import_points(
             f"there is no point in {', '.join(map(str, files))}; if the images are truly empty, "
             "say so (--allow-empty)"
         )
+    touched = set().union(*together.looked.values())
     if (out / "points.csv").exists():
         together = join_annotations(read_project(out), together)
     before = read_quality(out / "data_quality.csv") if (out / "data_quality.csv").exists() else None
-    quality = make_quality(together, sizes, status, radius_px, min_f1, before)
-    _copy_images(paths, out / "images")
+    quality = make_quality(together, sizes, status, radius_px, min_f1, before, touched)
+    _copy_images(new, out / "images")
     write_annotators(out / "annotators.json", together.looked)
     write_points(out / "points.csv", together.points)
     write_quality(out / "data_quality.csv", quality)
@@ -937,13 +1000,13 @@ class CountSample:
 
     def image(self) -> np.ndarray:  # type as stored; (Y, X), or (Y, X, 3) in colour
         """Read the image. One of several channels, depths or times is a ValueError."""
-        return gray_if_equal(select_plane(read_image(self.image_path)).pixels)
+        return read_plane(self.image_path)
 
     def mask(self) -> np.ndarray | None:  # bool; (Y, X); None = there is no mask
         """Read the foreground mask: everything that is not 0."""
         if self.mask_path is None:
             return None
-        return gray_if_equal(select_plane(read_image(self.mask_path)).pixels) > 0
+        return read_plane(self.mask_path) > 0
 
 # %% ../../nbs/data/11_points.ipynb #8f4e554c
 def counting_samples(
@@ -977,9 +1040,7 @@ def counting_samples(
                 f"{folder} has no split {split!r}; there is: {', '.join(splits) or 'none'}"
             )
         quality = quality[quality["split"] == split]
-    clicks, masks = clicks_by_annotator(annotations), {}
-    if (folder / "masks").is_dir() and any((folder / "masks").iterdir()):
-        masks = named_images(folder / "masks")
+    clicks, masks = clicks_by_annotator(annotations), images_if_any(folder / "masks")
     samples = []
     for row in quality.itertuples():
         points, zones = _agreed(clicks.get(row.image, {}), paths[row.image], radius_px)
