@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from cellseg_nb.data import foreground
 from cellseg_nb.data.io import read_image, write_image
 from cellseg_nb.data.phase import simulate_phase_contrast, write_phase_contrast
 from cellseg_nb.data.points import counting_samples, read_quality, write_quality
@@ -121,6 +122,39 @@ def test_a_broken_image_does_not_stop_the_others(project):
     (project / "images" / "broken.png").write_text("no picture")
     result = run("points", "foreground", project, "--overwrite", code=1)
     assert "3 masks to look at" in result.stdout and "broken.png" in result.stderr
+
+
+def test_channels_are_chosen_and_each_file_says_what_is_wrong(project):
+    for path in (project / "images").iterdir():
+        pixels = read_image(path).pixels
+        path.unlink()
+        write_image(path.with_suffix(".tif"), np.stack([pixels * 0, pixels]), "CYX")
+    result = run("points", "foreground", project, "--overwrite", code=2)
+    assert result.stderr.count("has 2 channels; choose one") == 3
+    run("points", "foreground", project, "--overwrite", "--channel", 1)
+    assert all(0 < read_image(one).pixels.mean() < 255 for one in project.glob("masks/*"))
+    truth = read_image(project / "masks" / "phase_000.png").pixels > 0
+    strokes = np.where(truth, 2, 1).astype(np.uint8)
+    write_image(project / "scribbles" / "phase_000.png", strokes, "YX")
+    run("points", "foreground", project, "--method", "classifier", "--channel", 1)
+    assert all(0 < read_image(one).pixels.mean() < 255 for one in project.glob("masks/*"))
+
+
+def test_what_was_proposed_before_an_interruption_is_a_proposal(project, monkeypatch):
+    find, seen = foreground.texture_foreground, []
+
+    def interrupted(image, limits):
+        seen.append(image)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return find(image, limits)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(foreground, "texture_foreground", interrupted)
+        foreground.write_foreground_masks(project, overwrite=True)
+    quality = read_quality(project / "data_quality.csv")["fgmask_status"].tolist()
+    assert quality == ["unchecked", "unchecked", "ok"]
+    assert "2 masks to look at, 1 kept" in run("points", "foreground", project).stdout
 
 
 def test_foreground_explains_what_is_wrong(project, tmp_path_factory):

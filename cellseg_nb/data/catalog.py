@@ -32,11 +32,10 @@ from ..core import file_sha256
 from cellseg_nb.data.io import (
     IMAGE_SUFFIXES,
     find_images,
-    gray_if_equal,
     image_stem,
     read_image,
     read_labels,
-    select_plane,
+    read_plane,
     write_image,
     write_labels,
 )
@@ -429,7 +428,7 @@ def convert_dsb2018(
         )
     for row in table:
         folder = folders[row["file"]]
-        pixels = gray_if_equal(read_image(next(folder.glob("images/*.png"))).pixels)
+        pixels = read_plane(next(folder.glob("images/*.png")))
         if pixels.shape[:2] != (row["height"], row["width"]):
             raise ValueError(f"{folder} has the shape {pixels.shape[:2]}, not that of the table")
         labels = merge_masks(sorted(folder.glob("masks/*.png")), pixels.shape[:2])
@@ -553,7 +552,7 @@ class Sample:
         """
         if self.image_path is None:
             return _simulated(self.seed)[0].copy()
-        return gray_if_equal(select_plane(read_image(self.image_path)).pixels)
+        return read_plane(self.image_path)
 
     def labels(self) -> np.ndarray:  # label image; integer; (Y, X); 0 = background
         """Read the true labels."""

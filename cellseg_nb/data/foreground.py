@@ -6,7 +6,7 @@
 __all__ = ['SURROUNDINGS_PX', 'DAZZLING', 'SCALES_PX', 'PIXEL_FEATURES', 'PIXEL_FORMAT', 'BLOCK_PX', 'NONE', 'BACKGROUND',
            'FOREGROUND', 'METHODS', 'CLASSIFIER_FILE', 'PROPOSED_FILE', 'evened', 'texture', 'restored_phase', 'Limits',
            'texture_limits', 'tidy_mask', 'texture_foreground', 'pixel_features', 'PixelClassifier', 'learn_foreground',
-           'MasksWritten', 'write_foreground_masks']
+           'MasksWritten', 'project_limits', 'write_foreground_masks']
 
 # %% ../../nbs/data/14_foreground.ipynb #ba8f5d6d
 import json
@@ -20,16 +20,11 @@ from scipy import ndimage
 from ..core import atomic_path, file_sha256, one_line
 from .forest import Forest, ForestFormat, load_forest, plant, save_forest
 from cellseg_nb.data.io import (
-    find_images,
-    gray_if_equal,
-    image_stem,
     luminance,
-    read_image,
     read_labels,
-    select_plane,
-    write_image,
+    read_plane,
 )
-from .points import named_images, read_quality, write_quality
+from .points import named_images, read_quality, write_mask, write_quality
 from .tiles import plan_blocks
 
 # %% ../../nbs/data/14_foreground.ipynb #c338e69c
@@ -164,7 +159,8 @@ def texture_foreground(
         limits = texture_limits([image], strictness, halo_px)
     slopes, phase = _clues(image, halo_px)
     mask = (slopes > limits.texture) & (phase > limits.phase)
-    return tidy_mask(ndimage.binary_closing(mask), min_area_px, max_hole_px)
+    # at the border of the picture, closing alone would take foreground away
+    return tidy_mask(mask | ndimage.binary_closing(mask), min_area_px, max_hole_px)
 
 # %% ../../nbs/data/14_foreground.ipynb #615468cc
 SCALES_PX = (1, 2, 4, 8)
@@ -297,12 +293,32 @@ class MasksWritten(NamedTuple):
     failures: dict[str, str]  # file → what was wrong
 
 
-def _gray(path):
-    """The picture of a file: gray, or red, green and blue."""
-    return gray_if_equal(select_plane(read_image(path)).pixels)
+def project_limits(
+    paths: Iterable[str | Path],  # pictures of one data set
+    channel: int | str | None = None,  # index from 0 or name; needed where there are several
+) -> Limits | None:  # None = not one of them can be read
+    """Find the limits of a data set, from the pictures of it that can be read."""
+    n_read = 0
+
+    def readable():
+        nonlocal n_read
+        for path in paths:
+            try:
+                image = read_plane(path, channel)
+            except (OSError, ValueError):  # reported when its mask is made
+                continue
+            n_read += 1
+            yield image
+
+    try:
+        return texture_limits(readable())
+    except ValueError:
+        if n_read:
+            raise
+        return None
 
 
-def _taught(project, scribbles):
+def _taught(project, scribbles, images, channel):
     """A classifier from a folder of scribbles, stored in the project; or the one stored there."""
     stored = project / CLASSIFIER_FILE
     if scribbles is None and not (project / "scribbles").is_dir():
@@ -312,34 +328,25 @@ def _taught(project, scribbles):
                 f"(foreground) in {project / 'scribbles'}, named like the images"
             )
         return load_forest(stored, PIXEL_FORMAT, PixelClassifier)
-    images = {image_stem(path): path for path in find_images(project / "images")}
-    painted = find_images(scribbles or project / "scribbles")
-    lone = [path for path in painted if image_stem(path) not in images]
+    painted = named_images(scribbles or project / "scribbles")
+    lone = [path for name, path in painted.items() if name not in images]
     if lone:
         raise ValueError(f"{lone[0]}: there is no image of this name in {project / 'images'}")
-    pictures = [_gray(images[image_stem(path)]) for path in painted]
-    classifier = learn_foreground(pictures, map(read_labels, painted), names=map(str, painted))
+    pictures, strokes = [read_plane(images[name], channel) for name in painted], painted.values()
+    classifier = learn_foreground(pictures, map(read_labels, strokes), names=map(str, strokes))
     save_forest(classifier, stored, PIXEL_FORMAT)
     return classifier
 
 # %% ../../nbs/data/14_foreground.ipynb #5ed233dc
-def _mask_finder(project, method, scribbles, paths):
+def _mask_finder(project, method, scribbles, images, channel):
     """The function that makes a mask from a picture."""
     if method not in METHODS:
         raise ValueError(f"method is one of {', '.join(METHODS)}, not {method!r}")
     if method == "classifier":
-        return _taught(project, scribbles).predict
+        return _taught(project, scribbles, images, channel).predict
     if scribbles is not None:
         raise ValueError("scribbles are for the method classifier; texture needs none")
-
-    def readable():
-        for path in paths:
-            try:
-                yield _gray(path)
-            except (OSError, ValueError):  # reported when its mask is made
-                continue
-
-    limits = texture_limits(readable())
+    limits = project_limits(images.values(), channel)
     return lambda image: texture_foreground(image, limits)
 
 # %% ../../nbs/data/14_foreground.ipynb #4be1d0a7
@@ -392,6 +399,7 @@ def write_foreground_masks(
     method: str = "texture",  # or classifier
     scribbles: str | Path | None = None,  # folder; None = scribbles/ of the project
     overwrite: bool = False,  # also masks that a person reviewed, changed or made
+    channel: int | str | None = None,  # index from 0 or name; needed where there are several
 ) -> MasksWritten:
     """Write a foreground mask (PNG, 0 and 255) for every picture of a project, for review.
 
@@ -407,19 +415,19 @@ def write_foreground_masks(
     project = Path(project)
     paths, by_hand = named_images(project / "images"), _by_hand(project)
     scribbles = None if scribbles is None else Path(scribbles)
-    find = _mask_finder(project, method, scribbles, paths.values())
+    find = _mask_finder(project, method, scribbles, paths, channel)
     done = MasksWritten([], [], {})
-    for name, path in paths.items():
-        mask = project / "masks" / f"{name}.png"
-        if name in by_hand and not overwrite:
-            done.kept.append(by_hand[name])
-            continue
-        try:
-            write_image(mask, 255 * find(_gray(path)).astype(np.uint8), "YX")
-            if by_hand.get(name, mask) != mask:
-                by_hand[name].unlink()  # an image has one mask
-            done.written.append(mask)
-        except (OSError, ValueError) as error:
-            done.failures[str(path)] = one_line(error, path)
-    _note_proposed(project, done.written)
+    try:
+        for name, path in paths.items():
+            if name in by_hand and not overwrite:
+                done.kept.append(by_hand[name])
+                continue
+            try:
+                mask = 255 * find(read_plane(path, channel)).astype(np.uint8)
+                file = project / "masks" / f"{name}.png"
+                done.written.append(write_mask(file, mask, by_hand.get(name)))
+            except (OSError, ValueError) as error:
+                done.failures[str(path)] = one_line(error, path)
+    finally:  # also of what an interruption left undone, the masks so far are proposals
+        _note_proposed(project, done.written)
     return done

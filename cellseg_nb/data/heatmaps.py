@@ -12,6 +12,8 @@ import numpy as np
 from numba import njit
 from scipy.spatial import cKDTree
 
+from ..measure.points import check_points
+
 # %% ../../nbs/data/15_heatmaps.ipynb #5d607ccc
 TRUNCATE = 4.0  # a spot ends after so many standard deviations, like the filters of scipy
 
@@ -21,10 +23,8 @@ def _check_points(
     shape: Sequence[int],  # (Y, X)
 ) -> np.ndarray:  # float64; (N, 2)
     """Return the points as numbers if all of them lie in the picture."""
-    points = np.asarray(points, np.float64)
-    if not points.size:
-        return np.zeros((0, 2))
-    if points.ndim != 2 or points.shape[1] != 2:
+    points = check_points(points)
+    if points.shape[1] != 2:
         raise ValueError(f"points must be (N, 2) with y, x; their shape is {points.shape}")
     inside = ((points >= -0.5) & (points <= np.array(shape) - 0.5)).all(1)
     if not inside.all():

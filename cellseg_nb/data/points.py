@@ -6,8 +6,8 @@
 __all__ = ['COLUMNS', 'CLASS', 'UNKNOWN', 'Looked', 'IMAGE_NAME', 'UPLOADED', 'OWN_ENDINGS', 'ANNOTATION_STATUS', 'FGMASK_STATUS',
            'QUALITY_COLUMNS', 'from_percent', 'to_percent', 'Annotations', 'read_annotations', 'points_table',
            'read_points', 'clicks_by_annotator', 'points_of', 'trains', 'make_quality', 'write_quality', 'write_points',
-           'read_quality', 'ImageSizes', 'named_images', 'images_if_any', 'read_project', 'write_annotators',
-           'join_annotations', 'Imported', 'import_points', 'CountSample', 'counting_samples']
+           'read_quality', 'ImageSizes', 'named_images', 'images_if_any', 'write_mask', 'read_project',
+           'write_annotators', 'join_annotations', 'Imported', 'import_points', 'CountSample', 'counting_samples']
 
 # %% ../../nbs/data/11_points.ipynb #37f2a685
 import json
@@ -31,6 +31,7 @@ from cellseg_nb.data.io import (
     image_stem,
     read_image,
     read_plane,
+    write_image,
 )
 
 # %% ../../nbs/data/11_points.ipynb #829d251e
@@ -775,6 +776,18 @@ def images_if_any(
     """List the images of a folder that may be empty. Raises ValueError as `named_images`."""
     folder = Path(folder)
     return named_images(folder) if folder.is_dir() and any(folder.iterdir()) else {}
+
+
+def write_mask(
+    path: str | Path,  # PNG file, named like its image
+    pixels: np.ndarray,  # uint8; (Y, X)
+    before: Path | None = None,  # what the image had until now; None = nothing
+) -> Path:  # the file written
+    """Write a mask or scribbles; those of another format are removed after that."""
+    path = write_image(path, pixels, "YX")
+    if before not in (None, path):
+        shutil.rmtree(before) if before.is_dir() else before.unlink()
+    return path
 
 # %% ../../nbs/data/11_points.ipynb #c2a54c71
 def read_project(

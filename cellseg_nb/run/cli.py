@@ -1398,7 +1398,6 @@ def points_agree(
 # %% ../../nbs/run/01_cli.ipynb #f2106a4b
 @points_app.command("foreground")
 def points_foreground(
-    context: typer.Context,
     project: Annotated[
         Path, typer.Argument(metavar="PROJECT", help="Folder with images/; gets masks/.")
     ],
@@ -1419,6 +1418,7 @@ def points_foreground(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Also replace masks that you reviewed, changed or made.")
     ] = False,
+    channel: Channel = None,
 ) -> None:
     """Write foreground masks, for review.
 
@@ -1427,13 +1427,10 @@ def points_foreground(
     from cellseg_nb.data.foreground import write_foreground_masks
 
     method = method or ("texture" if scribbles is None else "classifier")
-    done = write_foreground_masks(project, method, scribbles, overwrite)
+    done = write_foreground_masks(project, method, scribbles, overwrite, channel)
     kept = f", {len(done.kept)} kept as you left them" if done.kept else ""
     print(f"{len(done.written)} masks to look at{kept}: {project / 'masks'}")
-    for file, reason in done.failures.items():
-        _say(f"error: {file}: {reason}")
-    if done.failures:
-        raise typer.Exit(1 if done.written or done.kept else 2)
+    _report_failures(done, len(done.written) + len(done.kept), debug=False)
 
 # %% ../../nbs/run/01_cli.ipynb #e6d473b0
 def main() -> None:
