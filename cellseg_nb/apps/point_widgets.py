@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['VIEW', 'LAYERS', 'PAINT', 'HAND', 'EVENTS', 'BUTTONS', 'RENDER', 'LOOKS', 'TOOLS', 'HEX_COLOURS', 'NUMBERS',
-           'LAYERS_SHOWN', 'FOREGROUNDS', 'HELP', 'STATUSES', 'SOMEBODY', 'NO_MASK', 'PointCanvas', 'paint_strokes',
-           'png_bytes', 'paint_layers', 'save_annotations', 'annotations_of', 'PointEditor', 'read_picture',
-           'read_mask']
+           'LAYERS_SHOWN', 'FOREGROUNDS', 'HELP', 'STATUSES', 'SOMEBODY', 'AGREED_PX', 'NO_MASK', 'PointCanvas',
+           'paint_strokes', 'png_bytes', 'paint_layers', 'save_annotations', 'annotations_of', 'PointEditor',
+           'read_picture', 'read_mask']
 
 # %% ../../nbs/apps/03_point_widgets.ipynb #4ed62c0d
 import html
@@ -37,22 +37,18 @@ from cellseg_nb.apps.widgets import (
     resized,
 )
 from ..core import atomic_path
-from ..data.foreground import learn_foreground, texture_foreground
+from ..data.agreement import consensus, disagreement_zones
+from ..data.foreground import learn_foreground, project_limits, texture_foreground
 from ..data.heatmaps import density_map, ignored
-from cellseg_nb.data.io import (
-    IMAGE_SUFFIXES,
-    gray_if_equal,
-    image_stem,
-    read_image,
-    select_plane,
-    write_image,
-)
+from ..data.io import IMAGE_SUFFIXES, image_stem, read_plane
 from ..data.phase import write_phase_contrast
 from cellseg_nb.data.points import (
     ANNOTATION_STATUS,
     CLASS,
     FGMASK_STATUS,
     Annotations,
+    clicks_by_annotator,
+    images_if_any,
     join_annotations,
     make_quality,
     named_images,
@@ -61,6 +57,7 @@ from cellseg_nb.data.points import (
     read_quality,
     trains,
     write_annotators,
+    write_mask,
     write_points,
     write_quality,
 )
@@ -523,7 +520,7 @@ def save_annotations(
     images: Iterable[str],  # names of all images of the project
     statuses: Mapping[str, str] | None = None,  # column of data_quality.csv → word, for `mine`
 ) -> tuple[Annotations, pd.DataFrame]:  # of the whole project: annotations, table of trust
-    """Put annotations into a project; what others did stays.
+    """Put annotations into a project; what others did stays, and so do statuses of other images.
 
     Raises
     ------
@@ -534,7 +531,11 @@ def save_annotations(
     points, trust = folder / "points.csv", folder / "data_quality.csv"
     together = join_annotations(read_project(folder), mine) if points.exists() else mine
     before = read_quality(trust) if trust.exists() else None
-    quality = make_quality(together, images, before=before)
+    touched, status = set().union(*mine.looked.values()), "sparse"
+    if before is not None:
+        proposed = set(before.loc[before["image"].isin(touched), "proposed"])
+        status = "fully" if proposed == {"fully"} else status
+    quality = make_quality(together, images, status, before=before, touched=touched)
     for column, word in (statuses or {}).items():
         quality.loc[quality["image"].isin(mine.images), column] = word
     folder.mkdir(parents=True, exist_ok=True)
@@ -579,6 +580,7 @@ STATUSES = {  # column of data_quality.csv: label, words, word of a picture that
     "fgmask_status": ("Mask is", FGMASK_STATUS, "unchecked"),
 }
 SOMEBODY = "me"  # annotator without a name
+AGREED_PX = 10  # clicks of several annotators that are no farther apart are one cell
 
 # %% ../../nbs/apps/03_point_widgets.ipynb #498d8b86
 class PointEditor(Panel):
@@ -681,7 +683,7 @@ def read_picture(
     path: str | Path,  # one plane
 ) -> np.ndarray:  # (Y, X), or (Y, X, 3) in colour
     """Read a picture to look at. Raises ValueError when it is none, or too large."""
-    pixels = gray_if_equal(select_plane(read_image(path)).pixels)
+    pixels = read_plane(path)
     height, width = pixels.shape[:2]
     if height * width > MOST_PX:
         raise ValueError(
@@ -691,13 +693,15 @@ def read_picture(
 
 
 def read_mask(
-    path: str | Path,  # need not exist
+    folder: str | Path,  # of masks or scribbles; need not exist
+    image: str,  # name of the picture
     shape: tuple[int, int],  # of the picture; (Y, X); px
-) -> np.ndarray | None:  # as stored; (Y, X); None = there is no such file
-    """Read a mask or scribbles. Raises ValueError when it does not fit the picture."""
-    if not Path(path).exists():
+) -> np.ndarray | None:  # as stored; (Y, X); None = there is none
+    """Read a mask or scribbles. Raises ValueError when they do not fit the picture."""
+    path = images_if_any(folder).get(image)
+    if path is None:
         return None
-    mask = gray_if_equal(select_plane(read_image(path)).pixels)
+    mask = read_plane(path)
     if mask.shape != tuple(shape):
         raise ValueError(f"{path} {mask.shape} does not fit its picture {tuple(shape)}")
     return mask
@@ -706,13 +710,14 @@ def read_mask(
 @patch
 def _open(self: PointEditor, project: Path, annotator: str | None = None) -> None:
     """Read a project, and look at its first picture."""
-    images = named_images(project / "images") if any(project.glob("images/*")) else {}
+    images = images_if_any(project / "images")
     annotations = Annotations(points_table())
     if (project / "points.csv").exists():
         annotations = read_project(project)
     trust = project / "data_quality.csv"
     self.quality = read_quality(trust) if trust.exists() else make_quality(annotations, images)
     self.project, self.images, self.annotations = project, images, annotations
+    self._limits = None
     with self._silently():
         self.folder.value = str(project)
         self.source.options = list(images)
@@ -721,6 +726,7 @@ def _open(self: PointEditor, project: Path, annotator: str | None = None) -> Non
         self.annotator.value = annotator or next(iter(annotations.looked), SOMEBODY)
         classes = dict.fromkeys([CLASS, *annotations.points["class"]])
         self.classes = self.kind.options = list(classes)
+    self._choose_kind()
     self._load()
 
 # %% ../../nbs/apps/03_point_widgets.ipynb #78d3ce34
@@ -736,9 +742,9 @@ def _load(self: PointEditor) -> None:
     table = self.annotations.points
     mine = table[(table["image"] == self.image) & (table["annotator"] == self.who)]
     kinds = [self.classes.index(kind) for kind in mine["class"]]
-    scribbles = read_mask(self.project / "scribbles" / f"{self.image}.png", pixels.shape[:2])
+    scribbles = read_mask(self.project / "scribbles", self.image, pixels.shape[:2])
     self.preview = resized(pixels, preview_shape(pixels.shape[:2]))
-    self.zoom = self.preview.shape[0] / pixels.shape[0]
+    self.zoom = np.divide(self.preview.shape[:2], pixels.shape[:2])  # along y, x
     nothing = np.zeros(self.preview.shape[:2], np.uint8)
     with self._silently():
         self.canvas.show(
@@ -808,7 +814,7 @@ def _take_file(self: PointEditor, name: str, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
-    self.images = named_images(path.parent)
+    self.images, self._limits = named_images(path.parent), None
     with self._silently():
         self.source.options, chosen = list(self.images), self.image
         self.source.value = chosen
@@ -828,34 +834,49 @@ def mask(self: PointEditor) -> np.ndarray | None:  # bool; (Y, X); None = there 
 def _find_mask(self: PointEditor, method: str) -> np.ndarray | None:
     """Read the foreground, or find it."""
     if method == "saved":
-        path = self.project / "masks" / f"{self.image}.png"
-        saved = read_mask(path, self.pixels.shape[:2])
+        saved = read_mask(self.project / "masks", self.image, self.pixels.shape[:2])
         return None if saved is None else saved > 0
-    with self._working("Looking for the foreground"):
-        if method == "texture":
-            return texture_foreground(self.pixels)
-        scribbles = self.canvas.scribbles
-        if not {1, 2} <= set(np.unique(scribbles)):
-            return None
-        return learn_foreground([self.pixels], [scribbles]).predict(self.pixels)
+    if method == "texture":
+        self._limits = self._limits or project_limits(self.images.values())
+        return texture_foreground(self.pixels, self._limits)
+    scribbles = self.canvas.scribbles
+    if not {1, 2} <= set(np.unique(scribbles)):
+        return None
+    return learn_foreground([self.pixels], [scribbles]).predict(self.pixels)
 
 
 @patch
 def _layers(self: PointEditor) -> dict[str, np.ndarray]:  # arguments of `paint_layers`
     """What is to be shown over the preview."""
     shape, zoom = self.preview.shape[:2], self.zoom
-    points = (self.canvas.positions + 0.5) * zoom - 0.5
-    number = {name: row.children[0].value * zoom for name, row in self.numbers.items()}
     heat, foreground, zones = (self.layers[name].value for name in LAYERS_SHOWN)
     layers = {}
     if heat:
-        layers["density"] = density_map(points, shape, number["sigma_px"])
+        points = (self.canvas.positions + 0.5) * zoom - 0.5
+        sigma_px = self.numbers["sigma_px"].children[0].value * zoom.mean()
+        layers["density"] = density_map(points, shape, sigma_px)
     mask = self.mask() if foreground or zones else None
-    if mask is not None:
-        mask = resize(mask.astype(np.uint8), shape, order=0) > 0
-        layers |= {"foreground": mask} if foreground else {}
-        layers |= {"ignored": ignored(points, mask, number["max_distance_px"])} if zones else {}
+    mask = None if mask is None else resize(mask.astype(np.uint8), shape, order=0) > 0
+    layers |= {"foreground": mask} if foreground and mask is not None else {}
+    layers |= {"ignored": self._not_trained(mask)} if zones else {}
     return layers
+
+
+@patch
+def _not_trained(self: PointEditor, mask: np.ndarray | None) -> np.ndarray:  # bool; (Y, X)
+    """What training leaves out of the picture: disputed places, and cells that nobody marked."""
+    shape, zoom, scale = self.preview.shape[:2], self.zoom, self.zoom.mean()
+    clicks = clicks_by_annotator(self.annotations).get(self.image, {})
+    if self._looked() or not clicks:
+        clicks = clicks | {self.who: self.canvas.positions}
+    clicks = {who: (points + 0.5) * zoom - 0.5 for who, points in clicks.items()}
+    found = consensus(clicks, AGREED_PX * scale)
+    zones = disagreement_zones(found, shape, AGREED_PX * scale)
+    words = [self.statuses[name].value for name in STATUSES]
+    if mask is None or words[0] != "sparse" or words[1] == "BAD":
+        return zones
+    far_px = self.numbers["max_distance_px"].children[0].value * scale
+    return zones | ignored(found.agreed, mask, far_px)
 
 # %% ../../nbs/apps/03_point_widgets.ipynb #e2837fb9
 NO_MASK = {
@@ -874,12 +895,13 @@ def _draw(self: PointEditor, _=None) -> None:
         if self.image is None:
             self._say("Add an image file, or name the folder of another project.")
         return
-    with self._working():
+    wanted = any(self.layers[name].value for name in LAYERS_SHOWN[1:])
+    looking = wanted and self.method.value not in self.masks
+    with self._working("Looking for the foreground" if looking else ""):
         layers = self._layers()
         layer = paint_layers(**layers)
         self.canvas.overlay = b"" if layer is None else png_bytes(layer)
         self._tell(layers)
-        wanted = any(self.layers[name].value for name in LAYERS_SHOWN[1:])
         if wanted and self.masks[self.method.value] is None:
             self._say(NO_MASK.get(self.method.value, ""))
 
@@ -925,18 +947,35 @@ def _clear(self: PointEditor) -> None:
 
 # %% ../../nbs/apps/03_point_widgets.ipynb #e4dd7572
 @patch
+def _looked(self: PointEditor) -> bool:
+    """Has the annotator changed points here, now or earlier?"""
+    return "points" in self._changed or self.image in self.annotations.looked.get(self.who, {})
+
+
+@patch
 def save(self: PointEditor) -> None:
-    """Write points, scribbles and statuses of the picture into the project."""
+    """Write points, scribbles and statuses of the picture into the project.
+
+    Who only paints or chooses a status has not looked for cells; who saves without a change has.
+    """
     words = {name: one.value for name, one in self.statuses.items() if name in self._changed}
     classes = [self.classes[one[2]] for one in self.canvas.points]
-    mine = annotations_of(self.image, self.who, self.canvas.positions, classes)
+    mine = Annotations(points_table(), {}, (self.image,))
+    if self._looked() or not self._changed:
+        mine = annotations_of(self.image, self.who, self.canvas.positions, classes)
     saved = save_annotations(self.project, mine, self.images, words)
     if "strokes" in self._changed:
-        path = self.project / "scribbles" / f"{self.image}.png"
-        write_image(path, self.canvas.scribbles, "YX")
+        self._write("scribbles", self.canvas.scribbles)
     self.annotations, self.quality = saved
     self.annotator.options, self._changed = list(self.annotations.looked), set()
     self._show_statuses()
+
+
+@patch
+def _write(self: PointEditor, folder: str, pixels: np.ndarray) -> Path:
+    """Write the mask or the scribbles of the picture."""
+    before = images_if_any(self.project / folder).get(self.image)
+    return write_mask(self.project / folder / f"{self.image}.png", pixels, before)
 
 
 @patch
@@ -958,7 +997,6 @@ def _save_mask(self: PointEditor) -> None:
         mask = None if self.pixels is None else self.mask()
         if mask is None:
             raise ValueError("there is no mask to save: choose Texture or My scribbles")
-        path = self.project / "masks" / f"{self.image}.png"
-        write_image(path, 255 * mask.astype(np.uint8), "YX")
+        path = self._write("masks", 255 * mask.astype(np.uint8))
         self.masks["saved"] = mask
         self._say(f"Saved: {html.escape(str(path))}, {mask.mean():.0%} foreground")

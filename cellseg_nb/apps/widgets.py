@@ -23,6 +23,7 @@ from typing import Any
 
 import ipywidgets
 import numpy as np
+import traitlets
 from fastcore.basics import patch
 from PIL import Image as PillowImage
 
@@ -255,6 +256,14 @@ CONTROLS = {  # method: setting: (label, explanation, smallest, largest, step)
 }
 
 
+class _Rounded(ipywidgets.FloatSlider):
+    """A slider without the dust that steps of 0.05 leave behind, such as 0.35000000000000003."""
+
+    @traitlets.validate("value")
+    def _validate_value(self, proposal):
+        return round(super()._validate_value(proposal), 9)
+
+
 def control(
     value: float,  # where it stands
     label: str,  # its name
@@ -269,7 +278,7 @@ def control(
     looks = dict(style={"description_width": "130px"}, layout={"flex": "1 1 0", "width": "auto"})
     about = dict(description=label, tooltip=explanation, readout=False, continuous_update=live)
     whole = all(isinstance(one, int) for one in limits.values())
-    slider = ipywidgets.IntSlider if whole else ipywidgets.FloatSlider
+    slider = ipywidgets.IntSlider if whole else _Rounded
     number = ipywidgets.BoundedIntText if whole else ipywidgets.BoundedFloatText
     row = [
         slider(**limits, **about, **looks),
