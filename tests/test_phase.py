@@ -84,6 +84,14 @@ def test_simulate_explains_what_is_wrong(tmp_path, arguments, message):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_project_of_somebody_is_not_overwritten(tmp_path):
+    write_image(tmp_path / "images" / "well.png", np.zeros((32, 32), np.uint8), "YX")
+    (tmp_path / "points.csv").write_text("image,x,y\nwell,1,2\n")
+    line = error_of("data", "simulate", "phase", "--size", 96, "--out", tmp_path)
+    assert "holds other images, such as well.png" in line
+    assert (tmp_path / "points.csv").read_text() == "image,x,y\nwell,1,2\n"
+
+
 def test_masks_of_a_person_stay(project):
     masks = {number: project / "masks" / f"phase_00{number}.png" for number in range(3)}
     truth = {number: path.read_bytes() for number, path in masks.items()}

@@ -185,7 +185,8 @@ def image_agreement(
     for image, clicks in clicks_by_annotator(annotations).items():
         found, pairs = consensus(clicks, radius_px), pair_agreement(clicks, radius_px)
         counts = [len(points) for points in clicks.values()]
-        twice = sum(doubles(found, who, radius_px).sum() for who in clicks)
+        several = clicks if len(clicks) > 1 else ()  # nothing of one annotator is disputed
+        twice = sum(doubles(found, who, radius_px).sum() for who in several)
         cells = len(found.agreed), len(found.disputed) - int(twice)
         means = pairs["f1"].mean(), pairs["estimated"].mean()
         rows.append((image, len(clicks), min(counts), max(counts), *cells, *means))
@@ -199,14 +200,15 @@ def annotator_agreement(
 ) -> pd.DataFrame:  # one row per annotator who shares an image with another
     """Compare each annotator with the others, over the images that they share.
 
-    annotator; images (shared); clicks; f1 (with the others, pooled); miss_rate; double_rate;
-    bias (own clicks minus those of the other, mean per image); placement_px.
+    annotator; images (shared); clicks (in them); f1 (with the others, pooled); miss_rate;
+    double_rate; bias (own clicks minus those of another, mean of the pairs); placement_px.
     """
     views = []
-    for clicks in clicks_by_annotator(annotations).values():
+    for image, clicks in clicks_by_annotator(annotations).items():
         pairs = pair_agreement(clicks, radius_px)
         for own, other in permutations("ab"):
             view = {
+                "image": image,
                 "annotator": pairs[f"annotator_{own}"],
                 "clicks": pairs[f"n_{own}"],
                 "doubles": pairs[f"doubles_{own}"],
@@ -241,7 +243,8 @@ def _habits(who, view):
         bias,
         part["square"] ** 0.5,
     )
-    return who, len(view), int(sums["clicks"]), *scores
+    images = view.drop_duplicates("image")
+    return who, len(images), int(images["clicks"].sum()), *scores
 
 # %% ../../nbs/data/12_agreement.ipynb #a3abb2ca
 def write_agreement(

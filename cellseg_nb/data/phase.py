@@ -7,7 +7,7 @@ __all__ = ['CELL_KINDS', 'KIND_PARTS', 'CellKind', 'Placed', 'Form', 'phase_cont
            'gray_statistics', 'simulate_annotator', 'phase_settings', 'write_phase_contrast']
 
 # %% ../../nbs/data/13_phase.ipynb #4708180b
-import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -16,10 +16,16 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from ..core import atomic_path, write_csv
+from ..core import write_csv
 from .germline import smooth_noise
 from .io import write_image
-from .points import CLASS, QUALITY_COLUMNS, points_table, write_points
+from cellseg_nb.data.points import (
+    CLASS,
+    QUALITY_COLUMNS,
+    points_table,
+    write_annotators,
+    write_points,
+)
 
 # %% ../../nbs/data/13_phase.ipynb #8b5d51e4
 class CellKind(NamedTuple):
@@ -405,6 +411,14 @@ def _status(points, annotators, shape, seed):
     return "fully" if all(len(one) == len(points) for one in marks.values()) else "sparse"
 
 
+def _check_own(folder):
+    """A folder whose images are not simulated is a project of somebody: leave it alone."""
+    files = (path.name for path in folder.glob("[!.]*"))
+    others = sorted(name for name in files if not re.fullmatch(r"phase_\d{3,}\.png", name))
+    if others:
+        raise ValueError(f"{folder} holds other images, such as {others[0]}; choose another folder")
+
+
 def _write_marks(path, marks):
     """Write a points table from picture → person → marks."""
     rows = [
@@ -424,7 +438,7 @@ def write_phase_contrast(
     vary: bool = False,  # another culture and microscope for every picture, see `phase_settings`
     **settings,  # of simulate_phase_contrast
 ) -> list[Path]:  # the pictures written
-    """Write a project of simulated pictures; files of the same name are replaced.
+    """Write a project of simulated pictures; an earlier one is replaced, no other.
 
     Without annotators, the points are the true centres. With them, these are in truth.csv, and a
     picture in which somebody overlooked a cell is `sparse`, not `fully` annotated.
@@ -432,9 +446,10 @@ def write_phase_contrast(
     Raises
     ------
     ValueError
-        As `simulate_phase_contrast` and `simulate_annotator`.
+        The folder holds other images; or as `simulate_phase_contrast` and `simulate_annotator`.
     """
     folder, paths, marks, truth, quality = Path(folder), [], {}, {}, []
+    _check_own(folder / "images")
     for one in range(seed, seed + n):
         chosen = phase_settings(one, settings.get("shape", (256, 256))) if vary else {}
         image, points, foreground = simulate_phase_contrast(**chosen | settings | {"seed": one})
@@ -448,10 +463,10 @@ def write_phase_contrast(
     _write_marks(folder / "points.csv", marks)
     columns = QUALITY_COLUMNS[:3]  # image, annotation_status, fgmask_status
     write_csv(folder / "data_quality.csv", pd.DataFrame(quality, columns=columns))
+    (folder / "truth.csv").unlink(missing_ok=True)
     if annotators:
         _write_marks(folder / "truth.csv", truth)
     people = list(annotators or ["truth"])
     looked = {who: {name: len(found[who]) for name, found in marks.items()} for who in people}
-    with atomic_path(folder / "annotators.json") as temporary:
-        temporary.write_text(json.dumps(looked, indent=1), encoding="utf-8")
+    write_annotators(folder / "annotators.json", looked)
     return paths
