@@ -861,7 +861,7 @@ def _layers(self: PointEditor) -> dict[str, np.ndarray]:  # arguments of `paint_
     layers |= {"ignored": self._not_trained(mask)} if zones else {}
     return layers
 
-
+# %% ../../nbs/apps/03_point_widgets.ipynb #a1c348e3
 @patch
 def _not_trained(self: PointEditor, mask: np.ndarray | None) -> np.ndarray:  # bool; (Y, X)
     """What training leaves out of the picture: disputed places, and cells that nobody marked."""
@@ -970,7 +970,7 @@ def save(self: PointEditor) -> None:
     self.annotator.options, self._changed = list(self.annotations.looked), set()
     self._show_statuses()
 
-
+# %% ../../nbs/apps/03_point_widgets.ipynb #0bc27122
 @patch
 def _write(self: PointEditor, folder: str, pixels: np.ndarray) -> Path:
     """Write the mask or the scribbles of the picture."""

@@ -224,7 +224,7 @@ def annotator_agreement(
     columns = "annotator images clicks f1 miss_rate double_rate bias placement_px"
     return pd.DataFrame(rows, columns=columns.split())
 
-
+# %% ../../nbs/data/12_agreement.ipynb #5b16d92e
 def _habits(who, view):
     """A row of the table of annotators, from the pairs that one is part of."""
     sums = view[["clicks", "doubles", "cells", "theirs", "both", "squares"]].sum()

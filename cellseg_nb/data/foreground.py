@@ -317,7 +317,7 @@ def project_limits(
             raise
         return None
 
-
+# %% ../../nbs/data/14_foreground.ipynb #21a888dc
 def _taught(project, scribbles, images, channel):
     """A classifier from a folder of scribbles, stored in the project; or the one stored there."""
     stored = project / CLASSIFIER_FILE

@@ -356,7 +356,7 @@ def _centres(there):
     points = ndimage.center_of_mass(there, spots, np.arange(1, n + 1)) if n else []
     return np.array(points, float).reshape(-1, 2)
 
-
+# %% ../../nbs/data/11_points.ipynb #c9450774
 def _read_dots(path, shapes, annotator) -> Iterator[_Found]:
     """A picture with one spot per cell."""
     if path.suffix.lower() in (".jpg", ".jpeg"):
@@ -637,7 +637,7 @@ def make_quality(
     table["proposed"] = table["annotation_status"]
     return table if before is None else _with_entries(table, before)
 
-
+# %% ../../nbs/data/11_points.ipynb #20291cc4
 def _proposed(points, status, radius_px, min_f1):
     """The status of an image from the points of each of its annotators."""
     from cellseg_nb.measure.points import match_points
@@ -748,7 +748,7 @@ class ImageSizes(Mapping):
     def __len__(self):
         return len(self.paths)
 
-
+# %% ../../nbs/data/11_points.ipynb #93a8d31d
 def named_images(
     folder: str | Path,  # folder of images
 ) -> dict[str, Path]:  # name without suffix → file
