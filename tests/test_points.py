@@ -101,6 +101,27 @@ def test_import_makes_a_project_that_keeps_what_was_entered(tmp_path, images, ex
     np.testing.assert_allclose(samples["three"].points, [[3, 150.5]])
 
 
+def test_a_later_import_leaves_other_images_alone(tmp_path, images, export):
+    out, table = tmp_path / "project", tmp_path / "more.csv"
+    run("import", export, "--images", images, "--out", out, "--status", "fully")
+    table.write_text("image,x,y\nthree,5,6\n")
+    assert "as entered by hand" not in run("import", table, "--images", images, "--out", out).stdout
+    quality = read_quality(out / "data_quality.csv").set_index("image")["annotation_status"]
+    assert quality.to_dict() == {"one": "fully", "two": "empty", "three": "sparse"}
+
+
+def test_a_twin_of_an_image_is_an_error_and_changes_nothing(tmp_path, images, export):
+    out, others = tmp_path / "project", tmp_path / "others"
+    run("import", export, "--images", images, "--out", out)
+    before = {path: path.read_bytes() for path in out.rglob("*.*")}
+    for name in ("new.png", "one.tif"):
+        write_image(others / name, np.zeros(SHAPE, np.uint8), "YX")
+    (tmp_path / "more.csv").write_text("image,x,y\nnew,5,6\n")
+    line = error_of("import", tmp_path / "more.csv", "--images", others, "--out", out)
+    assert "one.tif and " in line and "would have the same name" in line
+    assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
+
+
 def test_agree_says_who_misses_what(tmp_path, images, export):
     out = tmp_path / "project"
     run("import", export, "--images", images, "--out", out)
@@ -151,8 +172,15 @@ def test_agree_says_who_misses_what(tmp_path, images, export):
             ["--status", "half"],
             "status is 'half'; it must be one of",
         ),
+        (
+            "a.csv",
+            "image,x,y\none,1,2\n",
+            ["--status", "MISSING"],
+            "status is 'MISSING'; it must be one of sparse, fully",
+        ),
+        ("a.csv", "image,x,y\np1/one,1,2\np2/one,1,2\n", [], "p1/one and p2/one would have"),
     ],
-    ids="broken absent outside label zero number rows format status".split(),
+    ids="broken absent outside label zero number rows format status word folders".split(),
 )
 def test_import_explains_what_is_wrong(tmp_path, images, name, text, options, message):
     path, out = tmp_path / name, tmp_path / "project"
