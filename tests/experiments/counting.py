@@ -11,8 +11,8 @@ point, and without.
 All trainings share one graphics card, `--jobs` at a time. After `--seconds` none is started any more, and what is finished is
 reported. The same call again goes on. `--out` gets tables only: choice.csv (error of every recipe), oof.csv, counts.csv (every
 test picture: truth, mean, interval, count and spread of each model), sparse.csv, scores.csv; `--runs` gets the models.
-`--tables DIR` trains nothing: it makes the intervals anew from oof.csv and counts.csv of an earlier call, and scores them.
-Those that the documentation reports are in `tests/experiments/counting`.
+`--tables DIR` names the tables of an earlier call: its recipes compete, too. Without `--recipes`, nothing is trained then, and the
+intervals are made anew. The tables that the documentation reports are in `tests/experiments/counting`.
 `--bundle` trains the default model count-cells instead (5 folds for its intervals, and one on all pictures).
 """
 
@@ -71,6 +71,12 @@ RECIPES: dict[str, dict] = {  # what differs, for all sets ("*") and for each
     },
     "resnet34": {"*": {"network": {"encoder": "resnet34", "decoder_channels": [128, 64, 32, 16]}}},
     "long": {"*": {"training": {"epochs": 8}}},
+    "small": {  # 5 minutes a fold on one core that computes in bfloat16
+        "*": {
+            "network": {"encoder": "resnet18", "decoder_channels": [128, 64, 32, 16], "attention": None},
+            "training": {"crop_px": 128, "epochs": 3},
+        }
+    },
 }
 SPARSE = [("all", 1.0, False), ("half", 0.5, True), ("half", 0.5, False), ("quarter", 0.25, True), ("quarter", 0.25, False)]
 CELL_RADIUS_PX = 8  # of the cells of vgg_synthetic: what lies farther from every point may be another cell
@@ -169,21 +175,12 @@ def mean_absolute(table: pd.DataFrame) -> float:
     return float((table["predicted"] - table["truth"]).abs().mean())
 
 
-def choose(results: dict, recipes: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Error of every recipe whose folds are all there; and all out-of-fold counts."""
-    rows, tables = [], []
-    for dataset in SETS:
-        for recipe in recipes:
-            folds = [results.get((dataset, recipe, fold)) for fold in range(1, FOLDS + 1)]
-            if any(one is None for one in folds):
-                continue
-            oof = pd.concat(folds, ignore_index=True)
-            rows.append({"dataset": dataset, "recipe": recipe, "pictures": len(oof), "oof_mae": mean_absolute(oof)})
-            tables.append(oof.assign(dataset=dataset, recipe=recipe))
-    choice = pd.DataFrame(rows)
-    if len(choice):
-        choice["chosen"] = choice["oof_mae"] == choice.groupby("dataset")["oof_mae"].transform("min")
-    return choice, pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+def choose(oof: pd.DataFrame) -> pd.DataFrame:
+    """Error of every recipe on every data set; the smallest is chosen."""
+    errors = (oof["predicted"] - oof["truth"]).abs()
+    groups = errors.groupby([oof["dataset"], oof["recipe"]], sort=False)
+    choice = groups.agg(pictures="size", oof_mae="mean").reset_index()
+    return choice.assign(chosen=choice["oof_mae"] == choice.groupby("dataset")["oof_mae"].transform("min"))
 
 
 def with_intervals(counts: pd.DataFrame, oof: pd.DataFrame) -> pd.DataFrame:
@@ -251,37 +248,51 @@ def sparse_scores(pool: ProcessPoolExecutor, models: dict, quick: bool) -> pd.Da
     return pd.DataFrame(rows).round(2)
 
 
+def count_all_tests(
+    pool: ProcessPoolExecutor, dataset: str, recipe: str, runs: Path, quick: bool
+) -> pd.DataFrame:
+    """Count the test pictures of a data set with the models of all folds."""
+    models = [runs / dataset / recipe / f"fold_{fold}" / "model" for fold in range(1, FOLDS + 1)]
+    coming = [pool.submit(count_test, dataset, model, quick) for model in models]
+    tables = [one.result().assign(fold=fold) for fold, one in enumerate(coming, start=1)]
+    return side_by_side(pd.concat(tables, ignore_index=True)).assign(dataset=dataset, recipe=recipe)
+
+
+def read_tables(folder: Path | None) -> list[pd.DataFrame]:
+    """Out-of-fold counts and test counts of an earlier call."""
+    if folder is None:
+        return [pd.DataFrame({"dataset": [], "recipe": []})] * 2
+    return [pd.read_csv(folder / f"{name}.csv", dtype={"image": str}) for name in ("oof", "counts")]
+
+
 def experiment(chosen: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
     """Train, choose, report."""
     deadline, out, runs, quick = time.monotonic() + chosen.seconds, chosen.out, chosen.runs, chosen.quick
-    first, *others = chosen.recipes
-    tasks = {}
-    for recipe in (first, *others):
+    tasks: dict = {}
+    for place, recipe in enumerate(chosen.recipes):
         for fold in range(1, FOLDS + 1):
             for dataset in chosen.sets:
                 tasks[dataset, recipe, fold] = (train_one_fold, dataset, recipe, fold, runs, quick)
-        if recipe == first and chosen.sparse:
+        if place == 0 and chosen.sparse:
             for name, part, masked in SPARSE:
                 tasks["sparse", name, part, masked] = (train_sparse, part, masked, runs, quick)
     results = finished(pool, tasks, deadline, chosen.jobs)
-    choice, oof = choose(results, chosen.recipes)
-    if not len(choice):
+    sparse = {key: results.pop(key) for key in list(results) if key[0] == "sparse"}
+    earlier, known = read_tables(chosen.tables)
+    whole = [key[:2] for key in results if key[2] == FOLDS and all((*key[:2], n) in results for n in range(1, FOLDS))]
+    made = [table.assign(dataset=key[0], recipe=key[1]) for key, table in results.items() if key[:2] in whole]
+    if not made and not len(earlier):
         raise SystemExit("no recipe has all its folds; give it more time")
+    oof = pd.concat([earlier, *made], ignore_index=True)
+    choice = choose(oof)
     print(choice.round(3).to_string(index=False), flush=True)
     choice.to_csv(out / "choice.csv", index=False)
     oof.to_csv(out / "oof.csv", index=False)
-    all_counts = []
+    counts = []
     for dataset, recipe in choice.loc[choice["chosen"], ["dataset", "recipe"]].itertuples(index=False):
-        models = [runs / dataset / recipe / f"fold_{fold}" / "model" for fold in range(1, FOLDS + 1)]
-        coming = [pool.submit(count_test, dataset, model, quick) for model in models]
-        tables = [one.result().assign(fold=fold) for fold, one in enumerate(coming, start=1)]
-        found = side_by_side(pd.concat(tables, ignore_index=True))
-        found.insert(0, "dataset", dataset)
-        found.insert(1, "recipe", recipe)
-        all_counts.append(found)
-    if all_counts:
-        report(pd.concat(all_counts, ignore_index=True), oof, out)
-    sparse = {key: value for key, value in results.items() if key[0] == "sparse"}
+        own = known[(known["dataset"] == dataset) & (known["recipe"] == recipe)]
+        counts.append(own if len(own) else count_all_tests(pool, dataset, recipe, runs, quick))
+    report(pd.concat(counts, ignore_index=True), oof, out)
     if sparse:
         table = sparse_scores(pool, sparse, quick)
         table.to_csv(out / "sparse.csv", index=False)
@@ -332,20 +343,17 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=8, help="trainings at a time")
     parser.add_argument("--seconds", type=float, default=1e9, help="start no training after so many seconds")
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
-    parser.add_argument("--recipes", nargs="+", metavar="RECIPE", default=["mse", "mse-count"], choices=list(RECIPES))
+    parser.add_argument("--recipes", nargs="+", metavar="RECIPE", choices=list(RECIPES), help="default: mse and mse-count")
     parser.add_argument("--no-sparse", dest="sparse", action="store_false", help="leave out the sparse points")
-    parser.add_argument("--tables", type=Path, metavar="DIR", help="train nothing: score the tables of an earlier call")
+    parser.add_argument("--tables", type=Path, metavar="DIR", help="tables of an earlier call; its recipes compete, too")
     parser.add_argument("--bundle", action="store_true", help="train count-cells instead")
     parser.add_argument("--quick", action="store_true", help="a few pictures and steps, to see that all works")
     chosen = parser.parse_args()
-    if chosen.tables:
-        chosen.out.mkdir(parents=True, exist_ok=True)
-        report(*(pd.read_csv(chosen.tables / f"{name}.csv", dtype={"image": str}) for name in ("counts", "oof")), chosen.out)
-        return
+    chosen.recipes = chosen.recipes or ([] if chosen.tables else ["mse", "mse-count"])
     chosen.runs = (chosen.runs or chosen.out / "runs") / ("quick" if chosen.quick else "whole")
     data = os.environ.get("CELLSEG_DATA", "")
     needed = Path(data, "dsb2018") if chosen.bundle else Path(data, "counting")
-    if not data or not needed.is_dir():
+    if chosen.recipes and (not data or not needed.is_dir()):
         raise SystemExit(f"left out: the data are not here; CELLSEG_DATA must name a folder with {needed.name}/")
     chosen.out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
