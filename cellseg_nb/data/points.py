@@ -87,22 +87,28 @@ class _Found:
     classes: tuple[str, ...] = ()
     shape: tuple[int, int] | None = None  # (Y, X) as the file states it
     order: str = ""  # of several by one annotator, the largest is the latest
+    address: str = ""  # of the image; empty = uploaded, or the file names no folder
 
 # %% ../../nbs/data/11_points.ipynb #9f634d27
 IMAGE_NAME = re.compile(r"\.(tiff?|png|jpe?g|zarr|nd2|czi|bmp|webp|gif)$", re.IGNORECASE)
 UPLOADED = re.compile(r"^[0-9a-f]{8}-(?=.)")
 
 
-def _file_name(address):
-    """File name at the end of a path, of a URL, or of ?d= as local storage has it."""
+def _file_path(address):
+    """The path in a URL, or in ?d= as local storage has it; a path is one itself."""
     parts = urlsplit(str(address))
     local = parse_qs(parts.query).get("d")
     path = local[0] if local else unquote(parts.path)
-    return PurePosixPath(path.replace("\\", "/")).name
+    return PurePosixPath(path.replace("\\", "/"))
+
+
+def _file_name(address):
+    """File name at the end of a path, of a URL, or of ?d= as local storage has it."""
+    return _file_path(address).name
 
 
 def _image_names(path, place, data, upload=None):
-    """Names that an image may have: as it is stored, and as it was called before the upload."""
+    """Names that an image may have (as stored, as before the upload), and where a file has it."""
     named = {key: str(text) for key, text in data.items() if IMAGE_NAME.search(_file_name(text))}
     addresses = [named["image"]] if "image" in named else list(named.values())
     if not addresses and upload:
@@ -117,7 +123,8 @@ def _image_names(path, place, data, upload=None):
     plain = UPLOADED.sub("", stored, count=1)
     uploaded = upload or "/upload/" in addresses[0]
     names = (stored, plain) if uploaded else (plain, stored)
-    return tuple(dict.fromkeys(map(image_stem, names)))
+    where = "" if uploaded else str(_file_path(addresses[0]))
+    return tuple(dict.fromkeys(map(image_stem, names))), where
 
 # %% ../../nbs/data/11_points.ipynb #e5dc87c4
 def _number(path, place, item, key):
@@ -178,9 +185,9 @@ def _when(annotation):
 def _from_task(path, task, shapes) -> Iterator[_Found]:
     """What the annotations of one task of a JSON export say."""
     place, data = f"task {task.get('id')}", task.get("data") or {}
-    names = _image_names(path, place, data, task.get("file_upload"))
+    names, address = _image_names(path, place, data, task.get("file_upload"))
     done = task["annotations"] if "annotations" in task else task["completions"]
-    yield _Found(names, place)
+    yield _Found(names, place, address=address)
     for annotation in done or ():
         if annotation.get("was_cancelled") or annotation.get("skipped"):
             continue
@@ -208,16 +215,16 @@ def _from_row(path, row, shapes) -> Iterator[_Found]:
     """What one annotation of a JSON-MIN or CSV export says."""
     place = f"task {row.get('id')}"
     values = {key: value for key, value in row.items() if not isinstance(value, list)}
-    names = _image_names(path, place, values)
+    names, address = _image_names(path, place, values)
     lists = [value for value in row.values() if isinstance(value, list)]
     wanted = [one for value in lists for one in value if _is_key_point(one)]
     other = not wanted and any(lists)
     if other:
         warnings.warn(f"{path}: {place} has no key points, only other marks; it is not counted")
     if other or ("annotation_id" not in row and not wanted):
-        yield _Found(names, place)
+        yield _Found(names, place, address=address)
         return
-    found = _key_points(path, place, wanted, shapes, names)
+    found = _key_points(path, place, wanted, shapes, names) | {"address": address}
     yield _Found(names, place, _who(row.get("annotator")), order=_when(row), **found)
 
 # %% ../../nbs/data/11_points.ipynb #137adfc5
@@ -235,7 +242,9 @@ def _read_json(path, shapes) -> Iterator[_Found]:
             if "annotations" in task or "completions" in task:
                 yield from _from_task(path, task, shapes)
             elif "data" in task:
-                yield _Found(_image_names(path, f"task {task.get('id')}", task["data"]), "")
+                place = f"task {task.get('id')}"
+                names, address = _image_names(path, place, task["data"])
+                yield _Found(names, place, address=address)
             else:
                 yield from _from_row(path, task, shapes)
         except (AttributeError, KeyError, TypeError) as error:
@@ -303,7 +312,7 @@ def _read_csv(path, shapes, annotator) -> Iterator[_Found]:
     blank = table.loc[table["image"] == "", "row"]
     if len(blank):
         raise ValueError(f"{path}: row {blank.iloc[0]} names no image")
-    _check_folders(path, addresses, table["image"])
+    _check_folders(path, zip(addresses, table["image"]))
     for name, default in (("annotator", annotator or UNKNOWN), ("class", CLASS)):
         filled = table[name].str.strip() if name in table else pd.Series("", table.index)
         table[name] = filled.where(filled != "", default)
@@ -314,10 +323,10 @@ def _read_csv(path, shapes, annotator) -> Iterator[_Found]:
         yield _Found((image,), place, who, places[there], tuple(rows["class"][there]))
 
 
-def _check_folders(path, addresses, names):
-    """Images of the same name in different folders are an error."""
+def _check_folders(path, where):
+    """Images of the same name in different folders are an error; from pairs of address and name."""
     first = {}
-    for address, name in zip(addresses, names):
+    for address, name in where:
         other = first.setdefault(name, address)
         if PurePosixPath(other).parent != PurePosixPath(address).parent:
             raise ValueError(
@@ -478,13 +487,15 @@ def read_annotations(
         An annotator did an image twice, an annotation has no key points, or images are left out.
     """
     path = Path(path)
-    lacking, named, done = {}, [], []
+    lacking, named, done, where = {}, [], [], []
     for found in _read_any(path, image_sizes or {}, annotator):
         name = _chosen_name(path, found, image_sizes, lacking)
         if name is not None:
             named.append(name)
+            where += [(found.address, name)] if found.address else []
             done += [(name, found)] if found.annotator is not None else []
     _report_absent(path, lacking, skip_absent)
+    _check_folders(path, where)
     rows, looked = [], {}
     for (name, who), found in _latest(path, done).items():
         points = _inside(path, found, name, (image_sizes or {}).get(name))
