@@ -9,7 +9,7 @@ import torch
 import yaml
 from test_cli import error_of, run
 
-from cellseg_nb.data.io import write_image
+from cellseg_nb.data.io import read_pixels, write_image
 from cellseg_nb.data.phase import simulate_phase_contrast, write_phase_contrast
 from cellseg_nb.train.count import count_pictures, for_training, read_count_pictures
 from cellseg_nb.train.settings import CountDataSettings, CountTrainConfig
@@ -138,3 +138,14 @@ def test_folds_print_their_scores_and_go_on(config, pictures, tmp_path):
     again = run(*line).stdout
     assert again.splitlines()[-8:] == shown.splitlines()[-8:]
     assert (tmp_path / "run" / "fold_1" / "checkpoint.pt").stat().st_mtime_ns == written
+
+
+def test_a_channel_of_the_pictures_is_chosen(pictures):
+    for path in sorted((pictures / "images").iterdir()):
+        pixels = read_pixels(path)
+        path.unlink()
+        write_image(path.with_suffix(".ome.tif"), np.stack([pixels, 0 * pixels]), "CYX")
+    with pytest.raises(ValueError, match="channel"):
+        count_pictures(CountDataSettings(dataset=str(pictures), split=None))
+    chosen = count_pictures(CountDataSettings(dataset=str(pictures), split=None, channel=0))
+    assert len(chosen) == 10 and all(one.image.any() for one in chosen)

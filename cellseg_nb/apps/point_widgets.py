@@ -40,7 +40,7 @@ from ..core import atomic_path
 from ..data.agreement import consensus, disagreement_zones
 from ..data.foreground import learn_foreground, project_limits, texture_foreground
 from ..data.heatmaps import density_map, ignored
-from ..data.io import IMAGE_SUFFIXES, image_stem, read_plane
+from ..data.io import IMAGE_SUFFIXES, image_stem, read_pixels
 from ..data.phase import write_phase_contrast
 from cellseg_nb.data.points import (
     ANNOTATION_STATUS,
@@ -683,7 +683,7 @@ def read_picture(
     path: str | Path,  # one plane
 ) -> np.ndarray:  # (Y, X), or (Y, X, 3) in colour
     """Read a picture to look at. Raises ValueError when it is none, or too large."""
-    pixels = read_plane(path)
+    pixels = read_pixels(path)
     height, width = pixels.shape[:2]
     if height * width > MOST_PX:
         raise ValueError(
@@ -701,7 +701,7 @@ def read_mask(
     path = images_if_any(folder).get(image)
     if path is None:
         return None
-    mask = read_plane(path)
+    mask = read_pixels(path)
     if mask.shape != tuple(shape):
         raise ValueError(f"{path} {mask.shape} does not fit its picture {tuple(shape)}")
     return mask

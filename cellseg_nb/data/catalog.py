@@ -35,7 +35,7 @@ from cellseg_nb.data.io import (
     image_stem,
     read_image,
     read_labels,
-    read_plane,
+    read_pixels,
     write_image,
     write_labels,
 )
@@ -428,7 +428,7 @@ def convert_dsb2018(
         )
     for row in table:
         folder = folders[row["file"]]
-        pixels = read_plane(next(folder.glob("images/*.png")))
+        pixels = read_pixels(next(folder.glob("images/*.png")))
         if pixels.shape[:2] != (row["height"], row["width"]):
             raise ValueError(f"{folder} has the shape {pixels.shape[:2]}, not that of the table")
         labels = merge_masks(sorted(folder.glob("masks/*.png")), pixels.shape[:2])
@@ -552,7 +552,7 @@ class Sample:
         """
         if self.image_path is None:
             return _simulated(self.seed)[0].copy()
-        return read_plane(self.image_path)
+        return read_pixels(self.image_path)
 
     def labels(self) -> np.ndarray:  # label image; integer; (Y, X); 0 = background
         """Read the true labels."""

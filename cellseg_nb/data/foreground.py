@@ -22,7 +22,7 @@ from .forest import Forest, ForestFormat, load_forest, plant, save_forest
 from cellseg_nb.data.io import (
     luminance,
     read_labels,
-    read_plane,
+    read_pixels,
 )
 from .points import named_images, read_quality, write_mask, write_quality
 from .tiles import plan_blocks
@@ -304,7 +304,7 @@ def project_limits(
         nonlocal n_read
         for path in paths:
             try:
-                image = read_plane(path, channel)
+                image = read_pixels(path, channel)
             except (OSError, ValueError):  # reported when its mask is made
                 continue
             n_read += 1
@@ -332,7 +332,7 @@ def _taught(project, scribbles, images, channel):
     lone = [path for name, path in painted.items() if name not in images]
     if lone:
         raise ValueError(f"{lone[0]}: there is no image of this name in {project / 'images'}")
-    pictures, strokes = [read_plane(images[name], channel) for name in painted], painted.values()
+    pictures, strokes = [read_pixels(images[name], channel) for name in painted], painted.values()
     classifier = learn_foreground(pictures, map(read_labels, strokes), names=map(str, strokes))
     save_forest(classifier, stored, PIXEL_FORMAT)
     return classifier
@@ -423,7 +423,7 @@ def write_foreground_masks(
                 done.kept.append(by_hand[name])
                 continue
             try:
-                mask = 255 * find(read_plane(path, channel)).astype(np.uint8)
+                mask = 255 * find(read_pixels(path, channel)).astype(np.uint8)
                 file = project / "masks" / f"{name}.png"
                 done.written.append(write_mask(file, mask, by_hand.get(name)))
             except (OSError, ValueError) as error:

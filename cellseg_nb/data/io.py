@@ -6,7 +6,7 @@
 __all__ = ['UNITS_UM', 'LARGEST_PRINT_PIXEL_UM', 'ZARR_MARKS', 'TIFF_SUFFIXES', 'PICTURE_SUFFIXES', 'MICROSCOPE_SUFFIXES',
            'IMAGE_SUFFIXES', 'CHANNEL_COLOURS', 'ZARR_TILE_PX', 'OWN_OUTPUTS', 'OTHER_IMAGE_SUFFIXES', 'Image',
            'length_um', 'gray_if_equal', 'image_sha256', 'image_stem', 'read_image', 'write_image', 'read_labels',
-           'label_shape', 'write_labels', 'select_plane', 'read_plane', 'luminance', 'Plane', 'open_plane',
+           'label_shape', 'write_labels', 'select_plane', 'read_pixels', 'luminance', 'Plane', 'open_plane',
            'LabelWriter', 'find_images']
 
 # %% ../../nbs/data/00_io.ipynb #2fa58ae4
@@ -999,7 +999,7 @@ def select_plane(
     return Image(pixels, axes, size, names, image.rgb and "C" in axes, image.path)
 
 
-def read_plane(
+def read_pixels(
     path: str | Path,  # image file of one plane, perhaps of several channels
     channel: int | str | None = None,  # index from 0 or name; needed where there are several
 ) -> np.ndarray:  # type as stored; (Y, X), or (Y, X, 3) in colour

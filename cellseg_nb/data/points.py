@@ -30,7 +30,7 @@ from cellseg_nb.data.io import (
     image_sha256,
     image_stem,
     read_image,
-    read_plane,
+    read_pixels,
     write_image,
 )
 
@@ -1022,15 +1022,18 @@ class CountSample:
         """May it be used for training?"""
         return trains(self.annotation_status, self.fgmask_status)
 
-    def image(self) -> np.ndarray:  # type as stored; (Y, X), or (Y, X, 3) in colour
-        """Read the image. One of several channels, depths or times is a ValueError."""
-        return read_plane(self.image_path)
+    def image(
+        self,
+        channel: int | str | None = None,  # index from 0 or name; needed where there are several
+    ) -> np.ndarray:  # type as stored; (Y, X), or (Y, X, 3) in colour
+        """Read the image. Several depths or times, or channels and none named, are a ValueError."""
+        return read_pixels(self.image_path, channel)
 
     def mask(self) -> np.ndarray | None:  # bool; (Y, X); None = there is no mask
         """Read the foreground mask: everything that is not 0."""
         if self.mask_path is None:
             return None
-        return read_plane(self.mask_path) > 0
+        return read_pixels(self.mask_path) > 0
 
 # %% ../../nbs/data/11_points.ipynb #8f4e554c
 def counting_samples(

@@ -217,7 +217,7 @@ def refuse_namesake(
             "another output folder, or overwrite"
         )
 
-
+# %% ../../nbs/run/04_outputs.ipynb #6e7710d4
 def check_out(
     out: Path,  # folder of the results
     command: str,  # "segment" or "count"

@@ -135,7 +135,7 @@ def _of_folder(folder: Path, data: CountDataSettings) -> list[CountPicture]:
         wanted = sample.split != "test" if data.split is None else sample.split == data.split
         if not sample.trains or (sample.split and not wanted):
             continue
-        image, points = sample.image(), np.asarray(sample.points, float).reshape(-1, 2)
+        image, points = sample.image(data.channel), np.asarray(sample.points).reshape(-1, 2)
         known = None if sample.zones is None else ~sample.zones
         masked = data.max_distance_px and sample.fgmask_status != "BAD"
         mask, complete = sample.mask() if masked else None, sample.annotation_status != "sparse"
@@ -216,7 +216,7 @@ def fold_of_each(
     numbers[order] = np.arange(len(pictures)) % folds + 1
     return numbers
 
-
+# %% ../../nbs/train/07_count.ipynb #770c0994
 def read_count_pictures(
     config: CountTrainConfig,  # which data
 ) -> tuple[list, list, list]:  # for training, for validation, of the fold that is left out
@@ -252,7 +252,7 @@ def read_count_pictures(
     train = [one for one in pictures if id(one) not in scored]
     return _training_part(train, config), aside, left_out
 
-
+# %% ../../nbs/train/07_count.ipynb #70202544
 def _training_part(pictures: list[CountPicture], config: CountTrainConfig) -> list[CountPicture]:
     """The share of pictures and points that trains."""
     data, number = config.data, max(1, round(config.data.fraction * len(pictures)))

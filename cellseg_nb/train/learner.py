@@ -24,7 +24,6 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-import yaml
 from fastai.callback.core import Callback, CancelBatchException, CancelFitException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.schedule import LRFinder, ParamScheduler, combined_cos, valley

@@ -522,29 +522,25 @@ class CountDataSettings(Settings):
     split, kind : str or None
         Only samples of this split and this kind; None = all but those of the split test.
     validation_fraction : float
-        Share of the pictures that is set aside to choose the best epoch; 0 = none, the last epoch
-        is kept.
-    images : int or None
-        Use only the first so many pictures; None = all.
-    simulated : int
-        Number of pictures of each simulated data set.
-    fraction : float
-        Share of the training pictures that is used, drawn by chance; 0..1. What is left out for
-        folds and validation stays the same.
-    keep_points : float
-        Share of the points that trains, drawn by chance; 0..1. For experiments with sparse points.
+        Share of the pictures set aside to choose the best epoch; 0 = none, the last one is kept.
+    channel : int, str or None
+        Of pictures with several channels: which one, by number (from 0) or name.
+    images, simulated : int or None
+        How many pictures are used (the first; None = all), and of each simulated set are made.
+    fraction, keep_points : float
+        Share of the training pictures, and of their points, that is used, drawn by chance; 0..1.
+        What is left out for folds and validation stays the same.
     max_distance_px : float or None
-        Where a picture has a foreground mask and cells without a point, foreground farther than this
-        from every point does not train; px. None = everything trains.
+        Where cells lack points, masked foreground farther than this from them does not train; px.
     click_radius_px : float
         Of several annotators: largest distance of two clicks on the same cell; px.
-    folds, fold : int or None
-        As in `DataSettings`.
+    folds, fold : as in `DataSettings`
     """
 
     dataset: str | Annotated[tuple[str, ...], Field(min_length=1)] = "simulated-phase-contrast"
     split: str | None = "train"
     kind: str | None = None
+    channel: int | str | None = None
     validation_fraction: float = Field(0.1, ge=0, lt=1)
     images: int | None = Field(None, ge=2)
     simulated: int = Field(40, ge=2)
@@ -758,7 +754,7 @@ def set_key(
             raise ValueError(f"{key}: {above} is a single value, it has no keys below it")
     fields[last] = value
 
-
+# %% ../../nbs/train/00_settings.ipynb #f46ab627
 def _inherited(fields: dict) -> dict:
     """What the model that a training starts from says, where the file is silent."""
     start_from, network = fields.get("start_from"), fields.get("network")

@@ -557,7 +557,7 @@ def run_sweep(
     write_plots(read_results(folder), folder / "plots")
     return folder
 
-
+# %% ../../nbs/train/08_sweeps.ipynb #4db7acd5
 FAILURES = "failures.csv"
 
 
@@ -599,7 +599,7 @@ def summary_of(
     """Mean and spread of every training of an experiment."""
     return summarise(read_results(folder))
 
-
+# %% ../../nbs/train/08_sweeps.ipynb #ed084b20
 def check_mode(
     mode: str,  # asked for
 ) -> None:
