@@ -688,15 +688,20 @@ class CountTrainConfig(StartSettings):
             raise ValueError(f"training.crop_px must be a multiple of {step_px}, the total stride")
         if "bce" in self.training.loss and self.target.activation != "sigmoid":
             raise ValueError(f"the loss {self.training.loss} needs target.activation: sigmoid")
-        highest = 2 * math.pi * self.target.sigma_px**2
-        if self.target.activation == "sigmoid" and self.target.factor > highest:
-            raise ValueError(
-                "a sigmoid paints no more than 1, and a spot would be higher; set target.factor to "
-                f"{math.floor(highest)} or less"
-            )
+        _check_height(self.target)
         if self.start_key is not None or is_weights_file(self.start_from):
             raise ValueError("start_from: a model that counts starts from another one, not a file")
         return self
+
+# %% ../../nbs/train/00_settings.ipynb #8c1c94ea
+def _check_height(target: CountTarget) -> None:
+    """A sigmoid must reach the top of a spot."""
+    highest = 2 * math.pi * target.sigma_px**2
+    if target.activation == "sigmoid" and target.factor > highest:
+        raise ValueError(
+            "a sigmoid paints no more than 1, and a spot would be higher; set target.factor to "
+            f"{math.floor(highest)} or less"
+        )
 
 # %% ../../nbs/train/00_settings.ipynb #f2fd1034
 def config_class(

@@ -71,12 +71,6 @@ RECIPES: dict[str, dict] = {  # what differs, for all sets ("*") and for each
     },
     "resnet34": {"*": {"network": {"encoder": "resnet34", "decoder_channels": [128, 64, 32, 16]}}},
     "long": {"*": {"training": {"epochs": 8}}},
-    "small": {  # 5 minutes a fold on one core that computes in bfloat16
-        "*": {
-            "network": {"encoder": "resnet18", "decoder_channels": [128, 64, 32, 16], "attention": None},
-            "training": {"crop_px": 128, "epochs": 3},
-        }
-    },
 }
 SPARSE = [("all", 1.0, False), ("half", 0.5, True), ("half", 0.5, False), ("quarter", 0.25, True), ("quarter", 0.25, False)]
 CELL_RADIUS_PX = 8  # of the cells of vgg_synthetic: what lies farther from every point may be another cell
