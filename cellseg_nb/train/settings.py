@@ -680,10 +680,8 @@ class CountTrainConfig(StartSettings):
     @model_validator(mode="after")
     def _fits_together(self):
         step_px = self.network.step_px
-        if "density" not in self.outputs:
-            raise ValueError("outputs must hold density: its sum is the count")
-        if self.outputs[0] != "density":
-            raise ValueError("outputs must begin with density")
+        if self.outputs[:1] != ("density",):
+            raise ValueError("outputs must begin with density: its sum is the count")
         if self.training.crop_px % step_px:
             raise ValueError(f"training.crop_px must be a multiple of {step_px}, the total stride")
         if "bce" in self.training.loss and self.target.activation != "sigmoid":
