@@ -951,8 +951,7 @@ def count_with(
     for number, model in enumerate(models, start=1):
         bundle = load_bundle(model)
         for one in pictures:
-            image = with_channels(one.image, bundle.specification.network.in_channels)
-            _, counts = predict_views(image, bundle, device=device, within=one.known)
+            _, counts = predict_views(one.image, bundle, device=device, within=one.known)
             truth = len(one.points)
             rows.append((one.name, number, truth, float(counts.mean()), float(counts.std())))
     return pd.DataFrame(rows, columns=["image", "model", "truth", "predicted", "spread"])
