@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from cellseg_nb.data.io import read_image, write_image
 from cellseg_nb.data.simulate import simulate_nuclei
-from cellseg_nb.models.bundle import Bundle, CountSpecification, save_bundle
+from cellseg_nb.models.bundle import Bundle, CountSpecification, load_bundle, save_bundle
 from cellseg_nb.models.zoo import build_network
-from cellseg_nb.segment.count import predict_density
+from cellseg_nb.segment.count import count_image, predict_density
 from test_cli import error_of, run
 
 HALO_PX = 8  # how far the network of the first tests looks
@@ -165,3 +165,10 @@ def test_counts_and_outlines_do_not_overwrite_each_other(images, tmp_path, model
     assert "not made by this command" in error_of(
         "count", images, "--out", outlined, "--model", model
     )
+
+
+def test_the_model_of_the_package_counts_in_eight_orientations():
+    image, bundle = simulate_nuclei((128, 128), 20, seed=1)[0], load_bundle("count-cells")
+    usual, eight, one = (count_image(image, bundle, flips=flips) for flips in (None, True, False))
+    assert usual.low < usual.count < usual.high and usual[:3] == eight[:3]
+    assert np.isnan(one.low) and one.count != usual.count

@@ -48,7 +48,7 @@ from cellseg_nb.run.outputs import (
     write_text,
 )
 from .report import FEW, counted
-from ..segment.count import OVERLAP_PX, TILE_PX, Counted, count_image, needs_density
+from ..segment.count import OVERLAP_PX, TILE_PX, Counted, count_image, is_for_views, needs_density
 from ..segment.predict import choose_device
 
 # %% ../../nbs/run/11_count.ipynb #cab4d6f3
@@ -513,7 +513,7 @@ def _notes(batch: Batch, bundles: Sequence[Bundle], settings: CountSettings) -> 
         notes.append(
             f"the model {about.name!r} has no calibration, so its counts come without an interval"
         )
-    elif batch.records and about.calibration.get("flips") and settings.flips is False:
+    elif batch.records and settings.flips is False and is_for_views(about.calibration):
         notes.append(
             f"the intervals of the model {about.name!r} are for the mean over eight orientations; "
             "counts of one orientation (--no-flips) come without an interval"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TILE_PX', 'OVERLAP_PX', 'SCALES', 'OUT_OF_FOLD', 'needs_density', 'prepare_picture', 'predict_density',
-           'predict_views', 'locate_peaks', 'error_scale', 'conformal_rank', 'calibrate', 'count_interval', 'Counted',
-           'count_image', 'store_calibration', 'count_statistics', 'unlike_training']
+           'predict_views', 'locate_peaks', 'error_scale', 'conformal_rank', 'calibrate', 'count_interval',
+           'is_for_views', 'Counted', 'count_image', 'store_calibration', 'count_statistics', 'unlike_training']
 
 # %% ../../nbs/segment/11_count.ipynb #0edf62ef
 import math
@@ -337,6 +337,13 @@ def count_interval(
     return max(float(low), 0.0), max(float(high), 0.0)
 
 # %% ../../nbs/segment/11_count.ipynb #954db93e
+def is_for_views(
+    calibration: Mapping[str, Any],  # from `calibrate`, or empty
+) -> bool:  # whether it was made with the mean of eight orientations
+    """Say whether the intervals of a calibration are for counts in eight orientations."""
+    return bool(calibration.get("flips", calibration.get("scale") == "spread"))
+
+
 class Counted(NamedTuple):
     """What was counted in one picture."""
 
@@ -379,7 +386,7 @@ def count_image(
     if not bundles:
         raise ValueError("no model was given; name at least one")
     calibration = bundles[0].specification.calibration
-    calibrated = calibration.get("flips", False)
+    calibrated = is_for_views(calibration)
     flips = calibrated if flips is None else flips
     how = {"tile_px": tile_px, "overlap_px": overlap_px, "device": device}
     views = [_views_of(image, bundle, flips, how) for bundle in bundles]
