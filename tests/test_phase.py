@@ -2,28 +2,12 @@
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
+from test_cli import error_of, run
 
 from cellseg_nb.data import foreground
 from cellseg_nb.data.io import read_image, write_image
 from cellseg_nb.data.phase import simulate_phase_contrast, write_phase_contrast
 from cellseg_nb.data.points import counting_samples, read_quality, write_quality
-from cellseg_nb.run.cli import app
-
-
-def run(*arguments, code=0):
-    """Run a command in this process; errors must be free of tracebacks."""
-    result = CliRunner().invoke(app, [str(one) for one in arguments])
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    return result
-
-
-def error_of(*arguments):
-    """The only line on the error stream of a command that fails."""
-    result = run(*arguments, code=2)
-    assert result.stderr.count("\n") == 1, result.stderr
-    return result.stderr.strip()
 
 
 @pytest.fixture

@@ -2,33 +2,20 @@
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from typer.testing import CliRunner
+import test_cli
 
 from cellseg_nb.data.io import write_image
 from cellseg_nb.data.points import counting_samples, read_quality, to_percent, write_quality
-from cellseg_nb.run.cli import app
 
 SHAPE = (120, 160)
 
-
-def run(*arguments, code=0):
-    """Run a verb in this process; errors must be free of tracebacks."""
-    result = CliRunner().invoke(app, [str(one) for one in ("points", *arguments)])
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    return result
-
-
-def error_of(*arguments):
-    """The only line on the error stream of a verb that fails."""
-    result = run(*arguments, code=2)
-    assert result.stderr.count("\n") == 1, result.stderr
-    return result.stderr.strip()
+run, error_of = partial(test_cli.run, "points"), partial(test_cli.error_of, "points")
 
 
 def task(number, name, **annotators):

@@ -16,11 +16,10 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 import yaml
-from typer.testing import CliRunner
+from test_cli import error_of, run
 
 from cellseg_nb.core import file_sha256
 from cellseg_nb.data.sbsst265 import simulate_sbsst265
-from cellseg_nb.run.cli import app
 
 START = [sys.executable, "-c", "from cellseg_nb.run.cli import main; main()"]
 KEDRO = [sys.executable, "-m", "kedro"]
@@ -55,21 +54,6 @@ ORDER = [
     "tabulate_scores",
     "draw_results",
 ]
-
-
-def run(*arguments, code=0):
-    """Run a verb in this process; errors must be free of tracebacks."""
-    result = CliRunner().invoke(app, [str(one) for one in arguments])
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    return result
-
-
-def error_of(*arguments):
-    """The only line on the error stream of a verb that fails."""
-    result = run(*arguments, code=2)
-    assert result.stderr.count("\n") == 1, result.stderr
-    return result.stderr.strip()
 
 
 def ran(result) -> set[str]:
