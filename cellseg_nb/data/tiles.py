@@ -107,12 +107,15 @@ class Tile:
         Its number along each axis.
     read : tuple of slice
         Where it lies; it may reach beyond the far ends of the picture.
+    kept : tuple of slice
+        What of it counts: inside the picture, and without the halo.
     weights : tuple of ndarray
         How much it counts, 0..1, along each axis.
     """
 
     index: tuple[int, ...]
     read: tuple[slice, ...]
+    kept: tuple[slice, ...] = field(repr=False, compare=False)
     weights: tuple[np.ndarray, ...] = field(repr=False, compare=False)
 
 # %% ../../nbs/data/05_tiles.ipynb #737f1771
@@ -144,12 +147,8 @@ def plan_tiles(
         )
     ]
     return [
-        Tile(
-            index,
-            tuple(axis[0][number] for axis, number in zip(axes, index)),
-            tuple(axis[1][number] for axis, number in zip(axes, index)),
-        )
-        for index in product(*(range(len(windows)) for windows, _ in axes))
+        Tile(index, *zip(*(axis[number] for axis, number in zip(axes, index))))
+        for index in product(*(range(len(axis)) for axis in axes))
     ]
 
 # %% ../../nbs/data/05_tiles.ipynb #6cfa550c
@@ -165,16 +164,20 @@ def _per_axis(value: int | None | Sequence[int], shape: Sequence[int]) -> list:
 
 
 def _plan_axis(size, tile_px, overlap_px, step_px, halo_px, offset_px, blending):
-    """Windows and weights along one axis."""
+    """Where each tile lies, what of it counts, and how much; along one axis."""
     if step_px < 1 or tile_px < 1:
         raise ValueError(f"tile ({tile_px} px) and step ({step_px} px) must be at least 1 px")
     length = -(-size // step_px) * step_px
     tile_px = -(-tile_px // step_px) * step_px
     if length <= tile_px:
-        return [slice(0, length)], np.ones((1, length), np.float32)
+        return [(slice(0, length), slice(0, size), np.ones(length, np.float32))]
     starts = tile_starts(size, tile_px, overlap_px, step_px, offset_px)
     weights = tile_weights(starts, tile_px, overlap_px, halo_px, blending)
-    return [slice(start, start + tile_px) for start in starts], weights
+    tiles = []
+    for start, along in zip(starts, weights):
+        counted = np.flatnonzero(along[: size - start]).tolist()
+        tiles.append((slice(start, start + tile_px), slice(counted[0], counted[-1] + 1), along))
+    return tiles
 
 # %% ../../nbs/data/05_tiles.ipynb #e7d5a8d6
 def cut(
@@ -183,12 +186,16 @@ def cut(
 ) -> np.ndarray:  # (..., *tile); what lies beyond the picture is reflected
     """Cut one tile out of a picture, as if the whole picture had been continued by reflection."""
     shape = image.shape[-len(tile.read) :]
-    places = [_reflected(window, size) for window, size in zip(tile.read, shape)]
-    box = tuple(slice(along.min(), along.max() + 1) for along in places)
-    pixels = np.asarray(image[(..., *box)])
-    for axis, (along, window, size) in enumerate(zip(places, tile.read, shape), -len(shape)):
+    box, mirrored = [], {}
+    for axis, (window, size) in enumerate(zip(tile.read, shape), -len(shape)):
         if window.stop > size:
-            pixels = pixels.take(along - along.min(), axis)
+            places = _reflected(window, size)
+            window = slice(places.min(), places.max() + 1)
+            mirrored[axis] = places - window.start
+        box.append(window)
+    pixels = np.asarray(image[(..., *box)])
+    for axis, places in mirrored.items():
+        pixels = pixels.take(places, axis)
     return pixels
 
 
@@ -208,22 +215,15 @@ class Part(NamedTuple):
 def weigh(
     piece: np.ndarray,  # result for one tile; (..., Y, X) of the tile
     tile: Tile,  # from `plan_tiles`
-    shape: Sequence[int],  # of the picture that was tiled; (Y, X) or (Z, Y, X)
 ) -> Part:  # without the halo, and without what lies beyond the picture
     """Multiply the result of a tile by its weights."""
-    inner, window = [], []
-    for along, weights, size in zip(tile.read, tile.weights, shape):
-        counted = np.flatnonzero(weights[: size - along.start])
-        inner.append(slice(counted[0], counted[-1] + 1))
-        window.append(slice(along.start + counted[0], along.start + counted[-1] + 1))
-    values = np.asarray(piece, np.float32)[(..., *inner)]
-    own = False
-    for axis, (weights, part) in enumerate(zip(tile.weights, inner)):
-        along = weights[part].reshape(-1, *[1] * (len(shape) - axis - 1))
+    values, own = np.asarray(piece, np.float32)[(..., *tile.kept)], None
+    for axis, (weights, kept) in enumerate(zip(tile.weights, tile.kept), 1):
+        along = weights[kept].reshape(-1, *[1] * (len(tile.kept) - axis))
         if (along != 1).any():
-            values = np.multiply(values, along, out=values if own else None)
-            own = True
-    return Part(tuple(window), values)
+            values = own = np.multiply(values, along, out=own)
+    places = zip(tile.read, tile.kept)
+    return Part(tuple(slice(a.start + b.start, a.start + b.stop) for a, b in places), values)
 
 
 def stitch(
