@@ -754,20 +754,19 @@ def _log(path: Path, state: _State, loss: float, scored: pd.DataFrame, seconds: 
 
 
 def _write_run(config: CountTrainConfig, out: Path, pictures, device, begun: bool) -> None:
-    """Write `run.json`: versions, device, and a sum of the pixels and points of every picture."""
-    sums = {
-        one.name: hashlib.sha256(
-            np.ascontiguousarray(one.image).tobytes() + one.points.tobytes()
-        ).hexdigest()
-        for one in pictures
-    }
+    """Write `run.json`: versions, device, a sum of each picture, its points and its mask."""
+    sums = {}
+    for one in pictures:
+        parts = [part for part in (one.image, one.points, one.mask) if part is not None]
+        content = b"".join(part.tobytes() for part in parts)
+        sums[one.name] = hashlib.sha256(content).hexdigest()
     if begun and (out / "run.json").exists():
         before = json.loads((out / "run.json").read_text(encoding="utf-8"))["inputs"]
         changed = [name for name in {**before, **sums} if before.get(name) != sums.get(name)]
         if changed:
             raise ValueError(
-                f"{out} was begun with other pictures or points ({', '.join(changed[:3])}); choose "
-                "another --out"
+                f"{out} was begun with other pictures, points or masks ({', '.join(changed[:3])}); "
+                "choose another --out"
             )
     facts = {
         "config": config.model_dump(mode="json"),
