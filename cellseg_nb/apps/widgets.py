@@ -256,20 +256,12 @@ CONTROLS = {  # method: setting: (label, explanation, smallest, largest, step)
 }
 
 
-class _Rounded:
-    """A number without the dust that steps of 0.05 leave behind, such as 0.35000000000000003."""
+class _Rounded(ipywidgets.FloatSlider):
+    """A slider without the dust that steps of 0.05 leave behind, such as 0.35000000000000003."""
 
     @traitlets.validate("value")
     def _validate_value(self, proposal):
         return round(super()._validate_value(proposal), 9)
-
-
-class _Slider(_Rounded, ipywidgets.FloatSlider):
-    pass
-
-
-class _Number(_Rounded, ipywidgets.BoundedFloatText):
-    pass
 
 
 def control(
@@ -286,8 +278,8 @@ def control(
     looks = dict(style={"description_width": "130px"}, layout={"flex": "1 1 0", "width": "auto"})
     about = dict(description=label, tooltip=explanation, readout=False, continuous_update=live)
     whole = all(isinstance(one, int) for one in limits.values())
-    slider = ipywidgets.IntSlider if whole else _Slider
-    number = ipywidgets.BoundedIntText if whole else _Number
+    slider = ipywidgets.IntSlider if whole else _Rounded
+    number = ipywidgets.BoundedIntText if whole else ipywidgets.BoundedFloatText
     row = [
         slider(**limits, **about, **looks),
         number(**limits, tooltip=label, layout={"width": "76px"}),
