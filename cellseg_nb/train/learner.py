@@ -220,6 +220,9 @@ class Keep(Callback):
             scores = {"epoch": self.done - 1, "AP@.5": round(ap50, 4), "mean AP": round(mean_ap, 4)}
             specification = self.specification.model_copy(update={"scores": {"validation": scores}})
             save_bundle(self.out / "model", self.average_weights.average.module, specification)
+        optimiser = self.opt.state_dict()
+        for group in optimiser["param_groups"]:
+            group["lr"] = float(group["lr"])  # a number of NumPy would not be read back
         state = {
             "epochs_done": self.done,
             "best": self.best,
@@ -227,7 +230,7 @@ class Keep(Callback):
             "steps": self.average_weights.steps,
             "network": self.learn.model.state_dict(),
             "average": self.average_weights.average.module.state_dict(),
-            "optimiser": self.opt.state_dict(),
+            "optimiser": optimiser,
         }
         with atomic_path(self.out / "checkpoint.pt") as path:
             torch.save(state, path)
