@@ -8,6 +8,7 @@ __all__ = ['BLENDINGS', 'GAUSSIAN_WIDTH', 'tile_starts', 'tile_weights', 'Tile',
            'scaled_shape', 'shrink_part']
 
 # %% ../../nbs/data/05_tiles.ipynb #086ed751
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -217,11 +218,9 @@ def weigh(
     tile: Tile,  # from `plan_tiles`
 ) -> Part:  # without the halo, and without what lies beyond the picture
     """Multiply the result of a tile by its weights."""
-    values, own = np.asarray(piece, np.float32)[(..., *tile.kept)], None
-    for axis, (weights, kept) in enumerate(zip(tile.weights, tile.kept), 1):
-        along = weights[kept].reshape(-1, *[1] * (len(tile.kept) - axis))
-        if (along != 1).any():
-            values = own = np.multiply(values, along, out=own)
+    counted = piece[(..., *tile.kept)]
+    shares = math.prod(np.ix_(*(along[kept] for along, kept in zip(tile.weights, tile.kept))))
+    values = np.multiply(counted, shares, out=np.empty(counted.shape, np.float32))
     places = zip(tile.read, tile.kept)
     return Part(tuple(slice(a.start + b.start, a.start + b.stop) for a, b in places), values)
 

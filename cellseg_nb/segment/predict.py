@@ -74,14 +74,13 @@ def run_network(
     place: torch.device,  # where the network is
     precision: str = "float32",  # or "bfloat16"
     activation: str = "sigmoid",  # what turns raw numbers into the result, in `models.losses`
-) -> np.ndarray:  # sigmoid: probabilities 0..1; float32; (K, Y, X) or (K, Z, Y, X)
+) -> np.ndarray:  # sigmoid: probabilities 0..1; float32; (K, Y, X) or (K, Z, Y, X); any strides
     """Probabilities, or what another last step makes of the raw numbers, of one tile."""
     batch = torch.empty((1, *tile.shape), memory_format=_memory_format(tile.ndim - 1, precision))
     batch.numpy()[0] = tile  # copied once, whatever its strides
     rough = precision == "bfloat16"
     with torch.inference_mode(), torch.autocast(place.type, torch.bfloat16, enabled=rough):
-        painted = activate(network(batch.to(place)).float(), activation)
-        return painted[0].cpu().contiguous().numpy()
+        return activate(network(batch.to(place))[0].float(), activation).cpu().numpy()
 
 
 def _memory_format(n_axes: int, precision: str) -> torch.memory_format:
