@@ -154,6 +154,24 @@ def test_every_control_has_a_name(page):
     assert not nameless, nameless
 
 
+def test_field_and_handle_show_one_number(page):
+    """A handle in steps of 0.01 from 0.02 gives 0.7000000000000001, which the field must not show."""
+    from playwright.sync_api import expect
+
+    choose(page)
+    field = page.get_by_role("spinbutton", name="Threshold").locator("visible=true")
+    handle = page.locator("[role=slider][aria-label=Threshold]").locator("visible=true")
+    set_number(page, "Threshold", 0.69)
+    expect(handle).to_have_attribute("aria-valuetext", re.compile(r"^0\.69"))
+    for number in ("0.7", "0.71", "0.72", "0.73"):
+        handle.press("ArrowRight")
+        expect(field).to_have_value(number)
+    for _ in range(23):
+        handle.press("ArrowLeft")  # faster than the kernel answers
+    expect(field).to_have_value("0.5")
+    expect(handle).to_have_attribute("aria-valuetext", "0.5")
+
+
 def test_moving_a_control_changes_the_count(page):
     choose(page)
     before = count(page)

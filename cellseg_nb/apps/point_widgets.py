@@ -651,7 +651,7 @@ def _make_left(self: PointEditor) -> list:  # widgets
 @patch
 def _connect(self: PointEditor) -> None:
     """Say what happens when something is chosen, moved or pressed."""
-    sliders = {name: row.children[0] for name, row in self.numbers.items()}
+    sliders = {name: row.children[1] for name, row in self.numbers.items()}
     ipywidgets.jslink((self.tool, "index"), (self.canvas, "tool"))
     ipywidgets.jslink((sliders.pop("brush_px"), "value"), (self.canvas, "brush_px"))
     for widget in (*sliders.values(), *self.layers.values(), self.method):
@@ -853,7 +853,7 @@ def _layers(self: PointEditor) -> dict[str, np.ndarray]:  # arguments of `paint_
     layers = {}
     if heat:
         points = (self.canvas.positions + 0.5) * zoom - 0.5
-        sigma_px = self.numbers["sigma_px"].children[0].value * zoom.mean()
+        sigma_px = self.numbers["sigma_px"].children[1].value * zoom.mean()
         layers["density"] = density_map(points, shape, sigma_px)
     mask = self.mask() if foreground or zones else None
     mask = None if mask is None else resize(mask.astype(np.uint8), shape, order=0) > 0
@@ -875,7 +875,7 @@ def _not_trained(self: PointEditor, mask: np.ndarray | None) -> np.ndarray:  # b
     words = [self.statuses[name].value for name in STATUSES]
     if mask is None or words[0] != "sparse" or words[1] == "BAD":
         return zones
-    far_px = self.numbers["max_distance_px"].children[0].value * scale
+    far_px = self.numbers["max_distance_px"].children[1].value * scale
     return zones | ignored(found.agreed, mask, far_px)
 
 # %% ../../nbs/apps/03_point_widgets.ipynb #e2837fb9

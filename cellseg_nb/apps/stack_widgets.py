@@ -411,10 +411,10 @@ def _connect(self: StackExplorer) -> None:
     self.axes.observe(self._read_again, "value")
     for widget in (self.source, self.channel):
         widget.observe(self._choose, "value")
-    sliders = [row.children[0] for row in (self.overlap, *self.sliders.values())]
+    sliders = [row.children[1] for row in (self.overlap, *self.sliders.values())]
     for widget in (self.voxel, self.kind, self.patch, self.blending, self.method, *sliders):
         widget.observe(self._draw, "value")
-    for widget in (self.slice.children[0], *self.shown.values()):
+    for widget in (self.slice.children[1], *self.shown.values()):
         widget.observe(self._show, "value")
     self.upload.observe(self._receive, "value")
     self.predict.on_click(lambda _: self._draw(ask=True))
@@ -552,7 +552,7 @@ def _forget(self: StackExplorer) -> None:
 @patch(as_prop=True)
 def settings(self: StackExplorer) -> dict[str, float]:
     """Threshold, beta and size limits as they stand."""
-    return {name: row.children[0].value for name, row in self.sliders.items()}
+    return {name: row.children[1].value for name, row in self.sliders.items()}
 
 # %% ../../nbs/apps/01_stack_widgets.ipynb #aef27955
 @patch
@@ -590,7 +590,7 @@ def _find_maps(self: StackExplorer, ask: bool) -> tuple | None:
             self._maps_of[()] = Maps(as_probability(self.stack.pixels, self.stack.name))
         return ()
     window_px = fit_window(shape, three_numbers(self.patch.value, "patch", whole=True))
-    how = window_px, self.overlap.children[0].value, self.blending.value
+    how = window_px, self.overlap.children[1].value, self.blending.value
     if how not in self._maps_of:
         self.bundle = self.bundle or load_bundle(self.model)
         n_windows = count_windows(shape, self.bundle, *how[:2])
@@ -638,7 +638,7 @@ def _show(self: StackExplorer, _=None) -> None:
     if self.stack is None or self._quiet:
         return
     n_slices = len(self.stack.pixels)
-    depth = min(self.slice.children[0].value, n_slices - 1)
+    depth = min(self.slice.children[1].value, n_slices - 1)
     self.slice.layout.display = "none" if n_slices == 1 else "flex"
     walls = None if self.maps is None else self.maps.walls
     volumes = {"walls": walls, "superpixels": self.superpixels, "cells": self.labels}

@@ -23,7 +23,6 @@ from typing import Any
 
 import ipywidgets
 import numpy as np
-import traitlets
 from fastcore.basics import patch
 from PIL import Image as PillowImage
 
@@ -256,14 +255,6 @@ CONTROLS = {  # method: setting: (label, explanation, smallest, largest, step)
 }
 
 
-class _Rounded(ipywidgets.FloatSlider):
-    """A slider without the dust that steps of 0.05 leave behind, such as 0.35000000000000003."""
-
-    @traitlets.validate("value")
-    def _validate_value(self, proposal):
-        return round(super()._validate_value(proposal), 9)
-
-
 def control(
     value: float,  # where it stands
     label: str,  # its name
@@ -272,19 +263,23 @@ def control(
     high: float,  # largest value
     step: float,  # between values
     live: bool = True,  # False = tells only where the handle is let go
-) -> ipywidgets.HBox:  # a slider and a field for its number
-    """Make a control; whole numbers stay whole."""
+) -> ipywidgets.HBox:  # a slider, and a field whose value is the one to read
+    """Make a control; whole numbers stay whole.
+
+    A slider counts in steps and stands at 0.35000000000000003; its field says 0.35.
+    """
     limits = dict(value=value, min=low, max=high, step=step)
     looks = dict(style={"description_width": "130px"}, layout={"flex": "1 1 0", "width": "auto"})
     about = dict(description=label, tooltip=explanation, readout=False, continuous_update=live)
     whole = all(isinstance(one, int) for one in limits.values())
-    slider = ipywidgets.IntSlider if whole else _Rounded
+    slider = ipywidgets.IntSlider if whole else ipywidgets.FloatSlider
     number = ipywidgets.BoundedIntText if whole else ipywidgets.BoundedFloatText
     row = [
         slider(**limits, **about, **looks),
         number(**limits, tooltip=label, layout={"width": "76px"}),
     ]
-    ipywidgets.jslink((row[0], "value"), (row[1], "value"))
+    tidy = (lambda steps: round(steps, 9), lambda number: number)
+    ipywidgets.link((row[0], "value"), (row[1], "value"), transform=tidy)
     return ipywidgets.HBox(row)
 
 # %% ../../nbs/apps/00_widgets.ipynb #c5fbef59
@@ -524,7 +519,7 @@ def _make_left(self: Explorer) -> list:  # widgets
 @patch
 def _connect(self: Explorer) -> None:
     """Say what happens when something is chosen, moved or pressed."""
-    sliders = [row.children[0] for rows in self.controls.values() for row in rows.values()]
+    sliders = [row.children[1] for rows in self.controls.values() for row in rows.values()]
     for widget in (self.source, *self.planes.values()):
         widget.observe(self._choose, "value")
     for widget in (self.method, self.outlines, *sliders):
@@ -626,7 +621,7 @@ def _draw(self: Explorer, _=None) -> None:
 def settings(self: Explorer) -> dict[str, float]:
     """Arguments of `objects_from_probabilities`, or of `otsu_watershed`, as they stand."""
     rows = self.controls[self.method.value].items()
-    moved = {name: row.children[0].value for name, row in rows}
+    moved = {name: row.children[1].value for name, row in rows}
     return self.defaults[self.method.value] | moved
 
 
