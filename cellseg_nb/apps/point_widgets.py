@@ -651,10 +651,10 @@ def _make_left(self: PointEditor) -> list:  # widgets
 @patch
 def _connect(self: PointEditor) -> None:
     """Say what happens when something is chosen, moved or pressed."""
-    sliders = {name: row.children[1] for name, row in self.numbers.items()}
+    fields = {name: row.children[1] for name, row in self.numbers.items()}
     ipywidgets.jslink((self.tool, "index"), (self.canvas, "tool"))
-    ipywidgets.jslink((sliders.pop("brush_px"), "value"), (self.canvas, "brush_px"))
-    for widget in (*sliders.values(), *self.layers.values(), self.method):
+    ipywidgets.jslink((fields.pop("brush_px"), "value"), (self.canvas, "brush_px"))
+    for widget in (*fields.values(), *self.layers.values(), self.method):
         widget.observe(self._draw, "value")
     for widget in (self.folder, self.source, self.annotator):
         widget.observe(self._choose, "value")

@@ -411,8 +411,8 @@ def _connect(self: StackExplorer) -> None:
     self.axes.observe(self._read_again, "value")
     for widget in (self.source, self.channel):
         widget.observe(self._choose, "value")
-    sliders = [row.children[1] for row in (self.overlap, *self.sliders.values())]
-    for widget in (self.voxel, self.kind, self.patch, self.blending, self.method, *sliders):
+    fields = [row.children[1] for row in (self.overlap, *self.sliders.values())]
+    for widget in (self.voxel, self.kind, self.patch, self.blending, self.method, *fields):
         widget.observe(self._draw, "value")
     for widget in (self.slice.children[1], *self.shown.values()):
         widget.observe(self._show, "value")

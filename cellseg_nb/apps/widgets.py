@@ -278,8 +278,11 @@ def control(
         slider(**limits, **about, **looks),
         number(**limits, tooltip=label, layout={"width": "76px"}),
     ]
-    tidy = (lambda steps: round(steps, 9), lambda number: number)
-    ipywidgets.link((row[0], "value"), (row[1], "value"), transform=tidy)
+    ends = [(child, "value") for child in row]
+    if whole:
+        ipywidgets.jslink(*ends)
+    else:
+        ipywidgets.link(*ends, transform=(lambda steps: round(steps, 9), lambda number: number))
     return ipywidgets.HBox(row)
 
 # %% ../../nbs/apps/00_widgets.ipynb #c5fbef59
@@ -519,10 +522,10 @@ def _make_left(self: Explorer) -> list:  # widgets
 @patch
 def _connect(self: Explorer) -> None:
     """Say what happens when something is chosen, moved or pressed."""
-    sliders = [row.children[1] for rows in self.controls.values() for row in rows.values()]
+    fields = [row.children[1] for rows in self.controls.values() for row in rows.values()]
     for widget in (self.source, *self.planes.values()):
         widget.observe(self._choose, "value")
-    for widget in (self.method, self.outlines, *sliders):
+    for widget in (self.method, self.outlines, *fields):
         widget.observe(self._draw, "value")
     self.upload.observe(self._receive, "value")
     for kind, button in self.results.items():
