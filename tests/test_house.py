@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 BIN = Path(sys.executable).parent
 HEAVY = "torch fastai tensorflow monai pandas numba skimage matplotlib kedro".split()
 HANDWRITTEN = {"__init__.py", "_modidx.py", "_docs_render.py"}
-ROOMS = ["core", "measure", "data", "models", "segment", "train", "run", "apps"]
+ROOMS = ["core", "settings", "measure", "data", "models", "segment", "train", "run", "apps"]
 SHOW_HELP = """
 from typer.testing import CliRunner
 from cellseg_nb.run.cli import app
@@ -148,6 +148,17 @@ def imported_module(node: ast.ImportFrom, path: Path) -> str:
 def test_relative_imports_are_resolved():
     node = ast.parse("from ..data.io import read_image").body[0]
     assert imported_module(node, ROOT / "cellseg_nb/run/analyse.py") == "cellseg_nb.data.io"
+
+
+def test_imports_are_absolute():
+    """nbdev makes imports of one line relative, and leaves those in brackets over several lines."""
+    relative = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in (ROOT / "cellseg_nb").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.level
+    ]
+    assert not relative, f"write `from cellseg_nb.x import (` and the names below it: {relative}"
 
 
 def test_rooms_import_only_from_rooms_above():

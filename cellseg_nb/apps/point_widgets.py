@@ -28,41 +28,37 @@ from skimage.segmentation import find_boundaries
 
 # %% ../../nbs/apps/03_point_widgets.ipynb #5b5ea3ef
 from cellseg_nb.apps.widgets import (
-    MOST_PX,
-    WIDE,
-    Panel,
-    control,
-    preview_shape,
-    read_upload,
-    resized,
+    MOST_PX, WIDE, Panel, control, preview_shape, read_upload, resized,
 )
-from ..core import atomic_path
-from ..data.agreement import consensus, disagreement_zones
-from ..data.foreground import learn_foreground, project_limits, texture_foreground
-from ..data.heatmaps import density_map, ignored
-from ..data.io import IMAGE_SUFFIXES, image_stem, read_pixels
-from ..data.phase import write_phase_contrast
+from cellseg_nb.core import (
+    atomic_path,
+)
+from cellseg_nb.data.agreement import (
+    consensus, disagreement_zones,
+)
+from cellseg_nb.data.foreground import (
+    learn_foreground, project_limits, texture_foreground,
+)
+from cellseg_nb.data.heatmaps import (
+    density_map, ignored,
+)
+from cellseg_nb.data.io import (
+    IMAGE_SUFFIXES, image_stem, read_pixels,
+)
+from cellseg_nb.data.phase import (
+    write_phase_contrast,
+)
 from cellseg_nb.data.points import (
-    ANNOTATION_STATUS,
-    CLASS,
-    FGMASK_STATUS,
-    Annotations,
-    clicks_by_annotator,
-    images_if_any,
-    join_annotations,
-    make_quality,
-    named_images,
-    points_table,
-    read_project,
-    read_quality,
-    trains,
-    write_annotators,
-    write_mask,
-    write_points,
-    write_quality,
+    ANNOTATION_STATUS, CLASS, FGMASK_STATUS, Annotations, clicks_by_annotator, images_if_any,
+    join_annotations, make_quality, named_images, points_table, read_project, read_quality, trains,
+    write_annotators, write_mask, write_points, write_quality,
 )
-from ..data.transforms import resize
-from ..measure.plots import COLOURS, label_colours, overlay
+from cellseg_nb.data.transforms import (
+    resize,
+)
+from cellseg_nb.measure.plots import (
+    COLOURS, label_colours, overlay,
+)
 
 # %% ../../nbs/apps/03_point_widgets.ipynb #402d590f
 VIEW = """

@@ -24,46 +24,50 @@ from fastcore.basics import patch
 
 # %% ../../nbs/apps/01_stack_widgets.ipynb #866f98c0
 from cellseg_nb.apps.widgets import (
-    FULL,
-    WIDE,
-    Panel,
-    control,
-    count_hits,
-    picture_bytes,
-    read_upload,
-    result_file,
+    FULL, WIDE, Panel, control, count_hits, picture_bytes, read_upload, result_file,
 )
-from ..core import PixelSize, pixel_edges
-from ..data.io import MICROSCOPE_SUFFIXES, TIFF_SUFFIXES
-from ..data.germline import simulate_germline, simulated_walls
-from ..data.transforms import normalise_percentile
-from ..data.volumes import STACK_AXES, Stack, read_stack
-from ..measure.matching import match
-from ..measure.plots import neighbour_colours, overlay
+from cellseg_nb.core import (
+    PixelSize, pixel_edges,
+)
+from cellseg_nb.data.io import (
+    MICROSCOPE_SUFFIXES, TIFF_SUFFIXES,
+)
+from cellseg_nb.data.germline import (
+    simulate_germline, simulated_walls,
+)
+from cellseg_nb.data.transforms import (
+    normalise_percentile,
+)
+from cellseg_nb.data.volumes import (
+    STACK_AXES, Stack, read_stack,
+)
+from cellseg_nb.measure.matching import (
+    match,
+)
+from cellseg_nb.measure.plots import (
+    neighbour_colours, overlay,
+)
 from cellseg_nb.models.bundle import (
-    Bundle,
-    StackPostprocessing,
-    load_bundle,
-    read_specification,
+    Bundle, StackPostprocessing, load_bundle, read_specification,
 )
-from ..run.stacks import boundary_output, rough_duration
-from ..segment.cleanup import filter_objects
-from ..segment.graph import walls_and_mask
+from cellseg_nb.run.stacks import (
+    boundary_output, rough_duration,
+)
+from cellseg_nb.segment.cleanup import (
+    filter_objects,
+)
+from cellseg_nb.segment.graph import (
+    walls_and_mask,
+)
 from cellseg_nb.segment.partition import (
-    METHODS,
-    RegionGraph,
-    graph_costs,
-    paint_cells,
-    partition,
-    region_graph,
+    METHODS, RegionGraph, graph_costs, paint_cells, partition, region_graph,
 )
 from cellseg_nb.segment.predict import (
-    count_windows,
-    fit_window,
-    predict_stack,
-    seconds_per_window,
+    count_windows, fit_window, predict_stack, seconds_per_window,
 )
-from ..segment.superpixels import as_probability, distance_watershed
+from cellseg_nb.segment.superpixels import (
+    as_probability, distance_watershed,
+)
 
 # %% ../../nbs/apps/01_stack_widgets.ipynb #dc5f29c0
 class Example(NamedTuple):

@@ -16,20 +16,20 @@ from PIL import Image as PillowImage
 from PIL import ImageDraw
 
 # %% ../../nbs/apps/02_star_widgets.ipynb #f3bd77d3
-from .widgets import AREA, CONTROLS, Explorer
-from ..measure.plots import label_colours, overlay
-from ..models.bundle import find_bundle, read_specification
-from ..run.analyse import OTSU, model_facts
+from cellseg_nb.apps.widgets import (
+    AREA, CONTROLS, Explorer,
+)
+from cellseg_nb.measure.plots import (
+    label_colours, overlay,
+)
+from cellseg_nb.models.bundle import (
+    find_bundle, read_specification,
+)
+from cellseg_nb.run.analyse import (
+    OTSU, model_facts,
+)
 from cellseg_nb.segment.stars import (
-    Proposals,
-    StarResult,
-    above,
-    draw,
-    large_enough,
-    load_stars,
-    propose,
-    suppress,
-    write_polygons,
+    Proposals, StarResult, above, draw, large_enough, load_stars, propose, suppress, write_polygons,
 )
 
 # %% ../../nbs/apps/02_star_widgets.ipynb #b8f30cab

@@ -27,26 +27,40 @@ from fastcore.basics import patch
 from PIL import Image as PillowImage
 
 # %% ../../nbs/apps/00_widgets.ipynb #0ef7c4f4
-from ..core import PixelSize, pixel_edges
-from ..data.annotations import write_geojson, write_roi_zip
-from ..data.catalog import samples
+from cellseg_nb.core import (
+    PixelSize, pixel_edges,
+)
+from cellseg_nb.data.annotations import (
+    write_geojson, write_roi_zip,
+)
+from cellseg_nb.data.catalog import (
+    samples,
+)
 from cellseg_nb.data.io import (
-    IMAGE_SUFFIXES,
-    Image,
-    gray_if_equal,
-    image_stem,
-    luminance,
-    read_image,
-    select_plane,
+    IMAGE_SUFFIXES, Image, gray_if_equal, image_stem, luminance, read_image, select_plane,
     write_labels,
 )
-from ..data.simulate import simulate_nuclei
-from ..data.transforms import resize
-from ..measure.matching import Matching, match
-from ..measure.objects import object_table
-from ..measure.plots import overlay
-from ..run.analyse import OTSU, model_facts
-from ..segment.watershed import objects_from_probabilities, otsu_watershed
+from cellseg_nb.data.simulate import (
+    simulate_nuclei,
+)
+from cellseg_nb.data.transforms import (
+    resize,
+)
+from cellseg_nb.measure.matching import (
+    Matching, match,
+)
+from cellseg_nb.measure.objects import (
+    object_table,
+)
+from cellseg_nb.measure.plots import (
+    overlay,
+)
+from cellseg_nb.run.analyse import (
+    OTSU, model_facts,
+)
+from cellseg_nb.segment.watershed import (
+    objects_from_probabilities, otsu_watershed,
+)
 
 # %% ../../nbs/apps/00_widgets.ipynb #1762326c
 @dataclass(frozen=True, eq=False)

@@ -16,16 +16,18 @@ import numpy as np
 import pandas as pd
 from scipy.spatial import cKDTree
 
-from ..core import PixelSize, write_csv
-from .io import write_image
-from cellseg_nb.data.points import (
-    Annotations,
-    ImageSizes,
-    clicks_by_annotator,
-    named_images,
-    read_project,
+from cellseg_nb.core import (
+    PixelSize, write_csv,
 )
-from ..measure.points import check_points, match_points
+from cellseg_nb.data.io import (
+    write_image,
+)
+from cellseg_nb.data.points import (
+    Annotations, ImageSizes, clicks_by_annotator, named_images, read_project,
+)
+from cellseg_nb.measure.points import (
+    check_points, match_points,
+)
 
 # %% ../../nbs/data/12_agreement.ipynb #15cd7bf5
 @dataclass(frozen=True, eq=False)

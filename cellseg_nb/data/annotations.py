@@ -19,8 +19,12 @@ from pathlib import Path
 import numpy as np
 from numba import njit
 
-from ..core import atomic_path, check_labels, label_dtype
-from .io import image_stem
+from cellseg_nb.core import (
+    atomic_path, check_labels, label_dtype,
+)
+from cellseg_nb.data.io import (
+    image_stem,
+)
 
 # %% ../../nbs/data/06_annotations.ipynb #3a06d419
 @njit(cache=True, nogil=True)

@@ -28,18 +28,16 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 
-from ..core import file_sha256
+from cellseg_nb.core import (
+    file_sha256,
+)
 from cellseg_nb.data.io import (
-    IMAGE_SUFFIXES,
-    find_images,
-    image_stem,
-    read_image,
-    read_labels,
-    read_pixels,
-    write_image,
+    IMAGE_SUFFIXES, find_images, image_stem, read_image, read_labels, read_pixels, write_image,
     write_labels,
 )
-from .sbsst265 import convert_sbsst265
+from cellseg_nb.data.sbsst265 import (
+    convert_sbsst265,
+)
 
 # %% ../../nbs/data/01_catalog.ipynb #043fbf88
 @dataclass(frozen=True)

@@ -17,15 +17,21 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from ..core import atomic_path, file_sha256, one_line
-from .forest import Forest, ForestFormat, load_forest, plant, save_forest
-from cellseg_nb.data.io import (
-    luminance,
-    read_labels,
-    read_pixels,
+from cellseg_nb.core import (
+    atomic_path, file_sha256, one_line,
 )
-from .points import named_images, read_quality, write_mask, write_quality
-from .tiles import plan_blocks
+from cellseg_nb.data.forest import (
+    Forest, ForestFormat, load_forest, plant, save_forest,
+)
+from cellseg_nb.data.io import (
+    luminance, read_labels, read_pixels,
+)
+from cellseg_nb.data.points import (
+    named_images, read_quality, write_mask, write_quality,
+)
+from cellseg_nb.data.tiles import (
+    plan_blocks,
+)
 
 # %% ../../nbs/data/14_foreground.ipynb #c338e69c
 SURROUNDINGS_PX = 24  # standard deviation of the Gaussian that takes the light of the surroundings

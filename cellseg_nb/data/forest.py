@@ -16,7 +16,9 @@ from numba import njit
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from ..core import atomic_path
+from cellseg_nb.core import (
+    atomic_path,
+)
 
 # %% ../../nbs/data/16_forest.ipynb #36d07e6e
 @njit(cache=True, nogil=True)

@@ -14,8 +14,12 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from ..core import atomic_path, consecutive, label_dtype, pixel_edges
-from .io import write_labels
+from cellseg_nb.core import (
+    atomic_path, consecutive, label_dtype, pixel_edges,
+)
+from cellseg_nb.data.io import (
+    write_labels,
+)
 
 # %% ../../nbs/data/09_germline.ipynb #0a2f7dbe
 def _enlarged(coarse, shape, step):

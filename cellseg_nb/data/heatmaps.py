@@ -12,7 +12,9 @@ import numpy as np
 from numba import njit
 from scipy.spatial import cKDTree
 
-from ..measure.points import check_points
+from cellseg_nb.measure.points import (
+    check_points,
+)
 
 # %% ../../nbs/data/15_heatmaps.ipynb #5d607ccc
 TRUNCATE = 4.0  # a spot ends after so many standard deviations, like the filters of scipy

@@ -28,13 +28,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from cellseg_nb.core import (
-    PixelSize,
-    atomic_path,
-    check_labels,
-    file_sha256,
-    label_dtype,
-    pixel_edges,
-    replace_folder,
+    PixelSize, atomic_path, check_labels, file_sha256, label_dtype, pixel_edges, replace_folder,
     require,
 )
 

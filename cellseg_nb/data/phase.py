@@ -16,15 +16,17 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from ..core import write_csv
-from .germline import smooth_noise
-from .io import write_image
+from cellseg_nb.core import (
+    write_csv,
+)
+from cellseg_nb.data.germline import (
+    smooth_noise,
+)
+from cellseg_nb.data.io import (
+    write_image,
+)
 from cellseg_nb.data.points import (
-    CLASS,
-    QUALITY_COLUMNS,
-    points_table,
-    write_annotators,
-    write_points,
+    CLASS, QUALITY_COLUMNS, points_table, write_annotators, write_points,
 )
 
 # %% ../../nbs/data/13_phase.ipynb #8b5d51e4

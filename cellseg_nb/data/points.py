@@ -23,15 +23,11 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 import pandas as pd
 
-from ..core import atomic_path, one_line, replace_folder, write_csv
+from cellseg_nb.core import (
+    atomic_path, one_line, replace_folder, write_csv,
+)
 from cellseg_nb.data.io import (
-    IMAGE_SUFFIXES,
-    find_images,
-    image_sha256,
-    image_stem,
-    read_image,
-    read_pixels,
-    write_image,
+    IMAGE_SUFFIXES, find_images, image_sha256, image_stem, read_image, read_pixels, write_image,
 )
 
 # %% ../../nbs/data/11_points.ipynb #829d251e

@@ -17,8 +17,12 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from ..core import atomic_path
-from .io import image_stem, read_image, read_labels, write_image, write_labels
+from cellseg_nb.core import (
+    atomic_path,
+)
+from cellseg_nb.data.io import (
+    image_stem, read_image, read_labels, write_image, write_labels,
+)
 
 # %% ../../nbs/data/10_sbsst265.ipynb #e31d0f29
 COLUMNS = {  # what each name must contain, in the order of preference

@@ -11,9 +11,15 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from ..core import label_dtype
-from .germline import camera, simulate_germline  # noqa: F401, both simulators
-from .io import write_image, write_labels
+from cellseg_nb.core import (
+    label_dtype,
+)
+from cellseg_nb.data.germline import (
+    camera, simulate_germline,
+)
+from cellseg_nb.data.io import (
+    write_image, write_labels,
+)
 
 # %% ../../nbs/data/02_simulate.ipynb #6ec69cb5
 def _nucleus_rho(rng, diameter_px, elongation, irregularity):

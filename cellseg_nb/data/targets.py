@@ -15,7 +15,9 @@ import numpy as np
 from numba import njit
 from scipy import ndimage
 
-from ..core import PixelSize, check_labels, consecutive, label_dtype, pixel_edges
+from cellseg_nb.core import (
+    PixelSize, check_labels, consecutive, label_dtype, pixel_edges,
+)
 
 # %% ../../nbs/data/03_targets.ipynb #2c89e73f
 def foreground(

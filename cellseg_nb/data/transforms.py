@@ -25,8 +25,12 @@ from pydantic import (
 from scipy import ndimage
 from scipy.interpolate import BSpline
 
-from ..core import consecutive
-from .tiles import normalised
+from cellseg_nb.core import (
+    consecutive,
+)
+from cellseg_nb.data.tiles import (
+    normalised,
+)
 
 # %% ../../nbs/data/04_transforms.ipynb #79788c71
 def normalise_percentile(

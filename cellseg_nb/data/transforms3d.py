@@ -19,8 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationInf
 from scipy import ndimage
 from scipy.interpolate import BSpline
 
-from ..core import PixelSize, pixel_edges, require
-from .transforms import FromTo, random_brightness
+from cellseg_nb.core import (
+    PixelSize, pixel_edges, require,
+)
+from cellseg_nb.data.transforms import (
+    FromTo, random_brightness,
+)
 
 # %% ../../nbs/data/08_transforms3d.ipynb #e85bba61
 @njit(cache=True, nogil=True)

@@ -19,10 +19,18 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from ..core import PixelSize, atomic_path, pixel_edges
-from .io import image_stem, read_image, read_labels, write_image, write_labels
-from .targets import border_weights
-from .tiles import Tile, cut, plan_tiles
+from cellseg_nb.core import (
+    PixelSize, atomic_path, pixel_edges,
+)
+from cellseg_nb.data.io import (
+    image_stem, read_image, read_labels, write_image, write_labels,
+)
+from cellseg_nb.data.targets import (
+    border_weights,
+)
+from cellseg_nb.data.tiles import (
+    Tile, cut, plan_tiles,
+)
 
 # %% ../../nbs/data/07_volumes.ipynb #0e85d1a1
 STACK_AXES = ("ZYX", "CZYX", "ZCYX")

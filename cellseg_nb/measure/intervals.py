@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .matching import Matching, pool
+from cellseg_nb.measure.matching import (
+    Matching, pool,
+)
 
 # %% ../../nbs/measure/05_intervals.ipynb #be6704ee
 def draw_images(

@@ -18,7 +18,9 @@ from numba import njit
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
-from ..core import check_labels
+from cellseg_nb.core import (
+    check_labels,
+)
 
 # %% ../../nbs/measure/00_matching.ipynb #ea38f6e5
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)

@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 from skimage.measure import regionprops_table
 
-from ..core import PixelSize, check_labels, consecutive, pixel_edges
+from cellseg_nb.core import (
+    PixelSize, check_labels, consecutive, pixel_edges,
+)
 
 # %% ../../nbs/measure/02_objects.ipynb #42993cc2
 _SHAPES_2D = {

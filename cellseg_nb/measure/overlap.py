@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .matching import count_pairs, pairs_table
+from cellseg_nb.measure.matching import (
+    count_pairs, pairs_table,
+)
 
 # %% ../../nbs/measure/01_overlap.ipynb #09b38bb1
 def _mask(mask: np.ndarray, name: str) -> np.ndarray:

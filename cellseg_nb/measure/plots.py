@@ -18,8 +18,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from skimage.segmentation import find_boundaries
 
-from ..core import PixelSize, check_labels, pixel_edges
-from .matching import THRESHOLDS, Errors, Matching, errors, match
+from cellseg_nb.core import (
+    PixelSize, check_labels, pixel_edges,
+)
+from cellseg_nb.measure.matching import (
+    THRESHOLDS, Errors, Matching, errors, match,
+)
 
 # %% ../../nbs/measure/03_plots.ipynb #375147e6
 COLOURS = {

@@ -13,8 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 
-from ..core import PixelSize
-from .matching import one_to_one
+from cellseg_nb.core import (
+    PixelSize,
+)
+from cellseg_nb.measure.matching import (
+    one_to_one,
+)
 
 # %% ../../nbs/measure/06_points.ipynb #72f1c8ba
 def check_points(

@@ -14,9 +14,15 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import PixelSize, pixel_edges
-from .matching import Matching, errors, find_hits, match, pairs_table, pool
-from .overlap import pixel_pairs, rand_from_pairs, variation_of_information
+from cellseg_nb.core import (
+    PixelSize, pixel_edges,
+)
+from cellseg_nb.measure.matching import (
+    Matching, errors, find_hits, match, pairs_table, pool,
+)
+from cellseg_nb.measure.overlap import (
+    pixel_pairs, rand_from_pairs, variation_of_information,
+)
 
 # %% ../../nbs/measure/04_volumes.ipynb #df428629
 def size_names(

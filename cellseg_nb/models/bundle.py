@@ -20,7 +20,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 import cellseg_nb
-from ..core import atomic_path, explain_settings
+from cellseg_nb.core import (
+    atomic_path, explain_settings,
+)
 
 if TYPE_CHECKING:  # PyTorch takes seconds to load, and a specification is read without it
     from torch import nn

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..core import atomic_path, require
-from ..data.catalog import cache_folder
+from cellseg_nb.core import (
+    atomic_path, require,
+)
+from cellseg_nb.data.catalog import (
+    cache_folder,
+)
 from cellseg_nb.models.bundle import (
-    Bundle,
-    StarNetworkSettings,
-    StarPostprocessing,
-    StarSpecification,
-    save_bundle,
+    Bundle, StarNetworkSettings, StarPostprocessing, StarSpecification, save_bundle,
 )
 
 if TYPE_CHECKING:  # TensorFlow takes seconds to load

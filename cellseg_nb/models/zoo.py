@@ -8,7 +8,9 @@ __all__ = ['ARCHITECTURES', 'build_network', 'count_parameters']
 # %% ../../nbs/models/00_zoo.ipynb #cffa7615
 from torch import nn
 
-from .unet3d import UNet3D
+from cellseg_nb.models.unet3d import (
+    UNet3D,
+)
 
 # %% ../../nbs/models/00_zoo.ipynb #1080e2bd
 ARCHITECTURES = (

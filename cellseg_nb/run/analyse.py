@@ -30,67 +30,45 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tqdm import tqdm
 import cellseg_nb
 from cellseg_nb.core import (
-    atomic_path,
-    checked_settings,
-    file_sha256,
-    package_versions,
-    pixel_edges,
-    write_csv,
+    atomic_path, checked_settings, file_sha256, package_versions, pixel_edges, write_csv,
 )
-from ..data.catalog import samples
+from cellseg_nb.data.catalog import (
+    samples,
+)
 from cellseg_nb.data.io import (
-    PICTURE_SUFFIXES,
-    Image,
-    Plane,
-    gray_if_equal,
-    luminance,
-    open_plane,
-    read_image,
-    read_labels,
-    select_plane,
-    write_image,
-    write_labels,
+    PICTURE_SUFFIXES, Image, Plane, gray_if_equal, luminance, open_plane, read_image, read_labels,
+    select_plane, write_image, write_labels,
 )
-from ..data.transforms import rescale, resize
-from ..measure.matching import match
-from ..measure.objects import count_interval, object_table
-from ..measure.objects import summary as image_summary
-from ..measure.plots import overlay, truth_against_prediction
-from .evaluate import score_row
+from cellseg_nb.data.transforms import (
+    rescale, resize,
+)
+from cellseg_nb.measure.matching import (
+    match,
+)
+from cellseg_nb.measure.objects import (
+    count_interval, object_table,
+)
+from cellseg_nb.measure.objects import (
+    summary as image_summary,
+)
+from cellseg_nb.measure.plots import (
+    overlay, truth_against_prediction,
+)
+from cellseg_nb.run.evaluate import (
+    score_row,
+)
 
 # %% ../../nbs/run/00_analyse.ipynb #5202a4c0
 from cellseg_nb.run.outputs import (
-    NO_DISAGREEMENT,
-    Batch,
-    Stopwatch,
-    check_out,
-    collect_inputs,
-    compute,
-    export_paths,
-    look_for_finished,
-    read_record,
-    record_path,
-    refuse_foreign,
-    refuse_namesake,
-    remove_exports,
-    write_exports,
-    write_overlay,
-    write_record,
-    write_text,
+    NO_DISAGREEMENT, Batch, Stopwatch, check_out, collect_inputs, compute, export_paths,
+    look_for_finished, read_record, record_path, refuse_foreign, refuse_namesake, remove_exports,
+    write_exports, write_overlay, write_record, write_text,
 )
 from cellseg_nb.run.report import (
-    FEW,
-    counted,
-    data_uri,
-    format_number,
-    report_page,
-    thumbnail,
+    FEW, counted, data_uri, format_number, report_page, thumbnail,
 )
 from cellseg_nb.segment.watershed import (
-    object_confidence,
-    objects_from_probabilities,
-    otsu_watershed,
-    tidy,
+    object_confidence, objects_from_probabilities, otsu_watershed, tidy,
 )
 
 if TYPE_CHECKING:  # PyTorch takes seconds to load, and the classical method does without

@@ -23,9 +23,15 @@ from typing import Any
 
 import pandas as pd
 
-from ..core import atomic_path, file_sha256, package_versions
-from .analyse import model_facts
-from .steps import score_test, segment_test
+from cellseg_nb.core import (
+    atomic_path, file_sha256, package_versions,
+)
+from cellseg_nb.run.analyse import (
+    model_facts,
+)
+from cellseg_nb.run.steps import (
+    score_test, segment_test,
+)
 
 # %% ../../nbs/run/09_card.ipynb #5418e254
 @lru_cache(maxsize=100_000)

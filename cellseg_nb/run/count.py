@@ -24,32 +24,42 @@ from matplotlib.figure import Figure
 from pydantic import Field, model_validator
 
 import cellseg_nb
-from ..core import PixelSize, atomic_path, checked_settings, package_versions, write_csv
-from ..data.io import find_images, image_stem, write_image
-from ..data.points import CLASS, points_table
-from ..measure.plots import StandaloneFigure
-from ..measure.points import show_points
-from ..models.bundle import Bundle, list_bundles, load_bundle
-from .analyse import PlaneSettings, bundle_facts, check_tiles, read_plane
+from cellseg_nb.core import (
+    PixelSize, atomic_path, checked_settings, package_versions, write_csv,
+)
+from cellseg_nb.data.io import (
+    find_images, image_stem, write_image,
+)
+from cellseg_nb.data.points import (
+    CLASS, points_table,
+)
+from cellseg_nb.measure.plots import (
+    StandaloneFigure,
+)
+from cellseg_nb.measure.points import (
+    show_points,
+)
+from cellseg_nb.models.bundle import (
+    Bundle, list_bundles, load_bundle,
+)
+from cellseg_nb.run.analyse import (
+    PlaneSettings, bundle_facts, check_tiles, read_plane,
+)
 
 # %% ../../nbs/run/11_count.ipynb #913c3b3f
 from cellseg_nb.run.outputs import (
-    Batch,
-    Stopwatch,
-    check_out,
-    collect_inputs,
-    compute,
-    look_for_finished,
-    read_record,
-    record_path,
-    refuse_foreign,
-    refuse_namesake,
-    write_record,
-    write_text,
+    Batch, Stopwatch, check_out, collect_inputs, compute, look_for_finished, read_record,
+    record_path, refuse_foreign, refuse_namesake, write_record, write_text,
 )
-from .report import FEW, counted
-from ..segment.count import OVERLAP_PX, TILE_PX, Counted, count_image, is_for_views, needs_density
-from ..segment.predict import choose_device
+from cellseg_nb.run.report import (
+    FEW, counted,
+)
+from cellseg_nb.segment.count import (
+    OVERLAP_PX, TILE_PX, Counted, count_image, is_for_views, needs_density,
+)
+from cellseg_nb.segment.predict import (
+    choose_device,
+)
 
 # %% ../../nbs/run/11_count.ipynb #cab4d6f3
 DEFAULT_MODEL = "count-cells"

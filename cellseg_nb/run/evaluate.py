@@ -18,19 +18,26 @@ import pandas as pd
 from tqdm import tqdm
 
 import cellseg_nb
-from ..core import atomic_path
-from ..data.io import IMAGE_SUFFIXES, OWN_OUTPUTS, image_stem, read_labels
-from ..measure.intervals import draw_images, interval, pool_drawn
-from ..measure.matching import Matching, match, pool
-from ..measure.overlap import PixelCounts, pixel_counts, pool_pixels
-from ..measure.plots import StandaloneFigure, f1_against_iou, f1_by_size
+from cellseg_nb.core import (
+    atomic_path,
+)
+from cellseg_nb.data.io import (
+    IMAGE_SUFFIXES, OWN_OUTPUTS, image_stem, read_labels,
+)
+from cellseg_nb.measure.intervals import (
+    draw_images, interval, pool_drawn,
+)
+from cellseg_nb.measure.matching import (
+    Matching, match, pool,
+)
+from cellseg_nb.measure.overlap import (
+    PixelCounts, pixel_counts, pool_pixels,
+)
+from cellseg_nb.measure.plots import (
+    StandaloneFigure, f1_against_iou, f1_by_size,
+)
 from cellseg_nb.measure.volumes import (
-    VolumeScores,
-    match_by_size,
-    pool_volumes,
-    scores_table,
-    size_names,
-    volume_scores,
+    VolumeScores, match_by_size, pool_volumes, scores_table, size_names, volume_scores,
 )
 
 # %% ../../nbs/run/03_evaluate.ipynb #7efd4146

@@ -23,8 +23,12 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from ..core import PixelSize, atomic_path, one_line
-from ..data.io import find_images, image_sha256, image_stem, write_image, write_labels
+from cellseg_nb.core import (
+    PixelSize, atomic_path, one_line,
+)
+from cellseg_nb.data.io import (
+    find_images, image_sha256, image_stem, write_image, write_labels,
+)
 
 # %% ../../nbs/run/04_outputs.ipynb #8c83c29d
 class Stopwatch:

@@ -20,10 +20,18 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from ..core import atomic_path, explain_settings, require
-from ..data.transforms import Augmentation
-from .analyse import SegmentSettings
-from ..train.settings import CONFIGS, Settings, TrainConfig, change_key, make_config
+from cellseg_nb.core import (
+    atomic_path, explain_settings, require,
+)
+from cellseg_nb.data.transforms import (
+    Augmentation,
+)
+from cellseg_nb.run.analyse import (
+    SegmentSettings,
+)
+from cellseg_nb.train.settings import (
+    CONFIGS, Settings, TrainConfig, change_key, make_config,
+)
 
 # %% ../../nbs/run/07_project.ipynb #8e31309a
 class Source(Settings):

@@ -29,14 +29,11 @@ from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 import cellseg_nb
-from ..data.catalog import cache_folder, download, unzip
+from cellseg_nb.data.catalog import (
+    cache_folder, download, unzip,
+)
 from cellseg_nb.models.bundle import (
-    FORMAT_VERSION,
-    Bundle,
-    Specification,
-    find_bundle,
-    list_bundles,
-    load_bundle,
+    FORMAT_VERSION, Bundle, Specification, find_bundle, list_bundles, load_bundle,
     read_specification,
 )
 

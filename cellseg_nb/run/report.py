@@ -14,8 +14,12 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
-from ..data.transforms import resize
-from ..measure.plots import overlay
+from cellseg_nb.data.transforms import (
+    resize,
+)
+from cellseg_nb.measure.plots import (
+    overlay,
+)
 
 # %% ../../nbs/run/02_report.ipynb #56237206
 def thumbnail(

@@ -33,85 +33,59 @@ from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
 from cellseg_nb.core import (
-    PixelSize,
-    checked_settings,
-    one_line,
-    package_versions,
-    pixel_edges,
-    replace_folder,
-    write_csv,
+    PixelSize, checked_settings, one_line, package_versions, pixel_edges, replace_folder, write_csv,
 )
 
 # %% ../../nbs/run/05_stacks.ipynb #22967a9c
 from cellseg_nb.data.io import (
-    ZARR_TILE_PX,
-    Plane,
-    _create_zarr_level,
-    _check_replaceable,
-    _finish_zarr,
-    find_images,
-    image_sha256,
-    image_stem,
-    label_shape,
-    open_plane,
-    read_image,
-    read_labels,
-    write_image,
+    ZARR_TILE_PX, Plane, _create_zarr_level, _check_replaceable, _finish_zarr, find_images,
+    image_sha256, image_stem, label_shape, open_plane, read_image, read_labels, write_image,
     write_labels,
 )
-from ..data.tiles import stitch_in_order
+from cellseg_nb.data.tiles import (
+    stitch_in_order,
+)
 from cellseg_nb.data.volumes import (
-    STACK_AXES,
-    Row,
-    Stack,
-    _check_shape,
-    _same_shape,
-    read_row,
-    read_stack,
-    read_table,
+    STACK_AXES, Row, Stack, _check_shape, _same_shape, read_row, read_stack, read_table,
 )
 
 # %% ../../nbs/run/05_stacks.ipynb #01c486ae
-from ..measure.objects import object_table, summary
-from ..measure.volumes import VolumeScores, scores_table, volume_scores
+from cellseg_nb.measure.objects import (
+    object_table, summary,
+)
+from cellseg_nb.measure.volumes import (
+    VolumeScores, scores_table, volume_scores,
+)
 from cellseg_nb.models.bundle import (
-    Bundle,
-    StackPostprocessing,
-    StackSpecification,
-    StarSpecification,
-    find_bundle,
-    load_bundle,
+    Bundle, StackPostprocessing, StackSpecification, StarSpecification, find_bundle, load_bundle,
     read_specification,
 )
-from .analyse import bundle_facts
+from cellseg_nb.run.analyse import (
+    bundle_facts,
+)
 from cellseg_nb.run.outputs import (
-    read_record,
-    record_path,
-    refuse_foreign,
-    refuse_namesake,
-    write_record,
-    write_text,
+    read_record, record_path, refuse_foreign, refuse_namesake, write_record, write_text,
 )
-from .report import counted
-from ..segment.blocks import segment_blocks
+from cellseg_nb.run.report import (
+    counted,
+)
+from cellseg_nb.segment.blocks import (
+    segment_blocks,
+)
 from cellseg_nb.segment.cleanup import (
-    filter_objects,
-    fragment_owners,
-    major_axes,
-    merge_fragments,
-    merge_moments,
-    object_moments,
+    filter_objects, fragment_owners, major_axes, merge_fragments, merge_moments, object_moments,
 )
-from ..segment.edges import EdgeModel, load_edges, save_edges, train_edges
-from ..segment.graph import WALLS, segment_boundaries, walls_and_mask
-from ..segment.partition import region_graph
+from cellseg_nb.segment.edges import (
+    EdgeModel, load_edges, save_edges, train_edges,
+)
+from cellseg_nb.segment.graph import (
+    WALLS, segment_boundaries, walls_and_mask,
+)
+from cellseg_nb.segment.partition import (
+    region_graph,
+)
 from cellseg_nb.segment.predict import (
-    choose_device,
-    count_windows,
-    fit_window,
-    predict_stack,
-    seconds_per_window,
-    stack_parts,
+    choose_device, count_windows, fit_window, predict_stack, seconds_per_window, stack_parts,
 )
 
 # %% ../../nbs/run/05_stacks.ipynb #6175b3db

@@ -18,23 +18,41 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..core import write_csv
-from ..data.catalog import Sample, get, samples
-from ..data.io import luminance, read_image, read_labels, write_image, write_labels
-from ..data.transforms import Augmentation, augment, normalise_percentile, to_magnification
-from ..measure.matching import match, pool
-from ..measure.plots import StandaloneFigure, f1_against_iou, overlay, show_stars
-from ..measure.plots import truth_against_prediction
-from ..models.bundle import StarSpecification, read_specification
-from .analyse import SegmentSettings, analyse
-from .evaluate import evaluate_folders, label_files, score_intervals, write_evaluation
-from .outputs import write_overlay
+from cellseg_nb.core import (
+    write_csv,
+)
+from cellseg_nb.data.catalog import (
+    Sample, get, samples,
+)
+from cellseg_nb.data.io import (
+    luminance, read_image, read_labels, write_image, write_labels,
+)
+from cellseg_nb.data.transforms import (
+    Augmentation, augment, normalise_percentile, to_magnification,
+)
+from cellseg_nb.measure.matching import (
+    match, pool,
+)
+from cellseg_nb.measure.plots import (
+    StandaloneFigure, f1_against_iou, overlay, show_stars,
+)
+from cellseg_nb.measure.plots import (
+    truth_against_prediction,
+)
+from cellseg_nb.models.bundle import (
+    StarSpecification, read_specification,
+)
+from cellseg_nb.run.analyse import (
+    SegmentSettings, analyse,
+)
+from cellseg_nb.run.evaluate import (
+    evaluate_folders, label_files, score_intervals, write_evaluation,
+)
+from cellseg_nb.run.outputs import (
+    write_overlay,
+)
 from cellseg_nb.run.project import (
-    DataSection,
-    EvaluationSection,
-    PicturesSection,
-    ProcessingSection,
-    ProjectSettings,
+    DataSection, EvaluationSection, PicturesSection, ProcessingSection, ProjectSettings,
     training_config,
 )
 

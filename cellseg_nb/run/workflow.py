@@ -22,20 +22,30 @@ from pathlib import Path
 from typing import Any
 
 import cellseg_nb
-from ..core import atomic_path, replace_folder, require
-from ..data.catalog import datasets
-from ..models.bundle import find_bundle
-from . import steps
-from .card import card_path, content, write_card
-from .drawing import DrawnStep, draw_pipeline, pipeline_page
-from cellseg_nb.run.project import (
-    catalog_paths,
-    check_catalog,
-    check_settings,
-    parameter_files,
-    read_project,
+from cellseg_nb.core import (
+    atomic_path, replace_folder, require,
 )
-from ..train.settings import change_key
+from cellseg_nb.data.catalog import (
+    datasets,
+)
+from cellseg_nb.models.bundle import (
+    find_bundle,
+)
+from cellseg_nb.run import (
+    steps,
+)
+from cellseg_nb.run.card import (
+    card_path, content, write_card,
+)
+from cellseg_nb.run.drawing import (
+    DrawnStep, draw_pipeline, pipeline_page,
+)
+from cellseg_nb.run.project import (
+    catalog_paths, check_catalog, check_settings, parameter_files, read_project,
+)
+from cellseg_nb.train.settings import (
+    change_key,
+)
 
 # %% ../../nbs/run/06_workflow.ipynb #67ce5a82
 os.environ["DO_NOT_TRACK"] = os.environ["KEDRO_DISABLE_TELEMETRY"] = "1"  # nothing is sent

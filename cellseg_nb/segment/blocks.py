@@ -15,24 +15,18 @@ from typing import Any
 import bioimage_cpp as bic
 import numpy as np
 
-from ..core import PixelSize
-from ..data.tiles import plan_blocks
+from cellseg_nb.core import (
+    PixelSize,
+)
+from cellseg_nb.data.tiles import (
+    plan_blocks,
+)
 from cellseg_nb.segment.partition import (
-    METHODS,
-    RegionGraph,
-    collect_contacts,
-    edge_costs,
-    graph_costs,
-    join_contacts,
-    paint_cells,
+    METHODS, RegionGraph, collect_contacts, edge_costs, graph_costs, join_contacts, paint_cells,
     partition,
 )
 from cellseg_nb.segment.superpixels import (
-    as_probability,
-    check_watershed_settings,
-    dissolve_small,
-    distance_to_walls,
-    fill_landscape,
+    as_probability, check_watershed_settings, dissolve_small, distance_to_walls, fill_landscape,
     find_deepest,
 )
 

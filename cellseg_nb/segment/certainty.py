@@ -12,9 +12,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data.transforms import rescale, resize
-from ..models.bundle import Bundle, needs_maps
-from .predict import predict
+from cellseg_nb.data.transforms import (
+    rescale, resize,
+)
+from cellseg_nb.models.bundle import (
+    Bundle, needs_maps,
+)
+from cellseg_nb.segment.predict import (
+    predict,
+)
 
 # %% ../../nbs/segment/03_certainty.ipynb #2dd83fb2
 class Ensemble(NamedTuple):

@@ -11,8 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from ..core import PixelSize, check_labels, consecutive, label_dtype, pixel_edges
-from .partition import RegionGraph, region_graph
+from cellseg_nb.core import (
+    PixelSize, check_labels, consecutive, label_dtype, pixel_edges,
+)
+from cellseg_nb.segment.partition import (
+    RegionGraph, region_graph,
+)
 
 # %% ../../nbs/segment/07_cleanup.ipynb #964b4f2c
 def object_moments(

@@ -18,16 +18,21 @@ import pandas as pd
 from scipy import ndimage
 from scipy.spatial import KDTree
 
-from ..data.io import luminance
-from ..data.tiles import scaled_shape, stitch
-from cellseg_nb.models.bundle import (
-    Bundle,
-    CountSpecification,
-    read_specification,
-    write_specification,
+from cellseg_nb.data.io import (
+    luminance,
 )
-from .certainty import Familiarity, compare_statistics, picture_statistics
-from .predict import bundle_parts, orient
+from cellseg_nb.data.tiles import (
+    scaled_shape, stitch,
+)
+from cellseg_nb.models.bundle import (
+    Bundle, CountSpecification, read_specification, write_specification,
+)
+from cellseg_nb.segment.certainty import (
+    Familiarity, compare_statistics, picture_statistics,
+)
+from cellseg_nb.segment.predict import (
+    bundle_parts, orient,
+)
 
 # %% ../../nbs/segment/11_count.ipynb #09ae1757
 def needs_density(

@@ -11,11 +11,21 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import PixelSize, check_labels, consecutive
-from ..data.forest import Forest, ForestFormat, load_forest, plant, save_forest
-from ..measure.matching import count_pairs
-from .partition import STATISTICS, RegionGraph, region_graph
-from .superpixels import distance_watershed
+from cellseg_nb.core import (
+    PixelSize, check_labels, consecutive,
+)
+from cellseg_nb.data.forest import (
+    Forest, ForestFormat, load_forest, plant, save_forest,
+)
+from cellseg_nb.measure.matching import (
+    count_pairs,
+)
+from cellseg_nb.segment.partition import (
+    STATISTICS, RegionGraph, region_graph,
+)
+from cellseg_nb.segment.superpixels import (
+    distance_watershed,
+)
 
 # %% ../../nbs/segment/06_edges.ipynb #3ae8839b
 _COMPARED = ("above_weakest", "above_average", "share", "neighbours")

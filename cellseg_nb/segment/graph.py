@@ -10,20 +10,17 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..core import PixelSize, check_labels, consecutive
-from .edges import EdgeModel
+from cellseg_nb.core import (
+    PixelSize, check_labels, consecutive,
+)
+from cellseg_nb.segment.edges import (
+    EdgeModel,
+)
 from cellseg_nb.segment.partition import (
-    METHODS,
-    graph_costs,
-    paint_cells,
-    partition,
-    region_graph,
+    METHODS, graph_costs, paint_cells, partition, region_graph,
 )
 from cellseg_nb.segment.superpixels import (
-    as_probability,
-    check_mask,
-    distance_watershed,
-    hollow_watershed,
+    as_probability, check_mask, distance_watershed, hollow_watershed,
 )
 
 # %% ../../nbs/segment/09_graph.ipynb #5581098d

@@ -24,29 +24,32 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from cellseg_nb.core import (
-    PixelSize,
-    atomic_path,
-    consecutive,
-    label_dtype,
-    pixel_edges,
-    surviving_ids,
-    write_csv,
+    PixelSize, atomic_path, consecutive, label_dtype, pixel_edges, surviving_ids, write_csv,
 )
-from ..data.io import LabelWriter, Plane, write_image
+from cellseg_nb.data.io import (
+    LabelWriter, Plane, write_image,
+)
 from cellseg_nb.data.tiles import (
-    Part,
-    Resized,
-    normalised,
-    plan_blocks,
-    scaled_shape,
-    stitch,
+    Part, Resized, normalised, plan_blocks, scaled_shape, stitch,
 )
-from ..measure.objects import object_table
-from ..measure.plots import overlay
-from ..models.bundle import Bundle, StarPostprocessing, StarSpecification, weight_arrays
-from .predict import bundle_parts, choose_precision, plan_scaled
-from .stars import plan_star_blocks, predict_star_block
-from .watershed import island_margin_px, objects_and_seeds
+from cellseg_nb.measure.objects import (
+    object_table,
+)
+from cellseg_nb.measure.plots import (
+    overlay,
+)
+from cellseg_nb.models.bundle import (
+    Bundle, StarPostprocessing, StarSpecification, weight_arrays,
+)
+from cellseg_nb.segment.predict import (
+    bundle_parts, choose_precision, plan_scaled,
+)
+from cellseg_nb.segment.stars import (
+    plan_star_blocks, predict_star_block,
+)
+from cellseg_nb.segment.watershed import (
+    island_margin_px, objects_and_seeds,
+)
 
 # %% ../../nbs/segment/02_large.ipynb #43f1aad7
 def find_islands(

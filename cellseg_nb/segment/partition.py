@@ -13,9 +13,15 @@ from typing import Any
 import bioimage_cpp as bic
 import numpy as np
 
-from ..core import check_labels
-from ..data.tiles import plan_blocks
-from .superpixels import as_probability
+from cellseg_nb.core import (
+    check_labels,
+)
+from cellseg_nb.data.tiles import (
+    plan_blocks,
+)
+from cellseg_nb.segment.superpixels import (
+    as_probability,
+)
 
 # %% ../../nbs/segment/05_partition.ipynb #c3e9d11b
 STATISTICS = ("mean", "std", "min", "max", "size")

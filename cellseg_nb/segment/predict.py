@@ -18,22 +18,21 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from ..data.simulate import simulate_germline, simulate_nuclei
-from cellseg_nb.data.tiles import (
-    Part,
-    Resized,
-    Tile,
-    cut,
-    normalised,
-    plan_tiles,
-    scaled_shape,
-    shrink_part,
-    stitch,
-    weigh,
+from cellseg_nb.data.simulate import (
+    simulate_germline, simulate_nuclei,
 )
-from ..data.transforms import normalise_percentile
-from ..models.bundle import Bundle, needs_maps
-from ..models.losses import ACTIVATIONS, activate
+from cellseg_nb.data.tiles import (
+    Part, Resized, Tile, cut, normalised, plan_tiles, scaled_shape, shrink_part, stitch, weigh,
+)
+from cellseg_nb.data.transforms import (
+    normalise_percentile,
+)
+from cellseg_nb.models.bundle import (
+    Bundle, needs_maps,
+)
+from cellseg_nb.models.losses import (
+    ACTIVATIONS, activate,
+)
 
 # %% ../../nbs/segment/00_predict.ipynb #292b10f8
 def choose_device(

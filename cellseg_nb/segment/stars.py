@@ -16,11 +16,21 @@ import numpy as np
 import pandas as pd
 from pydantic import ValidationError
 
-from ..core import consecutive, explain_settings, label_dtype, surviving_ids
-from ..data.annotations import write_geojson, write_roi_zip
-from ..data.tiles import Resized, scaled_shape
-from ..measure.matching import match, pool
-from ..models.bundle import Bundle, StarPostprocessing, StarSpecification, load_bundle
+from cellseg_nb.core import (
+    consecutive, explain_settings, label_dtype, surviving_ids,
+)
+from cellseg_nb.data.annotations import (
+    write_geojson, write_roi_zip,
+)
+from cellseg_nb.data.tiles import (
+    Resized, scaled_shape,
+)
+from cellseg_nb.measure.matching import (
+    match, pool,
+)
+from cellseg_nb.models.bundle import (
+    Bundle, StarPostprocessing, StarSpecification, load_bundle,
+)
 
 # %% ../../nbs/segment/10_stars.ipynb #b596a4b3
 def load_stars(

@@ -12,8 +12,12 @@ import bioimage_cpp as bic
 import numpy as np
 from scipy import ndimage
 
-from ..core import PixelSize, pixel_edges
-from .watershed import find_seeds
+from cellseg_nb.core import (
+    PixelSize, pixel_edges,
+)
+from cellseg_nb.segment.watershed import (
+    find_seeds,
+)
 
 # %% ../../nbs/segment/04_superpixels.ipynb #f58d3c1d
 def as_probability(

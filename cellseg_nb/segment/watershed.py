@@ -13,8 +13,12 @@ from scipy import ndimage
 from skimage.filters import gaussian, threshold_otsu
 from skimage.segmentation import watershed
 
-from ..core import consecutive, label_dtype, surviving_ids
-from ..data.transforms import fill_holes
+from cellseg_nb.core import (
+    consecutive, label_dtype, surviving_ids,
+)
+from cellseg_nb.data.transforms import (
+    fill_holes,
+)
 
 # %% ../../nbs/segment/01_watershed.ipynb #445485e1
 @njit(cache=True)

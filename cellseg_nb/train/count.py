@@ -30,31 +30,41 @@ from timm.utils import ModelEmaV3
 from torch.nn import functional as F
 
 # %% ../../nbs/train/07_count.ipynb #7581957f
-from ..core import atomic_path, package_versions, write_csv
-from ..data.catalog import data_folder, samples
-from ..data.heatmaps import ignored
-from ..data.io import luminance
-from ..data.simulate import simulate_nuclei
-from ..data.transforms import rescale
-from ..measure.points import count_errors
-from cellseg_nb.models.bundle import (
-    CountNormalisation,
-    CountSpecification,
-    Peaks,
-    load_bundle,
-    save_bundle,
-    write_specification,
+from cellseg_nb.core import (
+    atomic_path, package_versions, write_csv,
 )
-from ..models.losses import HeatmapLoss, activate
-from ..models.zoo import build_network
-from ..segment.predict import choose_device, has_bfloat16
+from cellseg_nb.data.catalog import (
+    data_folder, samples,
+)
+from cellseg_nb.data.heatmaps import (
+    ignored,
+)
+from cellseg_nb.data.io import (
+    luminance,
+)
+from cellseg_nb.data.simulate import (
+    simulate_nuclei,
+)
+from cellseg_nb.data.transforms import (
+    rescale,
+)
+from cellseg_nb.measure.points import (
+    count_errors,
+)
+from cellseg_nb.models.bundle import (
+    CountNormalisation, CountSpecification, Peaks, load_bundle, save_bundle, write_specification,
+)
+from cellseg_nb.models.losses import (
+    HeatmapLoss, activate,
+)
+from cellseg_nb.models.zoo import (
+    build_network,
+)
+from cellseg_nb.segment.predict import (
+    choose_device, has_bfloat16,
+)
 from cellseg_nb.train.settings import (
-    CountDataSettings,
-    CountTrainConfig,
-    check_run,
-    fold_config,
-    has_checkpoint,
-    restore_refused,
+    CountDataSettings, CountTrainConfig, check_run, fold_config, has_checkpoint, restore_refused,
 )
 
 # %% ../../nbs/train/07_count.ipynb #00159375

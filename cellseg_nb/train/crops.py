@@ -18,16 +18,36 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..core import PixelSize, consecutive, pixel_edges
-from ..data.catalog import Sample, datasets, samples
-from ..data.germline import simulate_germline
-from ..data.io import image_stem, luminance
-from ..data.targets import border_weights, edge_targets, edge_weights, nuclei_targets
-from ..data.transforms import augment
-from ..data.transforms3d import augment3d
-from ..data.volumes import Row, choose_channels, read_row, read_table
-from ..models.bundle import Normalisation
-from .settings import DataSettings, StackDataSettings, StackTrainConfig, TrainConfig
+from cellseg_nb.core import (
+    PixelSize, consecutive, pixel_edges,
+)
+from cellseg_nb.data.catalog import (
+    Sample, datasets, samples,
+)
+from cellseg_nb.data.germline import (
+    simulate_germline,
+)
+from cellseg_nb.data.io import (
+    image_stem, luminance,
+)
+from cellseg_nb.data.targets import (
+    border_weights, edge_targets, edge_weights, nuclei_targets,
+)
+from cellseg_nb.data.transforms import (
+    augment,
+)
+from cellseg_nb.data.transforms3d import (
+    augment3d,
+)
+from cellseg_nb.data.volumes import (
+    Row, choose_channels, read_row, read_table,
+)
+from cellseg_nb.models.bundle import (
+    Normalisation,
+)
+from cellseg_nb.train.settings import (
+    DataSettings, StackDataSettings, StackTrainConfig, TrainConfig,
+)
 
 # %% ../../nbs/train/01_crops.ipynb #617f54e3
 SIMULATED_GERMLINES = {

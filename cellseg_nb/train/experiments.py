@@ -10,12 +10,24 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core import write_csv
-from ..models.bundle import load_bundle
-from .crops import held_out_samples
-from .finish import pooled_scores, score_samples, score_table
-from .learner import train
-from .settings import CountTrainConfig, TrainConfig, fold_config, has_checkpoint
+from cellseg_nb.core import (
+    write_csv,
+)
+from cellseg_nb.models.bundle import (
+    load_bundle,
+)
+from cellseg_nb.train.crops import (
+    held_out_samples,
+)
+from cellseg_nb.train.finish import (
+    pooled_scores, score_samples, score_table,
+)
+from cellseg_nb.train.learner import (
+    train,
+)
+from cellseg_nb.train.settings import (
+    CountTrainConfig, TrainConfig, fold_config, has_checkpoint,
+)
 
 # %% ../../nbs/train/04_experiments.ipynb #5615c402
 def run_fold(

@@ -24,27 +24,43 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
-from ..core import PixelSize, atomic_path, write_csv
-from ..data.catalog import Sample
-from ..measure.matching import THRESHOLDS, Matching, match, pool
-from ..measure.plots import truth_against_prediction
-from cellseg_nb.models.bundle import (
-    Bundle,
-    Specification,
-    StackPostprocessing,
-    StackSpecification,
-    StarSpecification,
-    needs_maps,
-    load_bundle,
-    write_specification,
+from cellseg_nb.core import (
+    PixelSize, atomic_path, write_csv,
 )
-from ..segment.certainty import picture_statistics, training_statistics
-from ..segment.graph import segment_boundaries, walls_and_mask
-from ..segment.predict import predict, predict_stack
-from ..segment.stars import predict_stars
-from ..segment.watershed import objects_from_probabilities
-from .crops import Picture, StackSample, prepare
-from .settings import TrainConfig, restore_refused
+from cellseg_nb.data.catalog import (
+    Sample,
+)
+from cellseg_nb.measure.matching import (
+    THRESHOLDS, Matching, match, pool,
+)
+from cellseg_nb.measure.plots import (
+    truth_against_prediction,
+)
+from cellseg_nb.models.bundle import (
+    Bundle, Specification, StackPostprocessing, StackSpecification, StarSpecification, needs_maps,
+    load_bundle, write_specification,
+)
+from cellseg_nb.segment.certainty import (
+    picture_statistics, training_statistics,
+)
+from cellseg_nb.segment.graph import (
+    segment_boundaries, walls_and_mask,
+)
+from cellseg_nb.segment.predict import (
+    predict, predict_stack,
+)
+from cellseg_nb.segment.stars import (
+    predict_stars,
+)
+from cellseg_nb.segment.watershed import (
+    objects_from_probabilities,
+)
+from cellseg_nb.train.crops import (
+    Picture, StackSample, prepare,
+)
+from cellseg_nb.train.settings import (
+    TrainConfig, restore_refused,
+)
 
 # %% ../../nbs/train/03_finish.ipynb #5b61fc84
 LOG = (

@@ -39,36 +39,32 @@ from safetensors.torch import load_file
 from timm.utils import ModelEmaV3
 
 # %% ../../nbs/train/02_learner.ipynb #618242e5
-from ..core import atomic_path, file_sha256, package_versions
-from ..measure.matching import match, pool
+from cellseg_nb.core import (
+    atomic_path, file_sha256, package_versions,
+)
+from cellseg_nb.measure.matching import (
+    match, pool,
+)
 from cellseg_nb.models.bundle import (
-    Bundle,
-    Specification,
-    StackSpecification,
-    StarSpecification,
-    load_bundle,
-    save_bundle,
+    Bundle, Specification, StackSpecification, StarSpecification, load_bundle, save_bundle,
 )
-from ..models.losses import BCEDiceLoss
-from ..models.zoo import build_network
-from ..segment.predict import choose_device, has_bfloat16, network_axes
+from cellseg_nb.models.losses import (
+    BCEDiceLoss,
+)
+from cellseg_nb.models.zoo import (
+    build_network,
+)
+from cellseg_nb.segment.predict import (
+    choose_device, has_bfloat16, network_axes,
+)
 from cellseg_nb.train.crops import (
-    Crops,
-    Picture,
-    WholePictures,
-    chosen_samples,
-    median_diameter,
-    middle_part,
-    read_pictures,
+    Crops, Picture, WholePictures, chosen_samples, median_diameter, middle_part, read_pictures,
 )
-from .finish import LOG, cut_maps, finish, is_finished, read_log
+from cellseg_nb.train.finish import (
+    LOG, cut_maps, finish, is_finished, read_log,
+)
 from cellseg_nb.train.settings import (
-    CountTrainConfig,
-    StackTrainConfig,
-    StarTrainConfig,
-    TrainConfig,
-    TrainingSettings,
-    check_run,
+    CountTrainConfig, StackTrainConfig, StarTrainConfig, TrainConfig, TrainingSettings, check_run,
     is_weights_file,
 )
 

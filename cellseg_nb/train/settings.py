@@ -27,30 +27,25 @@ from pydantic import (
 )
 
 import cellseg_nb
-from ..core import atomic_path, explain_settings
-from ..data.catalog import datasets
-from ..data.transforms import Augmentation, FromTo
-from ..data.transforms3d import Augmentation3D
-from ..data.volumes import STACK_AXES
+from cellseg_nb.core import (
+    atomic_path, explain_settings,
+)
+from cellseg_nb.data.catalog import (
+    datasets,
+)
+from cellseg_nb.data.transforms import (
+    Augmentation, FromTo,
+)
+from cellseg_nb.data.transforms3d import (
+    Augmentation3D,
+)
+from cellseg_nb.data.volumes import (
+    STACK_AXES,
+)
 from cellseg_nb.models.bundle import (
-    CountNetworkSettings,
-    CountNormalisation,
-    CountOutput,
-    CountTarget,
-    NetworkSettings,
-    Normalisation,
-    Peaks,
-    Scales,
-    SegmentationSetting,
-    StackNetworkSettings,
-    StackPostprocessing,
-    StackTarget,
-    STAR_DEFAULTS,
-    Scale,
-    StarNetworkSettings,
-    StarPostprocessing,
-    Target,
-    VoxelSize,
+    CountNetworkSettings, CountNormalisation, CountOutput, CountTarget, NetworkSettings,
+    Normalisation, Peaks, Scales, SegmentationSetting, StackNetworkSettings, StackPostprocessing,
+    StackTarget, STAR_DEFAULTS, Scale, StarNetworkSettings, StarPostprocessing, Target, VoxelSize,
     read_specification,
 )
 

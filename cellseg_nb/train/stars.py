@@ -24,16 +24,36 @@ import torch
 
 from stardist.utils import edt_prob
 
-from ..core import atomic_path, require, write_csv
-from ..data.targets import star_distances
-from ..models.bundle import StarPostprocessing, load_bundle, save_bundle, weight_arrays
-from ..models.stars import build_stars, fill_stars, star_config, stardist_models
-from ..segment.predict import has_bfloat16
-from ..segment.stars import PROB_THRESHS, _rays, load_stars, optimise_thresholds, propose
-from .crops import Crops, Picture, read_pictures
-from .finish import finish, is_finished, read_log
-from .learner import check_run, specify, write_facts
-from .settings import StarTrainConfig, StarTrainingSettings
+from cellseg_nb.core import (
+    atomic_path, require, write_csv,
+)
+from cellseg_nb.data.targets import (
+    star_distances,
+)
+from cellseg_nb.models.bundle import (
+    StarPostprocessing, load_bundle, save_bundle, weight_arrays,
+)
+from cellseg_nb.models.stars import (
+    build_stars, fill_stars, star_config, stardist_models,
+)
+from cellseg_nb.segment.predict import (
+    has_bfloat16,
+)
+from cellseg_nb.segment.stars import (
+    PROB_THRESHS, _rays, load_stars, optimise_thresholds, propose,
+)
+from cellseg_nb.train.crops import (
+    Crops, Picture, read_pictures,
+)
+from cellseg_nb.train.finish import (
+    finish, is_finished, read_log,
+)
+from cellseg_nb.train.learner import (
+    check_run, specify, write_facts,
+)
+from cellseg_nb.train.settings import (
+    StarTrainConfig, StarTrainingSettings,
+)
 
 # %% ../../nbs/train/06_stars.ipynb #0c9e7e25
 def star_targets(

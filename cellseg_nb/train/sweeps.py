@@ -25,18 +25,15 @@ from matplotlib.figure import Figure
 from pydantic import Field, ValidationError, field_validator
 
 # %% ../../nbs/train/08_sweeps.ipynb #ef4898b8
-from ..core import atomic_path, explain_settings, one_line, package_versions, write_csv
-from ..models.zoo import build_network
+from cellseg_nb.core import (
+    atomic_path, explain_settings, one_line, package_versions, write_csv,
+)
+from cellseg_nb.models.zoo import (
+    build_network,
+)
 from cellseg_nb.train.settings import (
-    CountTrainConfig,
-    Settings,
-    StarTrainConfig,
-    TrainConfig,
-    fold_config,
-    has_checkpoint,
-    make_config,
-    read_config,
-    set_key,
+    CountTrainConfig, Settings, StarTrainConfig, TrainConfig, fold_config, has_checkpoint,
+    make_config, read_config, set_key,
 )
 
 # %% ../../nbs/train/08_sweeps.ipynb #36b5aea2

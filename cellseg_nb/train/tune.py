@@ -16,20 +16,30 @@ import numpy as np
 import pandas as pd
 from pydantic import ValidationError
 
-from ..core import PixelSize, explain_settings
-from ..data.catalog import Sample
-from ..measure.matching import Matching, match, pool
-from cellseg_nb.models.bundle import (
-    Bundle,
-    StackPostprocessing,
-    StackSpecification,
-    needs_maps,
-    save_bundle,
+from cellseg_nb.core import (
+    PixelSize, explain_settings,
 )
-from ..segment.predict import network_axes
-from .crops import StackSample, chosen_samples, split_fold
-from .finish import cut_maps, predict_sample
-from .settings import DataSettings, StackDataSettings
+from cellseg_nb.data.catalog import (
+    Sample,
+)
+from cellseg_nb.measure.matching import (
+    Matching, match, pool,
+)
+from cellseg_nb.models.bundle import (
+    Bundle, StackPostprocessing, StackSpecification, needs_maps, save_bundle,
+)
+from cellseg_nb.segment.predict import (
+    network_axes,
+)
+from cellseg_nb.train.crops import (
+    StackSample, chosen_samples, split_fold,
+)
+from cellseg_nb.train.finish import (
+    cut_maps, predict_sample,
+)
+from cellseg_nb.train.settings import (
+    DataSettings, StackDataSettings,
+)
 
 # %% ../../nbs/train/05_tune.ipynb #0930175e
 class Painted(NamedTuple):
