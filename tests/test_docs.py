@@ -234,3 +234,36 @@ def test_types_that_are_not_imported_are_shown_by_name():
     assert "list[Picture]" in text
     assert "**Bundle**" in text
     assert not {"torch", "Picture", "Bundle"} & set(globals())
+
+
+def test_settings_are_a_table():
+    from typing import Literal
+
+    from cellseg_nb._docs_render import TableRenderer
+    from cellseg_nb.settings import Settings, setting
+
+    class Parting(Settings):
+        """How touching objects are parted."""
+
+        method: Literal["watershed", "multicut"] = setting("watershed", "How | where.")
+        min_area_um2: float | None = setting(None, "Smallest kept.", unit="µm²", ge=0, usual="all")
+
+    class PartingOfCommand(Parting):
+        """The same, with the help of a command."""
+
+        seed: int = setting(0, "Of what is random.", metavar="N")
+        words: tuple[str, ...] = setting((), "Any words.", option="")
+
+    text = TableRenderer(Parting)._repr_markdown_()
+    assert text.endswith(
+        "| setting | type | allowed | default | what it does |\n"
+        "| -- | -- | -- | -- | -- |\n"
+        "| `method` | word | `watershed`, `multicut` | watershed | How \\| where. |\n"
+        "| `min_area_um2` | float | from 0 µm² | all | Smallest kept. |"
+    ), text
+    text = TableRenderer(PartingOfCommand)._repr_markdown_()
+    assert "| from 0 µm² | all | Smallest kept. | `--min-area-um2` |\n" in text
+    assert text.endswith(
+        "| `seed` | int |  | 0 | Of what is random. | `--seed` |\n"
+        "| `words` | tuple of str |  |  | Any words. |  |"
+    ), text
