@@ -226,7 +226,7 @@ def is_complete(self: Task, item: Item) -> bool:
     """Whether a finished item has all that is asked for now; what is cheap is added here."""
     return True
 
-# %% ../../nbs/run/14_runner.ipynb #053f2891
+# %% ../../nbs/run/14_runner.ipynb #a60b925b
 @patch
 def facts(self: Task) -> dict[str, Any]:
     """What `run.json` says besides settings, versions and inputs."""
@@ -240,7 +240,7 @@ def summarise(self: Task, batch: "Batch") -> "dict[str, pd.DataFrame | None]":
 
 
 @patch
-def after(self: Task, batch: "Batch") -> None:
+def after(self: Task, batch: "Batch", tables: "dict[str, pd.DataFrame]") -> None:
     """Write what else belongs to a batch."""
 
 
@@ -652,7 +652,7 @@ def headline(
         return f"{number:.1f} {task.found}s in {counted(len(main), task.noun)}"
     return f"{counted(int(number), task.found)} in {counted(len(main), task.noun)}"
 
-# %% ../../nbs/run/14_runner.ipynb #50160c15
+# %% ../../nbs/run/14_runner.ipynb #4a75f6bb
 def _write_tables(batch: Batch) -> "dict[str, pd.DataFrame | None]":
     """Write the tables, `run.json` and the report, if anything was finished."""
     tables = _tables(batch)
@@ -667,9 +667,14 @@ def _write_tables(batch: Batch) -> "dict[str, pd.DataFrame | None]":
             path.unlink(missing_ok=True)
         else:
             write_csv(path, table)
-    batch.task.after(batch)
+    batch.task.after(batch, tables)
     _write_report(batch, tables, facts)
-    return tables
+    if not batch.task.cumulative:
+        return tables
+    return {
+        name: table[table["image"].isin(batch.finished)].reset_index(drop=True)
+        for name, table in tables.items()
+    }
 
 # %% ../../nbs/run/14_runner.ipynb #831ac6f1
 def run(
