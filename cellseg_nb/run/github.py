@@ -120,7 +120,7 @@ def _wait(headers: HTTPMessage, at: Repository) -> str:
         return f"{at.host} answers no more requests until {clock} (for {minutes} min){advice}"
     return f"{at.host} answers no more requests for a while; try again in some minutes"
 
-# %% ../../nbs/run/15_github.ipynb #54bcdb8f
+# %% ../../nbs/run/15_github.ipynb #e4abea38
 def _request(
     at: Repository,
     method: str,
@@ -139,7 +139,7 @@ def _request(
         request.add_unredirected_header("Authorization", f"Bearer {at.token}")
     return request
 
-
+# %% ../../nbs/run/15_github.ipynb #54bcdb8f
 def ask(
     at: Repository,
     method: str,  # "GET", "POST", "PATCH" or "DELETE"
@@ -175,7 +175,7 @@ def ask(
     except ValueError as error:
         raise ConnectionError(f"{at.host} does not answer as the API of GitHub does") from error
 
-
+# %% ../../nbs/run/15_github.ipynb #b2bdbac5
 def all_releases(
     at: Repository,
 ) -> Iterator[dict[str, Any]]:  # each as the server describes it
