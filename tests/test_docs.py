@@ -267,3 +267,24 @@ def test_settings_are_a_table():
         "| `seed` | int |  | 0 | Of what is random. | `--seed` |\n"
         "| `words` | tuple of str |  |  | Any words. |  |"
     ), text
+
+
+def anchor_of(heading: str) -> str:
+    """The anchor that the site gives a heading."""
+    return re.sub(r"\s+", "-", re.sub(r"[^\w\s.-]", "", heading).strip().lower())
+
+
+def test_glossary_is_in_order_and_its_links_resolve():
+    def texts(path):
+        return [cell.text for cell in read_cells(path) if cell.kind == "markdown"]
+
+    glossary = texts(ROOT / "nbs" / "glossary.ipynb")
+    words = [text.splitlines()[0].removeprefix("## ") for text in glossary if text.startswith("## ")]
+    assert words == sorted(words, key=str.lower)
+    anchors = {anchor_of(word) for word in words}
+    assert len(anchors) == len(words) > 60
+    wanted = {(link, "glossary") for link in re.findall(r"\]\(#([^)]+)\)", "\n".join(glossary))}
+    for path in notebooks():
+        links = re.findall(r"glossary\.ipynb#([\w.-]+)", "\n".join(texts(path)))
+        wanted |= {(link, notebook_id(path)) for link in links}
+    assert not (dead := {(link, page) for link, page in wanted if link not in anchors}), dead
