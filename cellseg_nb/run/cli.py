@@ -54,6 +54,7 @@ class Verbs(TyperGroup):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 warnings.filterwarnings("always", module=r"cellseg_nb\.")
+                warnings.simplefilter("ignore", DeprecationWarning)  # for those who write code
                 warnings.showwarning = _show_warning
                 # what tifffile logs about a damaged file, data.io says in one line
                 logging.getLogger("tifffile").addHandler(logging.NullHandler())
