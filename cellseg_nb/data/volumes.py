@@ -211,7 +211,7 @@ class StackFile:
     def __exit__(self, *_):
         self._plane.close()
 
-
+# %% ../../nbs/data/07_volumes.ipynb #4b6877d9
 class ThresholdedStack:
     """Where a volume is above a threshold, read by window."""
 

@@ -55,7 +55,7 @@ def fitting_facts(
     names = ["red", "green", "blue"] if rgb else channels
     return pixel_size_um, names if names is None else list(names)
 
-
+# %% ../../../nbs/data/formats/00_base.ipynb #004b210d
 class Reader:
     """An open image: what its file says, and its pixels by region. Use it in a `with` block."""
 
