@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['PixelSize', 'pixel_edges', 'check_labels', 'label_dtype', 'consecutive', 'surviving_ids', 'atomic_path', 'write_csv',
            'replace_folder', 'file_sha256', 'explain_settings', 'checked_settings', 'one_line', 'package_versions',
-           'require', 'Stopwatch', 'import_all', 'moved']
+           'require', 'Stopwatch', 'moved']
 
-# %% ../nbs/00_core.ipynb #c8b20ab0
+# %% ../nbs/00_core.ipynb #1643254c
 import hashlib
 import importlib
 import os
-import pkgutil
 import platform
 import shutil
 import time
@@ -176,10 +175,11 @@ def file_sha256(
             digest.update(block)
     return digest.hexdigest()
 
-# %% ../nbs/00_core.ipynb #439bb8c5
+# %% ../nbs/00_core.ipynb #56c06e7a
 def explain_settings(
     error: Exception,  # a ValidationError of pydantic: what pydantic found
     settings: type,  # the settings class that was filled
+    names: dict[str, str] | None = None,  # what a key is called where it was written
 ) -> str:  # one sentence per problem
     """Name each wrong key, what is wrong with its value, and which keys there are."""
     reasons: dict[str, list[str]] = {}
@@ -201,14 +201,16 @@ def explain_settings(
             reason = f"unknown key; allowed here: {', '.join(allowed)}"
         elif problem["type"] != "missing" and path:
             reason += f" (it is {problem['input']!r})"
+        path[:1] = [(names or {}).get(one, one) for one in path[:1]]
         reasons.setdefault(".".join(path), []).append(reason)
     found = {key: " or ".join(dict.fromkeys(several)) for key, several in reasons.items()}
     return "; ".join(f"{key}: {reason}" if key else reason for key, reason in found.items())
 
-# %% ../nbs/00_core.ipynb #e5200b68
+# %% ../nbs/00_core.ipynb #60cc1cb4
 def checked_settings(
     kind: type,  # class of the settings, of pydantic
     values: dict[str, Any],  # names and values, from outside
+    names: dict[str, str] | None = None,  # what a key is called where it was written
 ) -> Any:  # the settings
     """Check settings.
 
@@ -220,7 +222,7 @@ def checked_settings(
     try:
         return kind(**values)
     except ValueError as error:  # pydantic's kind of it
-        raise ValueError(explain_settings(error, kind)) from error
+        raise ValueError(explain_settings(error, kind, names)) from error
 
 
 def one_line(
@@ -306,14 +308,6 @@ class Stopwatch:
         rest = time.perf_counter() - self.started - sum(self.seconds.values())
         parts = self.seconds | {"rest": max(rest, 0.0)}
         return {part: round(spent, 3) for part, spent in parts.items()}
-
-# %% ../nbs/00_core.ipynb #667165f0
-def import_all(
-    package: str,  # full name of a folder, such as "cellseg_nb.models.additions"
-) -> list[ModuleType]:  # in the order of their names
-    """Load every module in a folder, so that each can register what it holds."""
-    found = pkgutil.iter_modules(importlib.import_module(package).__path__)
-    return [importlib.import_module(f"{package}.{one.name}") for one in found]
 
 # %% ../nbs/00_core.ipynb #5671b1f8
 def moved(
