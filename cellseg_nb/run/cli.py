@@ -27,7 +27,7 @@ from cellseg_nb.run.registry import (
     find_task, task_lines,
 )
 
-# %% ../../nbs/run/01_cli.ipynb #2ebdd8da
+# %% ../../nbs/run/01_cli.ipynb #d09d0696
 def _show_warning(message, *_) -> None:
     say(f"warning: {message}")
 
@@ -49,7 +49,7 @@ class LazyTask(TyperCommand):
         made.command(self.name)(task_command(find_task(self.name)))
         return typer.main.get_command(made).make_context(info_name, args, parent, **extra)
 
-
+# %% ../../nbs/run/01_cli.ipynb #2ebdd8da
 class Verbs(TyperGroup):
     """Commands whose errors are one line each."""
 
