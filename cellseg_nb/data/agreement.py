@@ -23,7 +23,10 @@ from cellseg_nb.data.io import (
     write_image,
 )
 from cellseg_nb.data.points import (
-    Annotations, ImageSizes, clicks_by_annotator, named_images, read_project,
+    Annotations, clicks_by_annotator,
+)
+from cellseg_nb.data.projects import (
+    ImageSizes, named_images, read_project,
 )
 from cellseg_nb.measure.points import (
     check_points, match_points,

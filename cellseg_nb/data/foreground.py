@@ -26,7 +26,7 @@ from cellseg_nb.data.forest import (
 from cellseg_nb.data.io import (
     luminance, read_labels, read_pixels,
 )
-from cellseg_nb.data.points import (
+from cellseg_nb.data.projects import (
     named_images, read_quality, write_mask, write_quality,
 )
 from cellseg_nb.data.tiles import (

@@ -25,8 +25,14 @@ from cellseg_nb.data.germline import (
 from cellseg_nb.data.io import (
     write_image,
 )
+from cellseg_nb.data.point_files import (
+    CLASS,
+)
 from cellseg_nb.data.points import (
-    CLASS, QUALITY_COLUMNS, points_table, write_annotators, write_points,
+    points_table, write_points,
+)
+from cellseg_nb.data.projects import (
+    QUALITY_COLUMNS, write_annotators,
 )
 
 # %% ../../nbs/data/13_phase.ipynb #8b5d51e4
