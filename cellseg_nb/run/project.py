@@ -26,7 +26,7 @@ from cellseg_nb.core import (
 from cellseg_nb.data.transforms import (
     Augmentation,
 )
-from cellseg_nb.run.analyse import (
+from cellseg_nb.segment.image import (
     SegmentSettings,
 )
 from cellseg_nb.train.settings import (
