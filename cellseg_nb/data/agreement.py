@@ -223,14 +223,13 @@ def annotator_agreement(
                 "squares": (pairs["both"] * pairs["distance_px"] ** 2).fillna(0),
             }
             views.append(pd.DataFrame(view))
-    rows = (
-        [_habits(who, view) for who, view in pd.concat(views).groupby("annotator")] if views else []
-    )
+    by_annotator = pd.concat(views).groupby("annotator") if views else ()
+    rows = [_annotator_row(who, view) for who, view in by_annotator]
     columns = "annotator images clicks f1 miss_rate double_rate bias placement_px"
     return pd.DataFrame(rows, columns=columns.split())
 
 # %% ../../nbs/data/12_agreement.ipynb #5b16d92e
-def _habits(who, view):
+def _annotator_row(who, view):
     """A row of the table of annotators, from the pairs that one is part of."""
     sums = view[["clicks", "doubles", "cells", "theirs", "both", "squares"]].sum()
     part = {

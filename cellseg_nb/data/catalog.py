@@ -329,7 +329,7 @@ def _install(dataset, target, convert, progress=None):
     return target
 
 
-def _at(dataset, address, sha256):
+def _with_address(dataset, address, sha256):
     """The data set with another address or checksum; a mirror has the same checksum."""
     if dataset.address is None:
         raise ValueError(
@@ -362,7 +362,7 @@ def get(
     folder = locate(name)
     if folder is not None:
         return folder
-    dataset = _at(_dataset(name), address, sha256)
+    dataset = _with_address(_dataset(name), address, sha256)
     from tqdm import tqdm
 
     with tqdm(desc=name, unit="B", unit_scale=True) as bar:

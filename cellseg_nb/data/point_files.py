@@ -169,9 +169,8 @@ def _from_task(path, task, shapes) -> Iterator[ImageAnnotation]:
             continue
         values = [{**one, **one["value"]} for one in wanted]
         found = _key_points(path, place, values, shapes, names)
-        yield ImageAnnotation(
-            names, place, _annotator_name(annotation.get("completed_by")), changed=_changed(annotation), **found
-        )
+        who = _annotator_name(annotation.get("completed_by"))
+        yield ImageAnnotation(names, place, who, changed=_changed(annotation), **found)
 
 
 def _is_key_point(value):
@@ -195,7 +194,8 @@ def _from_row(path, row, shapes) -> Iterator[ImageAnnotation]:
         yield ImageAnnotation(names, place, address=address)
         return
     found = _key_points(path, place, wanted, shapes, names) | {"address": address}
-    yield ImageAnnotation(names, place, _annotator_name(row.get("annotator")), changed=_changed(row), **found)
+    who = _annotator_name(row.get("annotator"))
+    yield ImageAnnotation(names, place, who, changed=_changed(row), **found)
 
 # %% ../../nbs/data/18_point_files.ipynb #e0a531e5
 def _read_json(path, shapes, _) -> Iterator[ImageAnnotation]:
@@ -330,7 +330,7 @@ def _names_like(path, shapes):
     return tuple(dict.fromkeys((plain, stem)))
 
 
-def _centres(there):
+def _spot_centres(there):
     """Centres of spots (N, 2); where most are one pixel, every pixel is a cell, touching or not."""
     from scipy import ndimage
 
@@ -352,7 +352,7 @@ def _read_dots(path, shapes, annotator) -> Iterator[ImageAnnotation]:
     there = there.any(axis=-1) if picture.axes == "YXC" else there
     if there.mean() > 0.5:
         raise ValueError(f"{path}: most pixels are not 0; dots are few pixels on a background of 0")
-    points, names = _centres(there), _names_like(path, shapes)
+    points, names = _spot_centres(there), _names_like(path, shapes)
     kinds = (CLASS,) * len(points)
     yield ImageAnnotation(names, path.name, annotator or UNKNOWN, points, kinds, there.shape)
 
