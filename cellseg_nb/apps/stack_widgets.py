@@ -29,11 +29,8 @@ from cellseg_nb.apps.widgets import (
 from cellseg_nb.core import (
     PixelSize, pixel_edges,
 )
-from cellseg_nb.data.formats.microscope import (
-    MICROSCOPE_SUFFIXES,
-)
-from cellseg_nb.data.formats.tiff import (
-    TIFF_SUFFIXES,
+from cellseg_nb.data.io import (
+    MICROSCOPE_SUFFIXES, TIFF_SUFFIXES,
 )
 from cellseg_nb.data.germline import (
     simulate_germline, simulated_walls,
