@@ -58,6 +58,7 @@ def house(tmp_path_factory) -> Path:
     """A copy of the repository with the notebooks of all examples, exported."""
     copy, code = copy_house(tmp_path_factory.mktemp("added")), examples()
     for what, name in [
+        ("format", "data/formats/90_grid"),
         ("architecture", "models/additions/90_plain"),
         ("loss", "models/additions/91_absolute"),
         ("task", "run/tasks/90_brightness"),
@@ -74,6 +75,28 @@ def house(tmp_path_factory) -> Path:
 def cellseg(house: Path, *arguments: str) -> subprocess.CompletedProcess:
     code = "from cellseg_nb.run.cli import main; main()"
     return run(house, sys.executable, "-c", code, *arguments)
+
+
+def test_format(house, tmp_path):
+    import numpy as np
+
+    pixels = np.zeros((60, 80), np.uint16)
+    pixels[10:25, 10:30] = pixels[35:50, 45:70] = 900
+    (tmp_path / "in").mkdir()
+    np.savetxt(tmp_path / "in" / "a.grid", pixels, fmt="%d")
+    command = ("segment", str(tmp_path / "in"), "--model", "otsu", "--out", str(tmp_path / "out"))
+    done = cellseg(house, *command)
+    assert done.returncode == 0 and "2 " in done.stdout, done.stderr
+    code = f"""
+from cellseg_nb.data.io import open_plane, read_labels, write_labels
+labels = read_labels({str(tmp_path / "out" / "a_labels.tif")!r})
+path = write_labels({str(tmp_path / "truth" / "a.grid")!r}, labels)
+part = open_plane(path).read(12, 14, 8, 12)
+print(labels.max(), (part == labels[12:14, 8:12]).all(), (read_labels(path) == labels).all())
+"""
+    (tmp_path / "truth").mkdir()
+    done = run(house, sys.executable, "-c", code)
+    assert done.stdout == "2 True True\n", done.stderr
 
 
 def test_task(house, tmp_path):
