@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['PixelSize', 'pixel_edges', 'check_labels', 'label_dtype', 'consecutive', 'surviving_ids', 'atomic_path', 'write_csv',
            'replace_folder', 'file_sha256', 'explain_settings', 'checked_settings', 'one_line', 'package_versions',
-           'require', 'moved']
+           'require', 'Stopwatch', 'moved']
 
-# %% ../nbs/00_core.ipynb #0d054c0a
+# %% ../nbs/00_core.ipynb #c8b20ab0
 import hashlib
 import importlib
 import os
 import platform
 import shutil
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterable
@@ -267,6 +268,43 @@ def require(
         raise ImportError(
             f"{module} is needed here and not installed: pip install 'cellseg_nb[{extra}]'"
         ) from error
+
+# %% ../nbs/00_core.ipynb #6e697222
+class Stopwatch:
+    """Adds up seconds by what they were spent on: `with watch("network"): ...`."""
+
+    def __init__(
+        self,
+        before: dict[str, float] | None = None,  # part → seconds spent before this began
+    ):
+        self.seconds: dict[str, float] = dict(before or {})
+        self.started = time.perf_counter() - sum(self.seconds.values())
+
+    @contextmanager
+    def __call__(
+        self,
+        part: str,  # what is done in the block
+    ):
+        """Count the time of a block."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add({part: time.perf_counter() - started})
+
+    def add(
+        self,
+        seconds: dict[str, float],  # part → seconds
+    ) -> None:
+        """Add times since the start that were taken elsewhere."""
+        for part, spent in seconds.items():
+            self.seconds[part] = self.seconds.get(part, 0.0) + spent
+
+    def split(self) -> dict[str, float]:  # parts, and "rest": all other time since the start; s
+        """The parts, and the rest of the time so far."""
+        rest = time.perf_counter() - self.started - sum(self.seconds.values())
+        parts = self.seconds | {"rest": max(rest, 0.0)}
+        return {part: round(spent, 3) for part, spent in parts.items()}
 
 # %% ../nbs/00_core.ipynb #5671b1f8
 def moved(

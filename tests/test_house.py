@@ -124,8 +124,8 @@ def test_every_module_has_its_notebook():
         module = exported_module(path)
         if module is not None:
             name = re.sub(r"^\d+_", "", notebook_id(path)[: -len(".ipynb")].split("/")[-1])
-            folder = path.parent.relative_to(ROOT / "nbs").as_posix()
-            expected = name if folder == "." else f"{folder}.{name}"
+            folders = path.parent.relative_to(ROOT / "nbs").parts
+            expected = ".".join([*folders, name])
             assert module == expected, f"{path} exports {module}"
             modules.add(f"{module.replace('.', '/')}.py")
     library = ROOT / "cellseg_nb"

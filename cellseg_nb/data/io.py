@@ -7,7 +7,7 @@ __all__ = ['UNITS_UM', 'LARGEST_PRINT_PIXEL_UM', 'ZARR_MARKS', 'TIFF_SUFFIXES', 
            'IMAGE_SUFFIXES', 'CHANNEL_COLOURS', 'ZARR_TILE_PX', 'OWN_OUTPUTS', 'OTHER_IMAGE_SUFFIXES', 'Image',
            'length_um', 'gray_if_equal', 'image_sha256', 'image_stem', 'read_image', 'write_image', 'read_labels',
            'label_shape', 'write_labels', 'select_plane', 'read_pixels', 'luminance', 'Plane', 'open_plane',
-           'LabelWriter', 'find_images']
+           'check_replaceable', 'create_zarr_level', 'finish_zarr', 'LabelWriter', 'find_images']
 
 # %% ../../nbs/data/00_io.ipynb #2fa58ae4
 import hashlib
@@ -1309,7 +1309,7 @@ def _scratch_folder(path):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check_replaceable(path):
+def check_replaceable(path):
     """ValueError where somebody keeps something else under this name."""
     if path.exists() and not _is_marked(path):
         raise ValueError(f"{path} exists and is no OME-Zarr folder, so it is not overwritten")
@@ -1318,13 +1318,13 @@ def _check_replaceable(path):
 @contextmanager
 def _atomic_folder(path):
     """Yield a temporary folder beside `path`; it becomes `path` when the block succeeds."""
-    _check_replaceable(path)
+    check_replaceable(path)
     with _scratch_folder(path) as temporary:
         yield temporary
         replace_folder(temporary, path)
 
 
-def _create_zarr_level(group, name, shape, dtype, axes, tile_px):
+def create_zarr_level(group, name, shape, dtype, axes, tile_px):
     spatial = {"Y": tile_px, "X": tile_px}
     return group.create_array(
         name,
@@ -1353,7 +1353,7 @@ def _add_smaller_levels(group, level, axes, nearest):
     while max(levels[-1].shape[-2:]) > tile_px:
         above = levels[-1]
         shape = (*above.shape[:-2], *(-(-n // 2) for n in above.shape[-2:]))
-        below = _create_zarr_level(group, str(len(levels)), shape, above.dtype, axes, tile_px)
+        below = create_zarr_level(group, str(len(levels)), shape, above.dtype, axes, tile_px)
         for outer in np.ndindex(shape[:-2]):
             for y in range(0, shape[-2], tile_px):
                 for x in range(0, shape[-1], tile_px):
@@ -1412,7 +1412,7 @@ def _store_every_chunk(array):
         array[place] = array[place]
 
 
-def _finish_zarr(group, level, name, axes, edges, channels=None, colour=False, labels=False):
+def finish_zarr(group, level, name, axes, edges, channels=None, colour=False, labels=False):
     """Add the smaller levels and the metadata to a group whose level 0 is written."""
     _store_every_chunk(level)
     levels = _add_smaller_levels(group, level, axes, nearest=labels)
@@ -1424,6 +1424,10 @@ def _finish_zarr(group, level, name, axes, edges, channels=None, colour=False, l
     ours = {"every_chunk_is_stored": True, "colour": colour}
     group.attrs.update({"ome": ome, "cellseg_nb": ours})
     return levels
+
+# %% ../../nbs/data/00_io.ipynb #10cea066
+_create_zarr_level, _finish_zarr = create_zarr_level, finish_zarr  # names until run.stacks has moved
+_check_replaceable = check_replaceable
 
 # %% ../../nbs/data/00_io.ipynb #c083a3be
 @contextmanager
@@ -1464,9 +1468,9 @@ def _write_zarr(path, pixels, axes, edges, channels=None, labels=False):
     pixels = pixels.transpose([axes.index(a) for a in order])
     channels = ["red", "green", "blue"] if colour else channels
     with _new_zarr(path, labels) as group:
-        level = _create_zarr_level(group, "0", pixels.shape, pixels.dtype, order, ZARR_TILE_PX)
+        level = create_zarr_level(group, "0", pixels.shape, pixels.dtype, order, ZARR_TILE_PX)
         level[...] = pixels
-        _finish_zarr(group, level, image_stem(path), order, edges, channels, colour, labels)
+        finish_zarr(group, level, image_stem(path), order, edges, channels, colour, labels)
 
 # %% ../../nbs/data/00_io.ipynb #a0405a47
 def _tiles(level, tile_px) -> Iterator[np.ndarray]:
@@ -1529,7 +1533,7 @@ class LabelWriter:
         self._group = self._files.enter_context(
             _scratch_zarr(self.path) if tiff else _new_zarr(self.path, labels=True)
         )
-        self._level = _create_zarr_level(
+        self._level = create_zarr_level(
             self._group, "0", self.shape, self.dtype, "YX", self.tile_px
         )
 
@@ -1575,7 +1579,7 @@ def close(self: LabelWriter) -> Path:  # the file written
     """Finish the file: the smaller copies, the metadata, and its final name."""
     with self._files:  # after an error everything temporary is removed
         name = image_stem(self.path)
-        levels = _finish_zarr(self._group, self._level, name, "YX", self.edges, labels=True)
+        levels = finish_zarr(self._group, self._level, name, "YX", self.edges, labels=True)
         if self._to_tiff:
             _write_tiled_tiff(self.path, levels, self.edges, self.tile_px)
     return self.path
