@@ -7,7 +7,6 @@ __all__ = ['LEAST', 'star_overlay', 'chosen_stars', 'shrunk_proposals', 'StarCon
 
 # %% ../../nbs/apps/03_star_widgets.ipynb #a60959dc
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import ipywidgets
 import numpy as np
@@ -16,6 +15,9 @@ from PIL import Image as PillowImage
 from PIL import ImageDraw
 
 # %% ../../nbs/apps/03_star_widgets.ipynb #f3bd77d3
+from cellseg_nb.apps.scaffold import (
+    file_bytes,
+)
 from cellseg_nb.apps.widgets import (
     Explorer, OtsuControls,
 )
@@ -25,7 +27,7 @@ from cellseg_nb.measure.plots import (
 from cellseg_nb.models.bundle import (
     find_bundle, read_specification,
 )
-from cellseg_nb.run.analyse import (
+from cellseg_nb.segment.image import (
     OTSU, model_facts,
 )
 from cellseg_nb.segment.stars import (
@@ -190,5 +192,4 @@ def _content(self: StarExplorer, kind: str) -> bytes:
     """Write a result; outlines are the polygons themselves."""
     if self.stars is None or not kind.endswith((".geojson", ".zip")):
         return Explorer._content(self, kind)
-    with TemporaryDirectory() as folder:
-        return write_polygons(Path(folder) / kind, self.stars).read_bytes()
+    return file_bytes(kind, lambda path: write_polygons(path, self.stars))

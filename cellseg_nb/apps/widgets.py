@@ -9,8 +9,8 @@ __all__ = ['EXAMPLES', 'PREVIEW_PX', 'MOST_PX', 'RESULTS', 'PLANES', 'Picture', 
 # %% ../../nbs/apps/01_widgets.ipynb #9739ad9c
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import ipywidgets
@@ -19,8 +19,8 @@ from fastcore.basics import patch
 
 # %% ../../nbs/apps/01_widgets.ipynb #0ef7c4f4
 from cellseg_nb.apps.scaffold import (
-    Panel, alternatives, choice, controls_for, headline, numbered, object_sizes, picture_bytes,
-    values_of,
+    Panel, alternatives, choice, controls_for, file_bytes, headline, numbered, object_sizes,
+    picture_bytes, values_of,
 )
 from cellseg_nb.core import (
     PixelSize, pixel_edges,
@@ -49,7 +49,7 @@ from cellseg_nb.measure.objects import (
 from cellseg_nb.measure.plots import (
     overlay,
 )
-from cellseg_nb.run.analyse import (
+from cellseg_nb.segment.image import (
     OTSU, model_facts,
 )
 from cellseg_nb.segment.watershed import (
@@ -172,7 +172,7 @@ def describe(
     return f"{text}<br>{count_hits(score)} AP@.5 = {score.ap[0]:.2f}"
 
 # %% ../../nbs/apps/01_widgets.ipynb #8e5889ae
-def _write(path: Path, labels: np.ndarray, image: np.ndarray, pixel_size_um: PixelSize) -> None:
+def _write(labels: np.ndarray, image: np.ndarray, pixel_size_um: PixelSize, path: Path) -> None:
     if path.suffix == ".csv":
         object_table(labels, image, pixel_size_um).to_csv(path, index=False)
     elif path.suffix == ".tif":
@@ -196,10 +196,7 @@ def result_file(
     pixel_size_um: PixelSize = None,  # edges of a pixel; µm; None = unknown
 ) -> bytes:  # content of the file
     """Write a result into memory."""
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / kind
-        _write(path, labels, image, pixel_size_um)
-        return path.read_bytes()
+    return file_bytes(kind, partial(_write, labels, image, pixel_size_um))
 
 # %% ../../nbs/apps/01_widgets.ipynb #96ba43b2
 class NetworkControls(Settings):
