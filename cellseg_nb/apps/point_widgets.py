@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TOOLS', 'HEX_COLOURS', 'FOREGROUNDS', 'HELP', 'SOMEBODY', 'AGREED_PX', 'NO_MASK', 'PointCanvas', 'paint_strokes',
-           'png_bytes', 'paint_layers', 'save_annotations', 'annotations_of', 'BrushControls', 'LayerControls',
-           'StatusControls', 'PointEditor', 'read_picture', 'read_mask']
+           'png_bytes', 'paint_layers', 'save_annotations', 'annotations_of', 'PointControls', 'PointEditor',
+           'read_picture', 'read_mask']
 
 # %% ../../nbs/apps/04_point_widgets.ipynb #4ed62c0d
 import html
@@ -275,32 +275,19 @@ def annotations_of(
     return Annotations(points_table(rows), {annotator: {image: len(rows)}}, (image,))
 
 # %% ../../nbs/apps/04_point_widgets.ipynb #41894629
-class BrushControls(Settings):
-    """How wide things are."""
+class PointControls(Settings):
+    """How wide things are, what lies over the picture, and how far to trust it."""
 
     brush_px: int = setting(6, "Radius of brushes and eraser.", label="Brush", slider=(1, 60, 1))
     sigma_px: float = setting(
         4.0, "Sigma of the heat map around each point.", label="Spread", slider=(0.5, 30.0, 0.5)
     )
     max_distance_px: int = setting(
-        20,
-        "Foreground farther than this from every point is ignored.",
-        label="Ignored beyond",
-        slider=(2, 200, 1),
+        20, "Foreground farther than this is ignored.", label="Ignored beyond", slider=(2, 200, 1)
     )
-
-
-class LayerControls(Settings):
-    """What lies over the picture."""
-
     heat_map: bool = setting(True, "What a network for counting learns to paint.")
     foreground: bool = setting(False, "Outline of where cells can be.")
     ignored_zones: bool = setting(False, "Where training looks away.")
-
-
-class StatusControls(Settings):
-    """How far to trust a picture: columns of data_quality.csv."""
-
     annotation_status: Literal[ANNOTATION_STATUS] = setting(
         "MISSING", "How complete the points are.", label="Points are"
     )
@@ -357,10 +344,10 @@ def _make_left(self: PointEditor) -> list:  # widgets
     self.kind = ipywidgets.Combobox(CLASS, description="Class", **late)
     half = {"button_width": "calc(50% - 4px)"}
     self.tool = ipywidgets.ToggleButtons(options=list(TOOLS), style=half, layout=WIDE)
-    self.numbers = controls_for(BrushControls)
-    self.layers = {box.description: box for box in controls_for(LayerControls).values()}
+    *controls, points, mask = controls_for(PointControls, style={}).items()
+    self.numbers, self.statuses = dict(controls[:3]), dict([points, mask])
+    self.layers = {box.description: box for _, box in controls[3:]}
     self.method = choice("Foreground", FOREGROUNDS)
-    self.statuses = controls_for(StatusControls, style={})
     acts = {"Undo": self.canvas.undo, "Delete all points": self._clear_points}
     acts |= {"Save": self._save, "Save mask": self._save_mask}
     self.buttons = {words: button(words, act) for words, act in acts.items()}
@@ -477,8 +464,9 @@ def _show_statuses(self: PointEditor) -> None:
     """Set the two words as the project has them."""
     row = self.quality[self.quality["image"] == self.image]
     with self._silently():
-        for name, field in StatusControls.model_fields.items():
-            self.statuses[name].value = row[name].iloc[0] if len(row) else field.default
+        for name, status in self.statuses.items():
+            usual = PointControls.model_fields[name].default
+            status.value = row[name].iloc[0] if len(row) else usual
 
 # %% ../../nbs/apps/04_point_widgets.ipynb #981383cd
 @patch

@@ -117,11 +117,12 @@ def _join(slider: ipywidgets.Widget, field: ipywidgets.Text) -> None:
 def controls_for(
     kind: type[Settings],  # a class of settings
     values: Mapping[str, Any] = {},  # where controls stand; others stand at their defaults
-    **looks: Any,  # of `control_for`
+    late: Iterable[str] = (),  # settings whose sliders tell only where their handle is let go
+    style: Mapping[str, str] = NAMED,  # room for names
 ) -> dict[str, ipywidgets.Widget]:  # by name of the setting
     """Make a control for every setting of a class."""
-    facts = facts_of(kind)
-    return {one.name: control_for(one, values.get(one.name, one.default), **looks) for one in facts}
+    facts = {one.name: (one, values.get(one.name, one.default)) for one in facts_of(kind)}
+    return {name: control_for(*one, name not in late, style) for name, one in facts.items()}
 
 
 def field_of(control: ipywidgets.Widget) -> ipywidgets.Widget:
@@ -273,7 +274,7 @@ class Panel(ipywidgets.VBox):
     An app is a subclass, with the words below and a few methods. `_make_controls` and `_make_view` give
     its widgets. `_read` reads a file, and `_picture_of` makes a picture of it, with what `_offer` has put up
     for choice. `_clear` forgets the last picture, `_take` looks at another, `_draw` shows
-    what is found, `_found` says how much. `_stem` and `_content` give name and content of a download.
+    what is found, `_summary` says how much. `_stem` and `_content` give name and content of a download.
     """
 
     examples: dict[str, Callable[[], Any]] = {}  # name → makes a picture
@@ -418,7 +419,7 @@ def _picture_of(self: Panel, file: Any) -> Any:
 
 
 @patch
-def _found(self: Panel) -> str | None:  # such as "12 objects"; None = nothing to save
+def _summary(self: Panel) -> str | None:  # such as "12 objects"; None = nothing to save
     """Say how much is found."""
     return None if self.labels is None else f"{len(object_sizes(self.labels)):,} {self.noun}"
 
@@ -427,11 +428,11 @@ def _found(self: Panel) -> str | None:  # such as "12 objects"; None = nothing t
 def _save(self: Panel, kind: str) -> None:
     """Save a result; `kind` is the end of the file's name."""
     with self._working(f"Writing {kind}"):
-        if self._found() is None:
+        if self._summary() is None:
             raise ValueError(self.nothing)
         name = f"{self._stem()}_{kind}"
         self._send(name, self._content(kind))
-        self._say(f"Saved: {html.escape(name)}, {self._found()}")
+        self._say(f"Saved: {html.escape(name)}, {self._summary()}")
 
 
 @patch
@@ -490,7 +491,7 @@ def _as_image(image: np.ndarray | Image | str | Path) -> Image:
 def _make_controls(self: TaskPanel) -> list:  # widgets
     """Make a control for each setting that changes a result; those to be typed lie in a drawer."""
     kind = self.task.Settings
-    controls = controls_for(kind, self._values, live=False)
+    controls = controls_for(kind, self._values, late=kind.model_fields)
     hidden = self.task.no_result - set(self._values)
     self.controls = {name: one for name, one in controls.items() if name not in hidden}
     self._watch(self._draw, *self.controls.values())
@@ -561,7 +562,7 @@ def _show(self: TaskPanel, result: Result | None) -> None:
     """Show a result and what can be saved of it; None = nothing."""
     self.result, self.labels = result, None if result is None else result.labels
     row, picture = ({}, None) if result is None else (result.row, result.picture)
-    self.count.value = headline(self._found()) if result else ""
+    self.count.value = headline(self._summary()) if result else ""
     unlike = "; ".join(result and result.unlike or ())
     words = f"Unlike the images that the model was trained on: {unlike}"
     self.warning.value = f"<div role='alert'>{in_red(words)}</div>" if unlike else ""
@@ -605,7 +606,7 @@ def _write_table(table: Any, path: Path) -> None:
 
 
 @patch
-def _found(self: TaskPanel) -> str | None:  # None = nothing to save
+def _summary(self: TaskPanel) -> str | None:  # None = nothing to save
     """Say how much is found."""
     if self.result is None:
         return None
