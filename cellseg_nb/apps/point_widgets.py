@@ -10,7 +10,7 @@ __all__ = ['TOOLS', 'HEX_COLOURS', 'FOREGROUNDS', 'HELP', 'SOMEBODY', 'AGREED_PX
 # %% ../../nbs/apps/04_point_widgets.ipynb #4ed62c0d
 import html
 from collections.abc import Iterable, Mapping
-from contextlib import contextmanager
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -103,8 +103,8 @@ class PointCanvas(anywidget.AnyWidget):
 
     def __init__(self, **traits):
         super().__init__(**traits)
-        self._past, self._still = [], False
-        self.observe(self._remember, ["points", "strokes"])
+        self._past: list[tuple] = []  # what undo brings back
+        self.observe(lambda one: self._past.append((one.name, one.old)), ["points", "strokes"])
         self.on_msg(lambda _, content, buffers: content.get("undo") and self.undo())
 
 # %% ../../nbs/apps/04_point_widgets.ipynb #899c316a
@@ -158,7 +158,7 @@ def show(
     ink = np.zeros((3, 4), np.uint8)
     ink[1:, :3], ink[1:, 3] = [COLOURS["vermilion"], COLOURS["blue"]], 255
     numbers = [*kinds] or [0] * len(points)
-    with self.hold_sync(), self._forgetting():
+    with self.hold_sync():
         self.picture, self.overlay = png_bytes(pixels), b""
         if scribbles is not None:
             scribbles = resize(scribbles, pixels.shape[:2], order=0)
@@ -170,28 +170,13 @@ def show(
 
 # %% ../../nbs/apps/04_point_widgets.ipynb #0e512bf6
 @patch
-@contextmanager
-def _forgetting(self: PointCanvas):
-    """Change traits without a way back."""
-    self._still = True
-    try:
-        yield
-    finally:
-        self._still = False
-
-
-@patch
-def _remember(self: PointCanvas, change) -> None:
-    if not self._still:
-        self._past.append((change.name, change.old))
-
-
-@patch
 def undo(self: PointCanvas) -> None:
     """Take back the last change of points or scribbles."""
     if self._past:
-        with self._forgetting():
-            setattr(self, *self._past.pop())
+        name, value = self._past.pop()
+        n_before = len(self._past)
+        setattr(self, name, value)
+        del self._past[n_before:]  # to take back is no change to take back
 
 
 @patch(as_prop=True)
@@ -348,7 +333,8 @@ def _make_left(self: PointEditor) -> list:  # widgets
     self.numbers, self.statuses = dict(controls[:3]), dict([points, mask])
     self.layers = {box.description: box for _, box in controls[3:]}
     self.method = choice("Foreground", FOREGROUNDS)
-    acts = {"Undo": self.canvas.undo, "Delete all points": self._clear_points}
+    clear = partial(self.canvas.set_trait, "points", [])
+    acts = {"Undo": self.canvas.undo, "Delete all points": clear}
     acts |= {"Save": self._save, "Save mask": self._save_mask}
     self.buttons = {words: button(words, act) for words, act in acts.items()}
     self.buttons["Save"].button_style = "primary"
@@ -374,9 +360,8 @@ def _connect(self: PointEditor) -> None:
     self._watch(self._draw, *numbers, *self.layers.values(), self.method)
     self._watch(self._choose, self.folder, self.annotator)
     self._watch(self._choose_kind, self.kind)
+    self._watch(self._take_change, *self.statuses.values())
     self.canvas.observe(self._take_change, ["points", "strokes"])
-    for name, status in self.statuses.items():
-        self._watch(lambda _, name=name: self._take_status(name), status)
 
 # %% ../../nbs/apps/04_point_widgets.ipynb #782ed53e
 def read_picture(
@@ -624,27 +609,14 @@ def _tell(self: PointEditor, layers: dict[str, np.ndarray]) -> None:
 # %% ../../nbs/apps/04_point_widgets.ipynb #4f7e5050
 @patch
 def _take_change(self: PointEditor, change) -> None:
-    """Draw again after the hand has moved."""
+    """Draw again after a person has changed points, scribbles or a status."""
     if self._quiet or self.pixels is None:
         return
-    self._changed.add(change.name)
+    statuses = {status: name for name, status in self.statuses.items()}
+    self._changed.add(statuses.get(change.owner, change.name))
     if change.name == "strokes":
         self.masks.pop("scribbles", None)
     self._draw()
-
-
-@patch
-def _take_status(self: PointEditor, name: str) -> None:
-    """Keep a word that was chosen by hand."""
-    if not self._quiet and self.pixels is not None:
-        self._changed.add(name)
-        self._draw()
-
-
-@patch
-def _clear_points(self: PointEditor) -> None:
-    """Delete all points; undo brings them back."""
-    self.canvas.points = []
 
 # %% ../../nbs/apps/04_point_widgets.ipynb #e4dd7572
 @patch

@@ -19,7 +19,7 @@ from cellseg_nb.apps.scaffold import (
     file_bytes,
 )
 from cellseg_nb.apps.widgets import (
-    Explorer, OtsuControls,
+    SAME, Explorer, OtsuControls,
 )
 from cellseg_nb.measure.plots import (
     label_colours, overlay,
@@ -87,9 +87,7 @@ class StarControls(Settings):
     nms_thresh: float = setting(
         0.4, "How much two objects may overlap.", label="Overlap (NMS)", slider=(0.02, 0.8, 0.01)
     )
-    min_area_px: int = setting(
-        0, "Objects with fewer pixels are removed.", label="Smallest object", slider=(0, 1000, 1)
-    )
+    min_area_px: float = SAME["min_area_px"]
 
 
 class StarExplorer(Explorer):
@@ -97,12 +95,8 @@ class StarExplorer(Explorer):
 
     Parameters
     ----------
-    image : ndarray, path or None
-        A picture (Y, X), or (Y, X, 3) in colour, or a file; None = a simulated example.
-    truth : ndarray or None
-        True label image of the picture; gives scores.
-    pixel_size_um : float, (y, x) or None
-        Edge of a pixel of an array, µm; a file says it itself.
+    image, truth, pixel_size_um
+        As for `Explorer`.
     model : str or Path
         Name or folder of a bundle with a StarDist model for pictures.
 
