@@ -24,6 +24,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import ipywidgets
 import numpy as np
+import pandas as pd
 from fastcore.basics import patch
 from PIL import Image as PillowImage
 
@@ -455,7 +456,7 @@ class TaskPanel(Panel):
     model : str, Path, bundle, list of them, or None
         With what; None = the default of the task.
     examples : dict
-        Name → function that gives what `image` may be; None = simulated nuclei.
+        Name → function that gives an array or an image; None = simulated nuclei.
     values : object
         Settings that do not stand at their defaults.
 
@@ -475,16 +476,10 @@ class TaskPanel(Panel):
         super().__init__()
         if image is None:
             self._choose()
+        elif isinstance(image, (str, Path)):
+            self._open(Path(image).name, self._read(Path(image)))
         else:
-            name = Path(image).name if isinstance(image, (str, Path)) else "image"
-            self._open(name, _as_image(image))
-
-
-def _as_image(image: np.ndarray | Image | str | Path) -> Image:
-    """Read a file, or name the axes of an array. Raises ValueError when it is none."""
-    if isinstance(image, (str, Path)):
-        return read_image(image)
-    return image if isinstance(image, Image) else Image(image, "YX")
+            self._open("image", image)
 
 # %% ../../nbs/apps/00_scaffold.ipynb #a435f480
 @patch
@@ -530,9 +525,9 @@ def _clear(self: TaskPanel, file: Image | None = None) -> None:
 
 
 @patch
-def _take(self: TaskPanel, image: np.ndarray | Image | str | Path) -> None:
-    """Look at a picture."""
-    self.image = _as_image(image)
+def _take(self: TaskPanel, image: np.ndarray | Image) -> None:
+    """Look at a picture; an array is (Y, X)."""
+    self.image = image if isinstance(image, Image) else Image(image, "YX")
 
 
 @patch
@@ -560,49 +555,36 @@ def _draw(self: TaskPanel, _=None) -> None:
 @patch
 def _show(self: TaskPanel, result: Result | None) -> None:
     """Show a result and what can be saved of it; None = nothing."""
-    self.result, self.labels = result, None if result is None else result.labels
-    row, picture = ({}, None) if result is None else (result.row, result.picture)
+    self.result, self.labels = result, result and result.labels
     self.count.value = headline(self._summary()) if result else ""
     unlike = "; ".join(result and result.unlike or ())
     words = f"Unlike the images that the model was trained on: {unlike}"
     self.warning.value = f"<div role='alert'>{in_red(words)}</div>" if unlike else ""
-    cells = [(name, _written(value)) for name, value in row.items()]
-    lines = [f"<tr><td>{html.escape(name)}</td><td>{text}</td></tr>" for name, text in cells]
-    self.row.value = f"<table>{''.join(lines)}</table>"
-    self.screen.layout.display = "none" if picture is None else "flex"
-    if picture is not None:
-        self.screen.value = thumbnail(picture, result.labels, 1024)
-    self._writers = {} if result is None else self._files(result)
+    numbers = pd.DataFrame({"": result.row}) if result else pd.DataFrame()
+    looks = dict(float_format=format_number, na_rep="", header=False, border=0)
+    self.row.value = numbers.to_html(**looks) if result else ""
+    seen = result is not None and result.picture is not None
+    self.screen.layout.display = "flex" if seen else "none"
+    if seen:
+        self.screen.value = thumbnail(result.picture, result.labels, 1024)
+    self._writers = self._files(result) if result else {}
     if set(self._writers) - set(self.results):
-        words = {kind: f"Save {kind}" for kind in self._writers}
-        self.results = self._make_results(words)
+        self.results = self._make_results({kind: f"Save {kind}" for kind in self._writers})
     self.result_box.children = [one for kind, one in self.results.items() if kind in self._writers]
-
-
-def _written(value: Any) -> str:  # HTML
-    """A number or a word of a row."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return format_number(value)
-    return "" if value is None else html.escape(str(value))
 
 # %% ../../nbs/apps/00_scaffold.ipynb #56a1d1f3
 @patch
 def _files(self: TaskPanel, result: Result) -> dict[str, Callable[[Path], Any]]:
     """Everything that can be saved: end of the file's name → function that writes it."""
-    import pandas as pd
-
     tables = {self.task.table: pd.DataFrame([result.row])} | result.tables
-    files = {f"{name}.csv": partial(_write_table, table) for name, table in tables.items()}
-    own = {Path(one).name.removeprefix(f"{self._stem()}_"): write for one, write in result.files.items()}
-    files |= {name: write for name, write in own.items() if not name.endswith(".zarr")}
-    if result.labels is not None and not any(name.startswith("labels") for name in files):
-        edges = self.image.pixel_size_um
-        files["labels.tif"] = lambda path: write_labels(path, result.labels, edges)
+    files = {f"{name}.csv": partial(table.to_csv, index=False) for name, table in tables.items()}
+    for name, write in result.files.items():
+        if not name.endswith(".zarr"):  # a folder
+            files[Path(name).name.removeprefix(f"{self._stem()}_")] = write
+    if result.labels is not None and "labels.tif" not in files:
+        how = dict(labels=result.labels, pixel_size_um=self.image.pixel_size_um)
+        files["labels.tif"] = partial(write_labels, **how)
     return files
-
-
-def _write_table(table: Any, path: Path) -> None:
-    table.to_csv(path, index=False)
 
 
 @patch
