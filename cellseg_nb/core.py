@@ -7,7 +7,7 @@ __all__ = ['PixelSize', 'pixel_edges', 'check_labels', 'label_dtype', 'consecuti
            'replace_folder', 'file_sha256', 'explain_settings', 'checked_settings', 'one_line', 'package_versions',
            'require', 'Stopwatch', 'moved']
 
-# %% ../nbs/00_core.ipynb #c8b20ab0
+# %% ../nbs/00_core.ipynb #1643254c
 import hashlib
 import importlib
 import os
@@ -175,10 +175,11 @@ def file_sha256(
             digest.update(block)
     return digest.hexdigest()
 
-# %% ../nbs/00_core.ipynb #439bb8c5
+# %% ../nbs/00_core.ipynb #56c06e7a
 def explain_settings(
     error: Exception,  # a ValidationError of pydantic: what pydantic found
     settings: type,  # the settings class that was filled
+    names: dict[str, str] | None = None,  # what a key is called where it was written
 ) -> str:  # one sentence per problem
     """Name each wrong key, what is wrong with its value, and which keys there are."""
     reasons: dict[str, list[str]] = {}
@@ -200,14 +201,16 @@ def explain_settings(
             reason = f"unknown key; allowed here: {', '.join(allowed)}"
         elif problem["type"] != "missing" and path:
             reason += f" (it is {problem['input']!r})"
+        path[:1] = [(names or {}).get(one, one) for one in path[:1]]
         reasons.setdefault(".".join(path), []).append(reason)
     found = {key: " or ".join(dict.fromkeys(several)) for key, several in reasons.items()}
     return "; ".join(f"{key}: {reason}" if key else reason for key, reason in found.items())
 
-# %% ../nbs/00_core.ipynb #e5200b68
+# %% ../nbs/00_core.ipynb #60cc1cb4
 def checked_settings(
     kind: type,  # class of the settings, of pydantic
     values: dict[str, Any],  # names and values, from outside
+    names: dict[str, str] | None = None,  # what a key is called where it was written
 ) -> Any:  # the settings
     """Check settings.
 
@@ -219,7 +222,7 @@ def checked_settings(
     try:
         return kind(**values)
     except ValueError as error:  # pydantic's kind of it
-        raise ValueError(explain_settings(error, kind)) from error
+        raise ValueError(explain_settings(error, kind, names)) from error
 
 
 def one_line(

@@ -56,9 +56,6 @@ from cellseg_nb.models.bundle import (
 from cellseg_nb.run.outputs import (
     rough_duration,
 )
-from cellseg_nb.run.stacks import (
-    boundary_output,
-)
 from cellseg_nb.segment.cleanup import (
     filter_objects,
 )
@@ -70,6 +67,9 @@ from cellseg_nb.segment.partition import (
 )
 from cellseg_nb.segment.predict import (
     count_windows, fit_window, predict_stack, seconds_per_window,
+)
+from cellseg_nb.segment.stack import (
+    boundary_output,
 )
 from cellseg_nb.segment.superpixels import (
     as_probability, distance_watershed,

@@ -192,7 +192,7 @@ class StackFile:
             depth if axis == "Z" else index
             for axis, index in zip(self._plane.image.axes, self._plane.indices)
         ]
-        return Plane(self._plane.image, indices, self._plane.close)
+        return Plane(self._plane.image, indices)
 
     def __gt__(self, least: float) -> "ThresholdedStack":
         return ThresholdedStack(self, least)
@@ -203,7 +203,7 @@ class StackFile:
         if axis < 0:
             return [self]
         every = ([*indices[:axis], n, *indices[axis + 1 :]] for n in range(self.n_channels))
-        return [StackFile(Plane(self._plane.image, one, self._plane.close)) for one in every]
+        return [StackFile(Plane(self._plane.image, one)) for one in every]
 
     def __enter__(self):
         return self
@@ -211,7 +211,7 @@ class StackFile:
     def __exit__(self, *_):
         self._plane.close()
 
-
+# %% ../../nbs/data/07_volumes.ipynb #4b6877d9
 class ThresholdedStack:
     """Where a volume is above a threshold, read by window."""
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'main']
 
-# %% ../../nbs/run/01_cli.ipynb #dc954ea5
+# %% ../../nbs/run/01_cli.ipynb #9a7fd66b
 import logging
 import pkgutil
 import sys
@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 import cellseg_nb
 from cellseg_nb.run import (
@@ -23,8 +23,11 @@ from cellseg_nb.run import (
 from cellseg_nb.run.options import (
     error_line, flag, say,
 )
+from cellseg_nb.run.registry import (
+    find_task, task_lines,
+)
 
-# %% ../../nbs/run/01_cli.ipynb #ca353150
+# %% ../../nbs/run/01_cli.ipynb #2ebdd8da
 def _show_warning(message, *_) -> None:
     say(f"warning: {message}")
 
@@ -33,6 +36,18 @@ ORDER = (
     "demo segment count evaluate train experiment tune segment3d graph graph-train patches "
     "init verify data model pipeline points"
 ).split()
+
+
+class LazyTask(TyperCommand):
+    """The command of a task, which is loaded when it is called: the list of commands needs one line of it."""
+
+    def make_context(self, info_name, args, parent=None, **extra):
+        """Load the task, and go on with its real command."""
+        from cellseg_nb.run.task_commands import task_command
+
+        made = typer.Typer(add_completion=False, rich_markup_mode=None)
+        made.command(self.name)(task_command(find_task(self.name)))
+        return typer.main.get_command(made).make_context(info_name, args, parent, **extra)
 
 
 class Verbs(TyperGroup):
@@ -46,7 +61,14 @@ class Verbs(TyperGroup):
 
     def list_commands(self, ctx):
         """First what is read first; what is not in the order stands at the end."""
-        return sorted(self.commands, key=[*ORDER, *self.commands].index)
+        names = [*self.commands, *task_lines()]
+        return sorted(names, key=[*ORDER, *names].index)
+
+    def get_command(self, ctx, name):
+        """A command of a module, or of a task."""
+        if name in self.commands or name not in task_lines():
+            return super().get_command(ctx, name)
+        return LazyTask(name, help=task_lines()[name], rich_markup_mode=None)
 
     def invoke(self, ctx):
         """Run a verb; an error ends it with exit code 2, Ctrl-C with 130."""

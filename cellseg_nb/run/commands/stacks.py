@@ -41,7 +41,7 @@ def graph_train(
 
     'cellseg graph --model EDGES' and 'cellseg segment3d --edges EDGES' use what was learned.
     """
-    from cellseg_nb.run.stacks import train_edges_file
+    from cellseg_nb.run.tasks.graph import train_edges_file
 
     how = given(threshold=threshold, min_size=min_size)
     files = boundaries, labels, out, superpixels

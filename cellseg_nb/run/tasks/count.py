@@ -16,7 +16,7 @@ import numpy as np
 from fastcore.basics import patch
 from pydantic import Field, model_validator
 
-# %% ../../../nbs/run/tasks/03_count.ipynb #6c1a2588
+# %% ../../../nbs/run/tasks/03_count.ipynb #6bdf4f5d
 from cellseg_nb.core import (
     PixelSize, Stopwatch, atomic_path,
 )
@@ -29,8 +29,11 @@ from cellseg_nb.data.planes import (
 from cellseg_nb.run.outputs import (
     counted, record_path, write_text,
 )
+from cellseg_nb.run.registry import (
+    register,
+)
 from cellseg_nb.run.runner import (
-    Batch, Item, Result, Summary, Task, register, unlike_note,
+    Batch, Item, Result, Summary, Task, unlike_note,
 )
 from cellseg_nb.segment.image import (
     Model, bundle_facts, check_tiles, load_models, members,

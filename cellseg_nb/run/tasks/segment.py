@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from fastcore.basics import patch
 
-# %% ../../../nbs/run/tasks/00_segment.ipynb #601bbfe4
+# %% ../../../nbs/run/tasks/00_segment.ipynb #6a4d4e74
 from cellseg_nb.core import (
     Stopwatch, pixel_edges,
 )
@@ -27,8 +27,11 @@ from cellseg_nb.data.planes import (
 from cellseg_nb.run.outputs import (
     NO_DISAGREEMENT, counted, export_paths, write_exports, write_overlay,
 )
+from cellseg_nb.run.registry import (
+    register,
+)
 from cellseg_nb.run.runner import (
-    Batch, Item, Result, Task, register, unlike_note,
+    Batch, Item, Result, Task, unlike_note,
 )
 from cellseg_nb.segment.image import (
     SegmentSettings, check_flat, chosen_postprocessing, is_classical, is_star, load_models,
