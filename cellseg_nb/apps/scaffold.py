@@ -38,11 +38,14 @@ from cellseg_nb.data.simulate import (
 from cellseg_nb.run.outputs import (
     counted,
 )
+from cellseg_nb.run.registry import (
+    find_task,
+)
 from cellseg_nb.run.report import (
     format_number, thumbnail,
 )
 from cellseg_nb.run.runner import (
-    Item, Result, Task, find_task,
+    Item, Result, Task,
 )
 from cellseg_nb.settings import (
     SettingFacts, Settings, facts_of,
