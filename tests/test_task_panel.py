@@ -104,7 +104,7 @@ def test_moving_a_control_does_the_task_again(panel):
     panel.controls["side"].value = "dark"
     assert panel.result.row["count"] == 1 and panel.labels[0, 0] == 1
     assert bytes(panel.screen.value[:2]) == b"\xff\xd8"
-    assert "<th>mean_px</th>" in panel.row.value and "a&lt;b" in panel.row.value
+    assert ">mean_px</th>" in panel.row.value and "a&lt;b" in panel.row.value
 
 
 def test_a_model_is_loaded_once():

@@ -62,9 +62,9 @@ def control_for(
     style: Mapping[str, str] = NAMED,  # room for the name
 ) -> ipywidgets.Widget:  # of a slider, the field beside it has the value (`field_of`)
     """Make the control of a setting."""
-    known = not facts.unit or facts.label.endswith(facts.unit)
-    about = dict(description=facts.label if known else f"{facts.label}, {facts.unit}")
-    about["tooltip"] = facts.help
+    unit = "µm" if facts.unit == "um" else facts.unit
+    name = facts.label if facts.label.endswith(unit) else f"{facts.label}, {unit}"
+    about = dict(description=name, tooltip=facts.help)
     if facts.kind is bool and value is not None:
         return ipywidgets.Checkbox(value, indent=False, **about)
     if facts.slider:
@@ -78,7 +78,8 @@ def control_for(
         unset = [(facts.usual, "")] if facts.default is None else []
         return ipywidgets.Dropdown(options=[*unset, *words.items()], value=value, **about)
     text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return ipywidgets.Text(text, placeholder=facts.usual, continuous_update=False, **about)
+    about |= {"placeholder": facts.usual or "\u200b", "continuous_update": False}
+    return ipywidgets.Text(text, **about)
 
 # %% ../../nbs/apps/00_scaffold.ipynb #fd149502
 def _slider_and_field(facts: SettingFacts, value: float | None, about: dict) -> ipywidgets.HBox:
@@ -90,7 +91,8 @@ def _slider_and_field(facts: SettingFacts, value: float | None, about: dict) -> 
     kind = ipywidgets.IntSlider if whole else ipywidgets.FloatSlider
     slider = kind(value=limits["min"] if value is None else value, **limits, **about, **looks)
     if value is None:
-        field = ipywidgets.Text(placeholder=facts.usual, continuous_update=False, **beside)
+        beside |= {"layout": {"width": "100px"}, "continuous_update": False}
+        field = ipywidgets.Text(placeholder=facts.usual, **beside)
         _join(slider, field)
         return ipywidgets.HBox([slider, field])
     number = ipywidgets.BoundedIntText if whole else ipywidgets.BoundedFloatText
@@ -563,9 +565,9 @@ def _show(self: TaskPanel, result: Result | None) -> None:
     unlike = "; ".join(result and result.unlike or ())
     words = f"Unlike the images that the model was trained on: {unlike}"
     self.warning.value = f"<div role='alert'>{in_red(words)}</div>" if unlike else ""
-    numbers = pd.DataFrame({"": result.row}) if result else pd.DataFrame()
-    looks = dict(float_format=format_number, na_rep="", header=False, border=0)
-    self.row.value = numbers.to_html(**looks) if result else ""
+    row = {name: one for name, one in (result.row if result else {}).items() if one is not None}
+    table = pd.DataFrame({"": row}).to_html(float_format=format_number, header=False, border=0)
+    self.row.value = table.replace("<th>", "<th style='text-align: left'>") if row else ""
     seen = result is not None and result.picture is not None
     self.screen.layout.display = "flex" if seen else "none"
     if seen:
