@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,7 @@ def house(tmp_path_factory) -> Path:
         ("command", "run/commands/90_hello"),
         ("task", "run/tasks/90_brightness"),
         ("lesson", "lessons/90_bright"),
+        ("app", "apps/bright"),
     ]:
         write_notebook(copy / "nbs" / f"{name}.ipynb", code[what])
     done = run(copy, BIN / "nbdev_export")
@@ -181,6 +183,16 @@ def test_lesson(house):
     page.write_text(page.read_text(encoding="utf-8").replace("image > threshold", "image < threshold"))
     done = run(house, BIN / "nbdev_test", "--path", page, "--n_workers", "1")
     assert "AssertionError" in done.stdout + done.stderr
+
+
+def test_app(house):
+    page = house / "nbs" / "apps" / "bright.ipynb"
+    done = run(house, BIN / "nbdev_test", "--path", page, "--n_workers", "1")
+    assert "Success" in done.stdout + done.stderr, done.stdout + done.stderr
+    shutil.copy(ROOT / "Makefile", house)
+    shown = run(house, "make", "-n", "app-bright").stdout
+    assert "voila nbs/apps/bright.ipynb" in shown and "{'name': 'An example'}" in shown
+    assert "make app-bright        the app “An example”" in run(house, "make", "help").stdout
 
 
 def test_the_copy_is_used(house):
