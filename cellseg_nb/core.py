@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['PixelSize', 'pixel_edges', 'check_labels', 'label_dtype', 'consecutive', 'surviving_ids', 'atomic_path', 'write_csv',
            'replace_folder', 'file_sha256', 'explain_settings', 'checked_settings', 'one_line', 'package_versions',
-           'require']
+           'require', 'moved']
 
-# %% ../nbs/00_core.ipynb #d17392a5
+# %% ../nbs/00_core.ipynb #0d054c0a
 import hashlib
 import importlib
 import os
 import platform
 import shutil
 import uuid
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
@@ -266,3 +267,28 @@ def require(
         raise ImportError(
             f"{module} is needed here and not installed: pip install 'cellseg_nb[{extra}]'"
         ) from error
+
+# %% ../nbs/00_core.ipynb #5671b1f8
+def moved(
+    module: str,  # where names were: `__name__`
+    places: dict[str, str],  # name → "module" where it is now, or "module:new_name"
+) -> Callable[[str], Any]:  # the `__getattr__` of that module
+    """Keep names working that are elsewhere now: `__getattr__ = moved(__name__, {...})`.
+
+    Warns
+    -----
+    DeprecationWarning
+        A moved name is used; the message says where it is.
+    """
+
+    def find(name: str) -> Any:
+        if name not in places:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        place, _, renamed = places[name].partition(":")
+        renamed = renamed or name
+        warnings.warn(
+            f"{module}.{name} is now {place}.{renamed}", DeprecationWarning, stacklevel=2
+        )
+        return getattr(importlib.import_module(place), renamed)
+
+    return find
