@@ -28,7 +28,7 @@ from cellseg_nb.settings import (
 if TYPE_CHECKING:  # PyTorch takes seconds to load, and a specification is read without it
     from torch import nn
 
-# %% ../../nbs/models/05_specification.ipynb #30cbec5b
+# %% ../../nbs/models/05_specification.ipynb #f3fea577
 Scale = Annotated[float, Field(ge=0.25, le=4)]
 Scales = Annotated[tuple[Scale, ...], Field(min_length=1)]
 Target = Literal["foreground", "boundary", "distance"]
@@ -46,26 +46,23 @@ class NetworkSettings(Settings):
     encoder: str = setting("mobilenet_v2", "Name in segmentation-models-pytorch.")
     in_channels: int = setting(1, "Channels of the picture.", ge=1)
     encoder_depth: int = setting(5, "Times the picture is halved.", ge=3, le=5)
-    decoder_channels: tuple[int, ...] | None = setting(
-        DECODER, "Channels of the decoder, one number per halving.", usual="the library's"
-    )
+    decoder_channels: tuple[int, ...] | None = setting(DECODER,
+        "Channels of the decoder, one number per halving.", usual="the library's")
 
     @property
     def step_px(self) -> int:
         """Total stride of the network, of which the edges of what it sees are multiples; px."""
         return 2**self.encoder_depth
 
-# %% ../../nbs/models/05_specification.ipynb #53e56e79
+# %% ../../nbs/models/05_specification.ipynb #d900fa8f
 class Normalisation(Settings):
     """How the brightness of a picture is made comparable before the network sees it."""
 
     low: float = setting(1.0, "Percentile of the whole picture that becomes 0.", ge=0, le=100)
     high: float = setting(99.8, "Percentile of the whole picture that becomes 1.", ge=0, le=100)
-    invert: bool = setting(
-        False,
+    invert: bool = setting(False,
         "Take the negative first, for dark objects on a bright background; the percentiles count "
-        "on the negative.",
-    )
+        "on the negative.")
 
     @model_validator(mode="after")
     def _rises(self):
@@ -88,7 +85,7 @@ class Normalisation(Settings):
 
         return normalised(image, **self.model_dump())[(slice(None),) * image.ndim]
 
-# %% ../../nbs/models/05_specification.ipynb #934078e6
+# %% ../../nbs/models/05_specification.ipynb #db84e8f8
 class Specification(Settings):
     """Everything about a model but its weights."""
 
@@ -97,28 +94,23 @@ class Specification(Settings):
 
     name: str = setting(..., "What to call it.")
     description: str = setting("", "What it is for.")
-    outputs: tuple[Target, ...] = setting(
-        ("foreground", "boundary", "distance"), "Painted channels, names in `data.targets`."
-    )
+    outputs: tuple[Target, ...] = setting(("foreground", "boundary", "distance"),
+        "Painted channels, names in `data.targets`.")
     network: NetworkSettings = setting(NetworkSettings(), "Which network.")
     normalisation: Normalisation = setting(Normalisation(), "How pictures are prepared.")
     diameter_px: float | None = setting(None, "Median diameter of the training objects.", gt=0)
-    scales: Scales = setting(
-        (1.0,), "Enlargements at which the picture is predicted; the results are averaged."
-    )
-    postprocessing: dict[SegmentationSetting, float] = setting(
-        {}, "Arguments of `segment.watershed.objects_from_probabilities`."
-    )
+    scales: Scales = setting((1.0,),
+        "Enlargements at which the picture is predicted; the results are averaged.")
+    postprocessing: dict[SegmentationSetting, float] = setting({},
+        "Arguments of `segment.watershed.objects_from_probabilities`.")
     data: str = setting("", "What it was trained on.")
     licence: str = setting("", "Under which terms it may be used.")
     citation: str = setting("", "What to cite.")
     training: dict[str, Any] = setting({}, "Command, configuration, seed, versions, duration.")
     scores: dict[str, Any] = setting({}, "Where it was scored, and how well.")
-    training_statistics: dict[str, list[float]] = setting(
-        {},
+    training_statistics: dict[str, list[float]] = setting({},
         "What the training pictures look like: name of a statistic → its quantiles over them, from "
-        "`segment.certainty`; tells whether a new picture resembles them. Empty = not measured.",
-    )
+        "`segment.certainty`; tells whether a new picture resembles them. Empty = not measured.")
     format_version: int = setting(2, "The oldest version of this page that has all its fields.")
 
     @classmethod

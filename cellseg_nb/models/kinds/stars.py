@@ -78,43 +78,33 @@ class _StarNetwork(Settings):
         pool = self.options.get("unet_pool", (2,) * self.n_axes)
         return tuple(one**self.n_depth * step for one, step in zip(pool, self.grid))
 
-# %% ../../../nbs/models/kinds/01_stars.ipynb #0c9ea231
+# %% ../../../nbs/models/kinds/01_stars.ipynb #8c550fe1
 class StarNetworkSettings(_StarNetwork):
     """Which StarDist network; the keys of StarDist's configuration."""
 
-    architecture: Literal["StarDist2D", "StarDist3D"] = setting(
-        "StarDist2D", "For pictures or for stacks."
-    )
+    architecture: Literal["StarDist2D", "StarDist3D"] = setting("StarDist2D",
+        "For pictures or for stacks.")
     in_channels: int = setting(1, "Channels of the picture.", ge=1)
-    n_rays: int = setting(
-        ..., "Corners of a polygon, or of a polyhedron.", usual="32, in 3D 96", ge=3
-    )
-    grid: tuple[Literal[1, 2, 4, 8, 16], ...] = setting(
-        ..., "One proposal per so many pixels along (z,) y, x.", usual="every pixel"
-    )
-    n_depth: int = setting(
-        ..., "Times the U-Net halves the picture.", usual="3, in 3D 2", ge=1, le=6
-    )
+    n_rays: int = setting(...,
+        "Corners of a polygon, or of a polyhedron.", usual="32, in 3D 96", ge=3)
+    grid: tuple[Literal[1, 2, 4, 8, 16], ...] = setting(...,
+        "One proposal per so many pixels along (z,) y, x.", usual="every pixel")
+    n_depth: int = setting(...,
+        "Times the U-Net halves the picture.", usual="3, in 3D 2", ge=1, le=6)
     n_filter_base: int = setting(32, "Channels of the finest level.", ge=1)
     backbone: Literal["unet", "resnet"] = setting("unet", "Form of the network; resnet is for 3D.")
-    anisotropy: tuple[Annotated[float, Field(gt=0)], ...] | None = setting(
-        None, "Size of an object along z, y, x relative to the others, for 3D.", unit="voxels"
-    )
-    options: dict[str, Any] = setting(
-        {}, "Other keys of StarDist's configuration: unet_…, resnet_…, net_…, rays_json."
-    )
+    anisotropy: tuple[Annotated[float, Field(gt=0)], ...] | None = setting(None,
+        "Size of an object along z, y, x relative to the others, for 3D.", unit="voxels")
+    options: dict[str, Any] = setting({},
+        "Other keys of StarDist's configuration: unet_…, resnet_…, net_…, rays_json.")
 
 
 class StarPostprocessing(Settings):
     """Which proposals stay."""
 
-    prob_thresh: OpenShare = setting(
-        0.5, "Proposals of a smaller object probability are dropped."
-    )
-    nms_thresh: OpenShare = setting(
-        0.4,
-        "Of two proposals that overlap by more than this share, the more probable one stays.",
-    )
+    prob_thresh: OpenShare = setting(0.5, "Proposals of a smaller object probability are dropped.")
+    nms_thresh: OpenShare = setting(0.4,
+        "Of two proposals that overlap by more than this share, the more probable one stays.")
 
 # %% ../../../nbs/models/kinds/01_stars.ipynb #e38b3771
 def stardist_models() -> Any:  # the module `stardist.models`
@@ -220,7 +210,7 @@ def fill_stars(
         one.assign(arrays[name].astype(np.float32))
     return network
 
-# %% ../../../nbs/models/kinds/01_stars.ipynb #35ec661d
+# %% ../../../nbs/models/kinds/01_stars.ipynb #99e8115f
 @register_kind
 class StarSpecification(Specification):
     """Everything about a StarDist model but its weights."""
@@ -228,15 +218,13 @@ class StarSpecification(Specification):
     other: ClassVar[str] = "is a StarDist model, which paints no maps"
     instead: ClassVar[str] = "'cellseg segment' and segment.stars.predict_stars use this one"
 
-    outputs: tuple[Literal["probability", "distances"], ...] = setting(
-        ("probability", "distances"), "What the network gives for every point of its grid."
-    )
+    outputs: tuple[Literal["probability", "distances"], ...] = setting(("probability", "distances"),
+        "What the network gives for every point of its grid.")
     network: StarNetworkSettings = setting(StarNetworkSettings(), "Which network.")
     postprocessing: StarPostprocessing = setting(StarPostprocessing(), "Which proposals stay.")
     scales: tuple[Scale] = setting((1.0,), "The enlargement at which pictures are predicted.")
-    pixel_size_um: VoxelSize | None = setting(
-        None, "Pixel ((z,) y, x) of the training pictures.", unit="µm"
-    )
+    pixel_size_um: VoxelSize | None = setting(None,
+        "Pixel ((z,) y, x) of the training pictures.", unit="µm")
     patch_px: tuple[int, ...] | None = setting(None, "Size of the training patches.", unit="px")
 
     @classmethod
