@@ -91,7 +91,6 @@ class Specification(Settings):
 
     other: ClassVar[str] = ""  # what it does, where it paints no maps of objects
     instead: ClassVar[str] = ""  # what to use it with, where it paints none
-
     name: str = setting(..., "What to call it.")
     description: str = setting("", "What it is for.")
     outputs: tuple[Target, ...] = setting(("foreground", "boundary", "distance"),

@@ -177,7 +177,7 @@ def write_row(
         writer.writerows([row, *(old.values() for old in rows), row.values()])
     print("  ".join(f"{name} {row[name]}" for name in shown or row if name in row), flush=True)
 
-
+# %% ../../nbs/train/10_callbacks.ipynb #757addd7
 class WriteLog(Callback):
     """Append a row to `log.csv` after every epoch, before the checkpoint."""
 

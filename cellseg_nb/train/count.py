@@ -18,6 +18,7 @@ import torch
 from matplotlib.figure import Figure
 from torch.nn import functional as F
 
+# %% ../../nbs/train/07_count.ipynb #c4b67e07
 from cellseg_nb.core import (
     write_csv,
 )

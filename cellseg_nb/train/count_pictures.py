@@ -90,8 +90,7 @@ def _simulated_phase_contrast(seed: int) -> CountPicture:
 
 
 SIMULATED: dict[str, Callable[[int], CountPicture]] = {
-    "simulated-nuclei": _simulated_nuclei,
-    "simulated-phase-contrast": _simulated_phase_contrast,
+    "simulated-nuclei": _simulated_nuclei, "simulated-phase-contrast": _simulated_phase_contrast
 }
 
 # %% ../../nbs/train/12_count_pictures.ipynb #b7a4b84a

@@ -51,9 +51,7 @@ from cellseg_nb.train.settings import (
 
 # %% ../../nbs/train/01_crops.ipynb #617f54e3
 SIMULATED_GERMLINES = {
-    "train": (10_000, 60),
-    "val": (20_000, 8),
-    "test": (30_000, 12),
+    "train": (10_000, 60), "val": (20_000, 8), "test": (30_000, 12)
 }  # seed, stacks
 
 

@@ -24,6 +24,7 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
+# %% ../../nbs/train/03_finish.ipynb #45758f93
 from cellseg_nb.core import (
     PixelSize, atomic_path, write_csv,
 )
@@ -64,13 +65,7 @@ from cellseg_nb.train.settings import (
 
 # %% ../../nbs/train/03_finish.ipynb #5b61fc84
 LOG = (
-    "epoch",
-    "train_loss",
-    "valid_loss",
-    "valid_ap50",
-    "valid_mean_ap",
-    "learning_rate",
-    "seconds",
+    "epoch", "train_loss", "valid_loss", "valid_ap50", "valid_mean_ap", "learning_rate", "seconds"
 )
 
 

@@ -84,7 +84,7 @@ def train(
     fit(config, out, parts)
     return recipe.finish(config, out, parts, force)
 
-
+# %% ../../nbs/train/02_learner.ipynb #139109fb
 def fit(
     config: StartSettings,  # all settings
     out: str | Path,  # folder of the run

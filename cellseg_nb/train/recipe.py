@@ -76,7 +76,7 @@ def set_aside(
     places = np.linspace(0, len(keys), n_aside, endpoint=False) + len(keys) / (2 * n_aside)
     return np.isin(np.arange(len(keys)), [order[int(place)] for place in places])
 
-
+# %% ../../nbs/train/09_recipe.ipynb #bcdf8287
 def split(
     samples: Sequence,  # all
     keys: Sequence,  # their order
@@ -138,6 +138,10 @@ class _Steps:
         """What scores an epoch; the usual one adds nothing to the loss."""
         return Scorer()
 
+    def computing(self) -> AbstractContextManager:
+        """How the device computes while the network learns."""
+        return nullcontext()
+
     def about(self, config: Settings, parts: Parts) -> dict[str, Any]:
         """What the specification says besides what is in the configuration."""
         return {"data": data_text(config.data, parts)}
@@ -157,6 +161,10 @@ class _Steps:
         """What was learned from: name of a sample → sum of its arrays."""
         return {one.name: arrays_sha256(one) for one in [*parts.train, *parts.aside]}
 
+# %% ../../nbs/train/09_recipe.ipynb #58f339bc
+class _Runs:
+    """What a recipe does with the folder of a run, and with several; each has a usual way."""
+
     def start(self, out: Path) -> dict:
         """Read the checkpoint; empty = from the beginning."""
         import torch
@@ -167,10 +175,6 @@ class _Steps:
         found = torch.load(path, "cpu", weights_only=True)
         return {"epochs_done": found.get("epochs")} | found  # as older versions named it, or as now
 
-    def computing(self) -> AbstractContextManager:
-        """How the device computes while the network learns."""
-        return nullcontext()
-
     def is_finished(self, out: Path) -> bool:
         """Whether nothing is left to do once all epochs are done."""
         return False
@@ -178,10 +182,6 @@ class _Steps:
     def finish(self, config: Settings, out: Path, parts: Parts, force: bool) -> Path:
         """Judge and describe the model once all epochs are done."""
         return out / "model"
-
-# %% ../../nbs/train/09_recipe.ipynb #58f339bc
-class _Folds:
-    """What a recipe does with several trainings; each has a usual way."""
 
     def score_fold(self, config: Settings, model: Path) -> "pd.DataFrame":
         """Score a finished model on the fold that it never saw."""
@@ -208,7 +208,7 @@ class _Folds:
         """Add what the folds say to the model that was trained on all samples."""
 
 # %% ../../nbs/train/09_recipe.ipynb #53fa3685
-class Recipe(_Steps, _Folds):
+class Recipe(_Steps, _Runs):
     """What is learned from what; the loop of `train.learner` does the rest."""
 
     name: ClassVar[str] = ""  # what `task:` in a YAML file says
@@ -272,7 +272,7 @@ def data_text(
     which = f" ({', '.join(chosen)})" if chosen else ""
     return f"{dataset}{which}: {len(parts.train)} {what}, {len(parts.aside)} aside"
 
-
+# %% ../../nbs/train/09_recipe.ipynb #34bb3e7e
 def check_fit(
     config: Settings,  # all settings
     parent: Specification,  # of the model that the training starts from

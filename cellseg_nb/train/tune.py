@@ -206,12 +206,7 @@ def _row(matchings: list[Matching]) -> dict[str, float]:
     """Scores over all objects of all pictures."""
     whole = pool(matchings)
     scores = {"AP@.5": round(float(whole.ap[0]), 4), "mean AP": round(whole.mean_ap, 4)}
-    return {
-        "pictures": len(matchings),
-        "objects": whole.n_truth,
-        "found": whole.n_pred,
-        **scores,
-    }
+    return {"pictures": len(matchings), "objects": whole.n_truth, "found": whole.n_pred, **scores}
 
 # %% ../../nbs/train/05_tune.ipynb #bbb4c3df
 def tune(
