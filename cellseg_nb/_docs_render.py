@@ -18,6 +18,8 @@ from nbdev.config import get_config
 from nbdev.processors import Processor
 from nbdev.showdoc import BasicMarkdownRenderer
 
+from cellseg_nb.settings import Settings, settings_table
+
 LIVE = "# Shown live only"
 SECTION = r"^{title}\n-+\n(.*?)(?=^\S[^\n]*\n-{{3,}}\n|\Z)"
 TITLE = re.compile(r"\s*# [^\n]*\n*(> [^\n]*\n*)*")
@@ -75,7 +77,9 @@ class ParameterTable(DocmentTbl):
 
 
 def parameter_table(symbol) -> str:
-    """Give parameters, or documented fields, as a Markdown table."""
+    """Give settings, parameters, or documented fields, as a Markdown table."""
+    if isinstance(symbol, type) and issubclass(symbol, Settings):
+        return settings_table(symbol).strip()
     return ParameterTable(symbol)._repr_markdown_() or fields_table(symbol)
 
 

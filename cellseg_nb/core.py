@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['PixelSize', 'pixel_edges', 'check_labels', 'label_dtype', 'consecutive', 'surviving_ids', 'atomic_path', 'write_csv',
            'replace_folder', 'file_sha256', 'explain_settings', 'checked_settings', 'one_line', 'package_versions',
-           'require', 'moved']
+           'require', 'Stopwatch', 'moved']
 
-# %% ../nbs/00_core.ipynb #0d054c0a
+# %% ../nbs/00_core.ipynb #1643254c
 import hashlib
 import importlib
 import os
 import platform
 import shutil
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterable
@@ -174,10 +175,11 @@ def file_sha256(
             digest.update(block)
     return digest.hexdigest()
 
-# %% ../nbs/00_core.ipynb #439bb8c5
+# %% ../nbs/00_core.ipynb #56c06e7a
 def explain_settings(
     error: Exception,  # a ValidationError of pydantic: what pydantic found
     settings: type,  # the settings class that was filled
+    names: dict[str, str] | None = None,  # what a key is called where it was written
 ) -> str:  # one sentence per problem
     """Name each wrong key, what is wrong with its value, and which keys there are."""
     reasons: dict[str, list[str]] = {}
@@ -199,14 +201,16 @@ def explain_settings(
             reason = f"unknown key; allowed here: {', '.join(allowed)}"
         elif problem["type"] != "missing" and path:
             reason += f" (it is {problem['input']!r})"
+        path[:1] = [(names or {}).get(one, one) for one in path[:1]]
         reasons.setdefault(".".join(path), []).append(reason)
     found = {key: " or ".join(dict.fromkeys(several)) for key, several in reasons.items()}
     return "; ".join(f"{key}: {reason}" if key else reason for key, reason in found.items())
 
-# %% ../nbs/00_core.ipynb #e5200b68
+# %% ../nbs/00_core.ipynb #60cc1cb4
 def checked_settings(
     kind: type,  # class of the settings, of pydantic
     values: dict[str, Any],  # names and values, from outside
+    names: dict[str, str] | None = None,  # what a key is called where it was written
 ) -> Any:  # the settings
     """Check settings.
 
@@ -218,7 +222,7 @@ def checked_settings(
     try:
         return kind(**values)
     except ValueError as error:  # pydantic's kind of it
-        raise ValueError(explain_settings(error, kind)) from error
+        raise ValueError(explain_settings(error, kind, names)) from error
 
 
 def one_line(
@@ -267,6 +271,43 @@ def require(
         raise ImportError(
             f"{module} is needed here and not installed: pip install 'cellseg_nb[{extra}]'"
         ) from error
+
+# %% ../nbs/00_core.ipynb #6e697222
+class Stopwatch:
+    """Adds up seconds by what they were spent on: `with watch("network"): ...`."""
+
+    def __init__(
+        self,
+        before: dict[str, float] | None = None,  # part → seconds spent before this began
+    ):
+        self.seconds: dict[str, float] = dict(before or {})
+        self.started = time.perf_counter() - sum(self.seconds.values())
+
+    @contextmanager
+    def __call__(
+        self,
+        part: str,  # what is done in the block
+    ):
+        """Count the time of a block."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add({part: time.perf_counter() - started})
+
+    def add(
+        self,
+        seconds: dict[str, float],  # part → seconds
+    ) -> None:
+        """Add times since the start that were taken elsewhere."""
+        for part, spent in seconds.items():
+            self.seconds[part] = self.seconds.get(part, 0.0) + spent
+
+    def split(self) -> dict[str, float]:  # parts, and "rest": all other time since the start; s
+        """The parts, and the rest of the time so far."""
+        rest = time.perf_counter() - self.started - sum(self.seconds.values())
+        parts = self.seconds | {"rest": max(rest, 0.0)}
+        return {part: round(spent, 3) for part, spent in parts.items()}
 
 # %% ../nbs/00_core.ipynb #5671b1f8
 def moved(

@@ -172,7 +172,7 @@ def _facts(name: str, field: Any) -> SettingFacts:
         known.get("flags", {}),
     )
 
-# %% ../nbs/01_settings.ipynb #f9162b20
+# %% ../nbs/01_settings.ipynb #52e86493
 def settings_table(
     kind: type[Settings],  # a class of settings
 ) -> str:  # a table in Markdown

@@ -234,3 +234,57 @@ def test_types_that_are_not_imported_are_shown_by_name():
     assert "list[Picture]" in text
     assert "**Bundle**" in text
     assert not {"torch", "Picture", "Bundle"} & set(globals())
+
+
+def test_settings_are_a_table():
+    from typing import Literal
+
+    from cellseg_nb._docs_render import TableRenderer
+    from cellseg_nb.settings import Settings, setting
+
+    class Parting(Settings):
+        """How touching objects are parted."""
+
+        method: Literal["watershed", "multicut"] = setting("watershed", "How | where.")
+        min_area_um2: float | None = setting(None, "Smallest kept.", unit="µm²", ge=0, usual="all")
+
+    class PartingOfCommand(Parting):
+        """The same, with the help of a command."""
+
+        seed: int = setting(0, "Of what is random.", metavar="N")
+        words: tuple[str, ...] = setting((), "Any words.", option="")
+
+    text = TableRenderer(Parting)._repr_markdown_()
+    assert text.endswith(
+        "| setting | type | allowed | default | what it does |\n"
+        "| -- | -- | -- | -- | -- |\n"
+        "| `method` | word | `watershed`, `multicut` | watershed | How \\| where. |\n"
+        "| `min_area_um2` | float | from 0 µm² | all | Smallest kept. |"
+    ), text
+    text = TableRenderer(PartingOfCommand)._repr_markdown_()
+    assert "| from 0 µm² | all | Smallest kept. | `--min-area-um2` |\n" in text
+    assert text.endswith(
+        "| `seed` | int |  | 0 | Of what is random. | `--seed` |\n"
+        "| `words` | tuple of str |  |  | Any words. |  |"
+    ), text
+
+
+def anchor_of(heading: str) -> str:
+    """The anchor that the site gives a heading."""
+    return re.sub(r"\s+", "-", re.sub(r"[^\w\s.-]", "", heading).strip().lower())
+
+
+def test_glossary_is_in_order_and_its_links_resolve():
+    def texts(path):
+        return [cell.text for cell in read_cells(path) if cell.kind == "markdown"]
+
+    glossary = texts(ROOT / "nbs" / "glossary.ipynb")
+    words = [text.splitlines()[0].removeprefix("## ") for text in glossary if text.startswith("## ")]
+    assert words == sorted(words, key=str.lower)
+    anchors = {anchor_of(word) for word in words}
+    assert len(anchors) == len(words) > 60
+    wanted = {(link, "glossary") for link in re.findall(r"\]\(#([^)]+)\)", "\n".join(glossary))}
+    for path in notebooks():
+        links = re.findall(r"glossary\.ipynb#([\w.-]+)", "\n".join(texts(path)))
+        wanted |= {(link, notebook_id(path)) for link in links}
+    assert not (dead := {(link, page) for link, page in wanted if link not in anchors}), dead

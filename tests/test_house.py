@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from configparser import ConfigParser
 from importlib import metadata
 from pathlib import Path
@@ -15,12 +16,12 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT, notebook_id, notebooks, read_cells
+from modules import ROOMS, import_cycles, import_graph, imported, line_count, modules, room_of
 from packaging.requirements import Requirement
 
 BIN = Path(sys.executable).parent
 HEAVY = "torch fastai tensorflow monai pandas numba skimage matplotlib kedro".split()
 HANDWRITTEN = {"__init__.py", "_modidx.py", "_docs_render.py"}
-ROOMS = ["core", "settings", "measure", "data", "models", "segment", "train", "run", "apps"]
 SHOW_HELP = """
 from typer.testing import CliRunner
 from cellseg_nb.run.cli import app
@@ -55,12 +56,13 @@ def run_python(code: str) -> str:
     [
         "import cellseg_nb",
         "import cellseg_nb.core",
+        "import cellseg_nb.settings",
         "import cellseg_nb.data.io",
         "import cellseg_nb.data.catalog",
         "import cellseg_nb.run.cli",
         SHOW_HELP,
     ],
-    ids=["package", "core", "data.io", "data.catalog", "run.cli", "cellseg --help"],
+    ids=["package", "core", "settings", "data.io", "data.catalog", "run.cli", "cellseg --help"],
 )
 def test_import_loads_nothing_heavy(code):
     loaded = run_python(
@@ -124,8 +126,8 @@ def test_every_module_has_its_notebook():
         module = exported_module(path)
         if module is not None:
             name = re.sub(r"^\d+_", "", notebook_id(path)[: -len(".ipynb")].split("/")[-1])
-            folder = path.parent.relative_to(ROOT / "nbs").as_posix()
-            expected = name if folder == "." else f"{folder}.{name}"
+            folders = path.parent.relative_to(ROOT / "nbs").parts
+            expected = ".".join([*folders, name])
             assert module == expected, f"{path} exports {module}"
             modules.add(f"{module.replace('.', '/')}.py")
     library = ROOT / "cellseg_nb"
@@ -137,17 +139,30 @@ def test_every_module_has_its_notebook():
     assert written == modules
 
 
-def imported_module(node: ast.ImportFrom, path: Path) -> str:
-    """The full name of what `from ... import` names, relative imports resolved."""
-    if not node.level:
-        return node.module
-    package = path.relative_to(ROOT).with_suffix("").parts[: -node.level]
-    return ".".join([*package, node.module or ""])
+def test_a_module_has_one_notebook():
+    found = Counter(filter(None, map(exported_module, notebooks())))
+    assert not (twice := [name for name, times in found.items() if times > 1]), twice
 
 
-def test_relative_imports_are_resolved():
-    node = ast.parse("from ..data.io import read_image").body[0]
-    assert imported_module(node, ROOT / "cellseg_nb/run/analyse.py") == "cellseg_nb.data.io"
+def test_imports_are_seen_wherever_they_stand():
+    tree = ast.parse(
+        "from ..data.io import read_image\n"
+        "def later():\n"
+        "    import cellseg_nb.run.cli as cli\n"
+        "    from cellseg_nb import apps\n"
+        "    return import_module('cellseg_nb.train.learner')\n"
+    )
+    assert imported(tree, "cellseg_nb.run.tasks") == {
+        "cellseg_nb.run.data.io.read_image",
+        "cellseg_nb.run.cli",
+        "cellseg_nb.apps",
+        "cellseg_nb.train.learner",
+    }
+
+
+def test_cycles_are_seen():
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set()}
+    assert import_cycles(graph) == [["b", "c"]]
 
 
 def test_imports_are_absolute():
@@ -162,24 +177,24 @@ def test_imports_are_absolute():
 
 
 def test_rooms_import_only_from_rooms_above():
-    library = ROOT / "cellseg_nb"
-    wrong = []
-    for path in library.rglob("*.py"):
-        room = path.relative_to(library).parts[0].removesuffix(".py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [imported_module(node, path)] if isinstance(node, ast.ImportFrom) else []
-            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            for name in names:
-                parts = (name or "").split(".")
-                known = (
-                    parts[0] == "cellseg_nb"
-                    and len(parts) > 1
-                    and parts[1] in ROOMS
-                    and room in ROOMS
-                )
-                if known and ROOMS.index(parts[1]) > ROOMS.index(room):
-                    wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    """At the top of a module or inside a function, in a folder of a room or right in it."""
+    wrong = [
+        f"{module} imports {other}"
+        for module, others in import_graph(ROOT).items()
+        for other in sorted(others)
+        if {room_of(module), room_of(other)} <= set(ROOMS)
+        and ROOMS.index(room_of(other)) > ROOMS.index(room_of(module))
+    ]
     assert not wrong, wrong
+
+
+def test_imports_do_not_go_in_circles():
+    assert not (cycles := import_cycles(import_graph(ROOT))), cycles
+
+
+def test_modules_are_short():
+    long = {name: line_count(path) for name, path in modules(ROOT).items() if line_count(path) > 700}
+    assert not long, f"more than 700 lines; split off a subject: {long}"
 
 
 def test_notebook_is_small_and_speaks_of_no_machine(notebook):

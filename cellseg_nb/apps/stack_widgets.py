@@ -50,8 +50,11 @@ from cellseg_nb.measure.plots import (
 from cellseg_nb.models.bundle import (
     Bundle, StackPostprocessing, load_bundle, read_specification,
 )
-from cellseg_nb.run.stacks import (
-    boundary_output, rough_duration,
+from cellseg_nb.run.outputs import (
+    rough_duration,
+)
+from cellseg_nb.segment.stack import (
+    boundary_output,
 )
 from cellseg_nb.segment.cleanup import (
     filter_objects,

@@ -25,7 +25,7 @@ from cellseg_nb.measure.plots import (
 from cellseg_nb.models.bundle import (
     find_bundle, read_specification,
 )
-from cellseg_nb.run.analyse import (
+from cellseg_nb.segment.image import (
     OTSU, model_facts,
 )
 from cellseg_nb.segment.stars import (

@@ -55,7 +55,7 @@ from cellseg_nb.measure.objects import (
 from cellseg_nb.measure.plots import (
     overlay,
 )
-from cellseg_nb.run.analyse import (
+from cellseg_nb.segment.image import (
     OTSU, model_facts,
 )
 from cellseg_nb.segment.watershed import (

@@ -26,7 +26,7 @@ import pandas as pd
 from cellseg_nb.core import (
     atomic_path, file_sha256, package_versions,
 )
-from cellseg_nb.run.analyse import (
+from cellseg_nb.segment.image import (
     model_facts,
 )
 from cellseg_nb.run.steps import (

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import ValidationError, field_validator
 
 from cellseg_nb.core import (
     atomic_path, explain_settings, require,
@@ -26,46 +26,32 @@ from cellseg_nb.core import (
 from cellseg_nb.data.transforms import (
     Augmentation,
 )
-from cellseg_nb.run.analyse import (
+from cellseg_nb.segment.image import (
     SegmentSettings,
 )
+from cellseg_nb.settings import (
+    Settings, setting,
+)
 from cellseg_nb.train.settings import (
-    CONFIGS, Settings, TrainConfig, change_key, make_config,
+    CONFIGS, TrainConfig, change_key, make_config,
 )
 
 # %% ../../nbs/run/07_project.ipynb #8e31309a
 class Source(Settings):
-    """Some images.
+    """Some images."""
 
-    Parameters
-    ----------
-    dataset : str
-        Name in the catalog, or a folder of images and label images.
-    split, kind : str or None
-        Only those of this split and this kind; None = all.
-    images : int or None
-        Only the first so many; None = all.
-    address, sha256 : str or None
-        Another address of the archive of a data set, and its checksum; None = as listed.
-    """
-
-    dataset: str
-    split: str | None = None
-    kind: str | None = None
-    images: int | None = Field(None, ge=1)
-    address: str | None = None
-    sha256: str | None = None
+    dataset: str = setting(..., "Name in the catalog, or a folder of images and label images.")
+    split: str | None = setting(None, "Only those of this split.", usual="all")
+    kind: str | None = setting(None, "Only those of this kind.", usual="all")
+    images: int | None = setting(None, "Only the first so many.", usual="all", ge=1)
+    address: str | None = setting(None, "Another address of the archive of a data set.")
+    sha256: str | None = setting(None, "Checksum of that archive.", usual="as listed")
 
 
 class DataSection(Settings):
-    """Which images: `parameters_data.yml`.
+    """Which images: `parameters_data.yml`."""
 
-    Parameters
-    ----------
-    sources : list of Source
-    """
-
-    sources: tuple[Source, ...]
+    sources: tuple[Source, ...] = setting(..., "Data sets and folders; at least one.")
 
     @field_validator("sources")
     @classmethod
@@ -76,118 +62,72 @@ class DataSection(Settings):
 
 # %% ../../nbs/run/07_project.ipynb #9fcbba07
 class ProcessingSection(Settings):
-    """What the images are for: `parameters_processing.yml`.
+    """What the images are for: `parameters_processing.yml`."""
 
-    Parameters
-    ----------
-    train, test : list of str
-        Splits, or names of images, where * stands for anything.
-    group_by : str
-        Column of the table of images; scores are given for each of its values.
-    rescale_to_magnification : float or None
-        Magnification that all images are resized to; None = images stay as they are.
-    """
-
-    train: tuple[str, ...] = ("train",)
-    test: tuple[str, ...] = ("test",)
-    group_by: str = "kind"
-    rescale_to_magnification: float | None = Field(None, gt=0)
+    train: tuple[str, ...] = setting(
+        ("train",), "Images to learn from: splits, or names, where * stands for anything."
+    )
+    test: tuple[str, ...] = setting(("test",), "Images to be tested on, in the same way.")
+    group_by: str = setting("kind", "Column of the table of images; its values get scores each.")
+    rescale_to_magnification: float | None = setting(
+        None, "Magnification that all images are resized to.", usual="as they are", gt=0
+    )
 
 
 class ModelSection(Settings):
-    """Which model: `parameters_model.yml`.
+    """Which model: `parameters_model.yml`."""
 
-    Parameters
-    ----------
-    method : str
-        "unet": U-Net and watershed; "stardist": star-convex polygons.
-    name, description, licence, citation, seed, start_from
-        As in `train.settings.StartSettings`.
-    unet, stardist : dict
-        Settings of each method, as in a configuration of `cellseg train`.
-    """
-
-    method: Literal["unet", "stardist"] = "unet"
-    name: str = "my-model"
-    description: str = ""
-    licence: str = ""
-    citation: str = ""
-    seed: int = Field(0, ge=0)
-    start_from: str | None = None
-    unet: dict[str, Any] = {}
-    stardist: dict[str, Any] = {}
+    method: Literal["unet", "stardist"] = setting(
+        "unet", "unet: U-Net and watershed; stardist: star-convex polygons."
+    )
+    name: str = setting("my-model", "Name of the model.")
+    description: str = setting("", "What it finds, for its `model.json`.")
+    licence: str = setting("", "Licence of the model.")
+    citation: str = setting("", "What to cite.")
+    seed: int = setting(0, "Seed of the training.", ge=0)
+    start_from: str | None = setting(None, "Model that it starts from.", usual="random weights")
+    unet: dict[str, Any] = setting({}, "U-Net: as in a configuration of `cellseg train`.")
+    stardist: dict[str, Any] = setting({}, "StarDist: as in a configuration of `cellseg train`.")
 
 # %% ../../nbs/run/07_project.ipynb #f3779095
 class TrainingSection(Settings):
-    """How long is trained: `parameters_training.yml`.
+    """How long is trained: `parameters_training.yml`."""
 
-    Parameters
-    ----------
-    validation_fraction : float
-        Share of the training images that is set aside to choose the best epoch.
-    unet, stardist : dict
-        Settings `training` of each method, as in a configuration of `cellseg train`.
-    """
-
-    validation_fraction: float = Field(0.15, gt=0, lt=1)
-    unet: dict[str, Any] = {}
-    stardist: dict[str, Any] = {}
+    validation_fraction: float = setting(
+        0.15, "Share of the training images that is set aside to choose the best epoch.", gt=0, lt=1
+    )
+    unet: dict[str, Any] = setting({}, "U-Net: `training` of a configuration of `cellseg train`.")
+    stardist: dict[str, Any] = setting({}, "StarDist: the same.")
 
 
 class EvaluationSection(Settings):
-    """How the test images are segmented and compared: `parameters_evaluation.yml`.
+    """How the test images are segmented and compared: `parameters_evaluation.yml`."""
 
-    Parameters
-    ----------
-    segmentation : SegmentSettings
-    tolerance : float
-        Largest difference of a score at which a repeated evaluation still agrees.
-    """
-
-    segmentation: SegmentSettings = SegmentSettings()
-    tolerance: float = Field(0.002, ge=0)
+    segmentation: SegmentSettings = setting(SegmentSettings(), "As of `cellseg segment`.")
+    tolerance: float = setting(
+        0.002, "Largest difference of a score at which a repeated evaluation still agrees.", ge=0
+    )
 
 # %% ../../nbs/run/07_project.ipynb #4e794428
 class PicturesSection(Settings):
-    """What is drawn: `parameters_pictures.yml`.
+    """What is drawn: `parameters_pictures.yml`."""
 
-    Parameters
-    ----------
-    overlays : int
-        So many test images with their outlines.
-    worst, best : int
-        So many images with the lowest and the highest mean AP, truth against prediction.
-    images : list of str
-        Names of images that are drawn in any case.
-    """
-
-    overlays: int = Field(4, ge=0)
-    worst: int = Field(2, ge=0)
-    best: int = Field(2, ge=0)
-    images: tuple[str, ...] = ()
+    overlays: int = setting(4, "So many test images with their outlines.", ge=0)
+    worst: int = setting(2, "So many with the lowest mean AP, truth against prediction.", ge=0)
+    best: int = setting(2, "So many with the highest mean AP.", ge=0)
+    images: tuple[str, ...] = setting((), "Names of images that are drawn in any case.")
 
 # %% ../../nbs/run/07_project.ipynb #fc83fd56
 class ProjectSettings(Settings):
-    """Everything that the files of a project say, one section per file.
+    """Everything that the files of a project say, one section per file."""
 
-    Parameters
-    ----------
-    data : DataSection
-    processing : ProcessingSection
-    augmentations : Augmentation
-    model : ModelSection
-    training : TrainingSection
-    evaluation : EvaluationSection
-    pictures : PicturesSection
-    """
-
-    data: DataSection
-    processing: ProcessingSection = ProcessingSection()
-    augmentations: Augmentation = Augmentation()
-    model: ModelSection = ModelSection()
-    training: TrainingSection = TrainingSection()
-    evaluation: EvaluationSection = EvaluationSection()
-    pictures: PicturesSection = PicturesSection()
+    data: DataSection = setting(..., "Which images.")
+    processing: ProcessingSection = setting(ProcessingSection(), "What the images are for.")
+    augmentations: Augmentation = setting(Augmentation(), "How training images are varied.")
+    model: ModelSection = setting(ModelSection(), "Which model.")
+    training: TrainingSection = setting(TrainingSection(), "How long is trained.")
+    evaluation: EvaluationSection = setting(EvaluationSection(), "How it is tested.")
+    pictures: PicturesSection = setting(PicturesSection(), "What is drawn.")
 
 # %% ../../nbs/run/07_project.ipynb #cb880b98
 def training_config(

@@ -43,7 +43,7 @@ from cellseg_nb.models.bundle import (
     StarSpecification, read_specification,
 )
 from cellseg_nb.run.analyse import (
-    SegmentSettings, analyse,
+    analyse,
 )
 from cellseg_nb.run.evaluate import (
     evaluate_folders, label_files, score_intervals, write_evaluation,

@@ -51,7 +51,7 @@ def load_stars(
     if not isinstance(bundle.specification, StarSpecification):
         raise ValueError(
             f"the model {bundle.specification.name!r} is no StarDist model; "
-            "run.analyse.segment_image segments with models of every kind"
+            "segment.image.segment_image segments with models of every kind"
         )
     return bundle
 

@@ -1,0 +1,129 @@
+"""What CONTRIBUTING.md says of adding something: its examples, as they stand there, in a copy of the repository."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, copy_house
+
+BIN = Path(sys.executable).parent
+KERNEL = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
+
+
+def examples() -> dict[str, str]:
+    """The first Python block under each heading "Add a ..."."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    found = {}
+    for part in re.split(r"^### Add an? ", text, flags=re.M)[1:]:
+        block = re.search(r"^```python\n(.*?)^```", part, re.M | re.S)
+        if block:
+            found[part.splitlines()[0]] = block[1]
+    return found
+
+
+def write_notebook(path: Path, code: str) -> None:
+    """Write an example as the notebook that it stands for: a cell begins at each line `#| ...`."""
+
+    def cell(number: int, kind: str, source: str) -> dict:
+        code = {"execution_count": None, "outputs": []} if kind == "code" else {}
+        source = source.strip("\n").splitlines(keepends=True)
+        return {"cell_type": kind, "id": f"{number:08}", "metadata": {}, "source": source} | code
+
+    parts = re.split(r"^(?=#\| )", code, flags=re.M)
+    cells = [cell(0, "markdown", "# An example\n\n> It comes from CONTRIBUTING.md.")]
+    for number, part in enumerate(filter(None, parts), 1):
+        if part.startswith("#| markdown"):
+            cells.append(cell(number, "markdown", part.split("\n", 1)[1]))
+        else:
+            place = 0 if "default_exp" in part else len(cells)
+            cells.insert(place, cell(number, "code", part))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"cells": cells, "metadata": KERNEL, "nbformat": 4, "nbformat_minor": 5}
+    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def run(house: Path, *command: object) -> subprocess.CompletedProcess:
+    """Run a command with the package of the copy."""
+    env = os.environ | {"PYTHONPATH": str(house)}
+    command = [str(part) for part in command]
+    return subprocess.run(command, capture_output=True, text=True, cwd=house, env=env)
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory) -> Path:
+    """A copy of the repository with the notebooks of all examples, exported."""
+    copy, code = copy_house(tmp_path_factory.mktemp("added")), examples()
+    for what, name in [
+        ("architecture", "models/additions/90_plain"),
+        ("loss", "models/additions/91_absolute"),
+        ("command", "run/commands/90_hello"),
+        ("lesson", "lessons/90_bright"),
+    ]:
+        write_notebook(copy / "nbs" / f"{name}.ipynb", code[what])
+    done = run(copy, BIN / "nbdev_export")
+    assert done.returncode == 0, done.stderr
+    return copy
+
+
+def cellseg(house: Path, *arguments: str) -> subprocess.CompletedProcess:
+    code = "from cellseg_nb.run.cli import main; main()"
+    return run(house, sys.executable, "-c", code, *arguments)
+
+
+def test_command(house):
+    assert cellseg(house, "hello", "Ada").stdout == "Hello, Ada!\n"
+    assert cellseg(house, "hello", "Ada", "--loud").stdout == "HELLO, ADA!\n"
+    wrong = cellseg(house, "hello", "R2D2")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr == "error: a name has letters only, unlike 'R2D2'\n"
+    listed = cellseg(house, "--help").stdout.splitlines()
+    assert listed[-1].split(maxsplit=1) == ["hello", "Greet somebody."]
+
+
+def test_architecture(house):
+    code = """
+import torch
+from cellseg_nb.models.bundle import NetworkSettings
+from cellseg_nb.models.zoo import build_network
+settings = NetworkSettings(architecture="Plain")
+network = build_network(**settings.model_dump(), out_channels=2)
+print(tuple(network(torch.zeros(1, 1, 32, 48)).shape))
+try:
+    build_network("Plane")
+except ValueError as error:
+    print(error)
+"""
+    done = run(house, sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("(1, 2, 32, 48)\nunknown architecture 'Plane'; known: Unet, ")
+    assert done.stdout.endswith("UNet3D, Plain\n")
+
+
+def test_loss(house):
+    code = """
+import torch
+from cellseg_nb.models.losses import HeatmapLoss
+ones, zeros = torch.ones(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)
+print(*[HeatmapLoss(kind)(3 * ones, zeros).item() for kind in ("absolute", "absolute+mse")])
+"""
+    done = run(house, sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "3.0 12.0\n"
+
+
+def test_lesson(house):
+    page = house / "nbs" / "lessons" / "90_bright.ipynb"
+    done = run(house, BIN / "nbdev_test", "--path", page, "--n_workers", "1")
+    assert "Success" in done.stdout + done.stderr, done.stdout + done.stderr
+    page.write_text(page.read_text(encoding="utf-8").replace("image > threshold", "image < threshold"))
+    done = run(house, BIN / "nbdev_test", "--path", page, "--n_workers", "1")
+    assert "AssertionError" in done.stdout + done.stderr
+
+
+def test_the_copy_is_used(house):
+    done = run(house, sys.executable, "-c", "import cellseg_nb; print(cellseg_nb.__file__)")
+    assert Path(done.stdout.strip()).parent.parent == house
