@@ -4,13 +4,11 @@
 
 # %% auto #0
 __all__ = ['Scale', 'Scales', 'Target', 'VoxelSize', 'SegmentationSetting', 'DECODER', 'KINDS', 'NetworkSettings',
-           'Normalisation', 'Specification', 'register_kind', 'import_all', 'all_kinds', 'specification_class',
-           'architecture', 'needs_maps', 'Bundle', 'weight_arrays', 'save_bundle', 'write_specification']
+           'Normalisation', 'Specification', 'register_kind', 'all_kinds', 'specification_class', 'architecture',
+           'needs_maps', 'Bundle', 'weight_arrays', 'save_bundle', 'write_specification']
 
 # %% ../../nbs/models/05_specification.ipynb #1cb2c66d
-import importlib
 import json
-import pkgutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -19,7 +17,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from cellseg_nb.core import (
-    atomic_path,
+    atomic_path, import_all,
 )
 from cellseg_nb.settings import (
     Settings, setting,
@@ -147,14 +145,6 @@ def register_kind(
     """Make a kind of model known."""
     KINDS.append(kind)
     return kind
-
-
-def import_all(
-    package: str,  # such as "cellseg_nb.models.kinds"
-) -> None:
-    """Import every module of a package, so that each can register what it holds."""
-    for found in pkgutil.iter_modules(importlib.import_module(package).__path__):
-        importlib.import_module(f"{package}.{found.name}")
 
 
 def all_kinds() -> list[type[Specification]]:

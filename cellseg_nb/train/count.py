@@ -9,6 +9,7 @@ __all__ = ['MOST_DESCRIBED', 'MOST_PIXELS', 'train_count', 'count_on_device', 'C
 
 # %% ../../nbs/train/07_count.ipynb #4606183d
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from torch.nn import functional as F
 
-# %% ../../nbs/train/07_count.ipynb #c4b67e07
+# %% ../../nbs/train/07_count.ipynb #b7d9363d
 from cellseg_nb.core import (
     write_csv,
 )
@@ -50,7 +51,7 @@ from cellseg_nb.train.experiments import (
     fold_table, run_folds, train_fold,
 )
 from cellseg_nb.train.finish import (
-    find_parent, refusal, refuse,
+    WorseThanParent, consequence, find_parent, refusal,
 )
 from cellseg_nb.train.learner import (
     fit, train,
@@ -171,7 +172,8 @@ def finish_count(
     child, parent = ({"MAE": error, "pictures": len(middles)} for error in errors)
     reason = refusal(child, parent, config.start_from, "MAE")
     if reason and not force:
-        refuse(out, reason)
+        os.replace(model, out / "model_refused")
+        raise WorseThanParent(consequence(out, reason, force), out / "model_refused")
     return model
 
 # %% ../../nbs/train/07_count.ipynb #1b769ba3

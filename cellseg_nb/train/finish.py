@@ -6,7 +6,7 @@
 __all__ = ['LOG', 'SCORE_NAMES', 'STAR_LOG', 'STAR_NAMES', 'HITS', 'MOST_SHOWN', 'MOST_DESCRIBED', 'PAGE_STYLE', 'read_log',
            'plot_log', 'with_invert', 'predict_sample', 'cut_maps', 'segment_sample', 'Scored', 'score_samples',
            'score_table', 'pooled_scores', 'object_pictures', 'describe_pictures', 'training_page', 'WorseThanParent',
-           'refusal', 'refuse', 'is_finished', 'finish', 'find_parent']
+           'refusal', 'consequence', 'is_finished', 'finish', 'find_parent']
 
 # %% ../../nbs/train/03_finish.ipynb #d851f78e
 import base64
@@ -433,20 +433,20 @@ def refusal(
     )
 
 
-def refuse(
+def consequence(
     out: Path,  # folder of the run
-    reason: str,  # from `refusal`
-) -> None:
-    """Move the new model to `model_refused/`, and say why.
-
-    Raises
-    ------
-    WorseThanParent
-        Always.
-    """
-    refused = out / "model_refused"
-    os.replace(out / "model", refused)
-    raise WorseThanParent(reason + _consequence(refused, False), refused)
+    reason: str,  # from `refusal`; empty = the model is kept
+    force: bool,  # True = it is kept all the same
+) -> str:  # the reason, and what happens
+    """Say what happens to a model that is worse than its parent."""
+    if not reason:
+        return ""
+    if force:
+        return f"{reason}. It is kept all the same, as --force (force=True) asks for"
+    return (
+        f"{reason}. It is kept in {out / 'model_refused'}; train longer, with a smaller learning rate or "
+        "on more pictures, or take it all the same with --resume --force (force=True)"
+    )
 
 # %% ../../nbs/train/03_finish.ipynb #0defc1c6
 def is_finished(
@@ -473,7 +473,7 @@ def finish(
     WorseThanParent
         The model that the training started from is better; the new one is in `model_refused/`.
     """
-    model, refused = out / "model", out / "model_refused"
+    model = out / "model"
     if is_finished(out):
         return model
     restore_refused(out)
@@ -489,17 +489,16 @@ def finish(
         parent = with_invert(parent, config.normalisation.invert)
         parent = score_samples(parent, chosen, device)
         scores["parent"] = {"model": config.start_from, **pooled_scores(score_table(parent))}
-        reason = refusal(child, scores["parent"], config.start_from)
-        reason += _consequence(refused, force) if reason else ""
+        reason = consequence(out, refusal(child, scores["parent"], config.start_from), force)
     learned = describe_pictures(bundle, [picture.sample for picture in pictures], device)
     changes = {"scores": scores, "training_statistics": learned}
     specification = bundle.specification.model_copy(update=changes)
     write_specification(model, specification)
     if reason and not force:
-        os.replace(model, refused)
+        os.replace(model, out / "model_refused")
     _write_results(out, specification, config, rows, scored, reason)
     if reason and not force:
-        raise WorseThanParent(reason, refused)
+        raise WorseThanParent(reason, out / "model_refused")
     return model
 
 # %% ../../nbs/train/03_finish.ipynb #4dfa7f46
@@ -523,16 +522,6 @@ def find_parent(
             f"{error}. The training is done, but cannot be compared with the model it started from: "
             "put that back, or take the new one all the same with --resume --force (force=True)"
         ) from error
-
-
-def _consequence(refused: Path, force: bool) -> str:
-    """What happens to a model that is worse than its parent."""
-    if force:
-        return ". It is kept all the same, as --force (force=True) asks for"
-    return (
-        f". It is kept in {refused}; train longer, with a smaller learning rate or on more pictures, "
-        "or take it all the same with --resume --force (force=True)"
-    )
 
 
 def _write_results(out, specification, config, rows, scored, warning):

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from cellseg_nb.core import (
+    import_all,
+)
 from cellseg_nb.models.bundle import (
     Specification,
-)
-from cellseg_nb.models.specification import (
-    import_all,
 )
 from cellseg_nb.settings import (
     Settings,

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Channels', 'CONFIGS', 'DataSettings', 'StackDataSettings', 'LoopSettings', 'TrainingSettings', 'BorderWeights',
-           'StartSettings', 'is_weights_file', 'change_key', 'set_key', 'make_config', 'config_class', 'read_config',
-           'check_run', 'has_checkpoint', 'restore_refused', 'fold_config']
+           'StartSettings', 'is_weights_file', 'change_key', 'set_key', 'make_config', 'config_class', 'read_yaml',
+           'read_config', 'check_run', 'has_checkpoint', 'restore_refused', 'fold_config']
 
 # %% ../../nbs/train/00_settings.ipynb #823c20c4
 import os
@@ -265,6 +265,26 @@ def config_class(
     return find_recipe(fields).config_for(fields)
 
 # %% ../../nbs/train/00_settings.ipynb #be3b18b3
+def read_yaml(
+    path: Path,  # file
+    what: str,  # what must be in it, for the message
+) -> dict:  # nested settings
+    """Read a YAML file of settings.
+
+    Raises
+    ------
+    ValueError
+        It is not YAML, or holds no keys.
+    """
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} must hold {what}")
+    return fields
+
+
 def read_config(
     path: str | Path,  # YAML file, or the name of a configuration of the package
     overrides: list[str] | tuple[str, ...] = (),  # changes such as "training.epochs=3"
@@ -284,12 +304,7 @@ def read_config(
         raise FileNotFoundError(
             f"no configuration {str(path)!r}: neither a YAML file nor one of: {', '.join(known)}"
         )
-    try:
-        fields = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{file} must hold keys and values such as 'name: my-model'")
+    fields = read_yaml(file, "keys and values such as 'name: my-model'")
     for override in overrides:
         change_key(fields, override)
     return make_config(fields, file)

@@ -40,7 +40,7 @@ from cellseg_nb.train.recipe import (
     recipe_of,
 )
 from cellseg_nb.train.settings import (
-    StartSettings, fold_config, has_checkpoint, make_config, read_config, set_key,
+    StartSettings, fold_config, has_checkpoint, make_config, read_config, read_yaml, set_key,
 )
 
 # %% ../../nbs/train/08_sweeps.ipynb #36b5aea2
@@ -96,12 +96,7 @@ def read_sweeps(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path} must hold the keys name, defaults and sweeps")
+    fields = read_yaml(path, "the keys name, defaults and sweeps")
     fields = {str(key): value for key, value in fields.items()}
     if isinstance(fields.get("sweeps"), dict):
         fields["sweeps"] = {

@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from pydantic import ValidationError
 
 from cellseg_nb.core import (
-    PixelSize, explain_settings, moved,
+    PixelSize, moved,
 )
 from cellseg_nb.data.catalog import (
     Sample,
@@ -81,17 +80,18 @@ def data_to_tune(
     ValueError
         The data set is not of the kind that the model is for.
     """
-    stacks = network_axes(bundle.network) == 3
-    if channel is not None and not stacks:
+    wanted = _data_class(bundle)
+    if channel is not None and wanted is DataSettings:
         raise ValueError(
             f"the model {bundle.specification.name} is for pictures; channel is for stacks"
         )
-    fields = {"dataset": dataset, "split": split, "kind": kind}
-    wanted = StackDataSettings if stacks else DataSettings
-    try:
-        return wanted(**fields, **({"channel": channel} if stacks else {}))
-    except ValidationError as error:
-        raise ValueError(explain_settings(error, wanted)) from error
+    own = {} if wanted is DataSettings else {"channel": channel}
+    return wanted.checked(dataset=dataset, split=split, kind=kind, **own)
+
+
+def _data_class(bundle: Bundle) -> type[DataSettings]:
+    """The settings that name what a model learns from."""
+    return StackDataSettings if network_axes(bundle.network) == 3 else DataSettings
 
 # %% ../../nbs/train/05_tune.ipynb #15a74cc1
 def labelled_samples(
@@ -107,19 +107,18 @@ def labelled_samples(
         the kind that the model is for.
     """
     needs_maps(bundle.specification, "choosing how maps become objects")
-    wanted = StackDataSettings if network_axes(bundle.network) == 3 else DataSettings
-    if data is None:
-        config = bundle.specification.training.get("config", {})
-        if "data" not in config:
-            raise ValueError(
-                f"the model {bundle.specification.name} does not say what it was trained on; "
-                "name the pictures to choose settings with"
-            )
-        data = wanted(**config["data"])
+    wanted, name = _data_class(bundle), bundle.specification.name
+    learned = bundle.specification.training.get("config", {}).get("data")
+    if data is None and learned is None:
+        raise ValueError(
+            f"the model {name} does not say what it was trained on; name the pictures to choose "
+            "settings with"
+        )
+    data = wanted(**learned) if data is None else data
     if type(data) is not wanted:
         raise ValueError(
-            f"the model {bundle.specification.name} needs {wanted.__name__}, not "
-            f"{type(data).__name__}: models for stacks learn from stacks"
+            f"the model {name} needs {wanted.__name__}, not {type(data).__name__}: models for stacks "
+            "learn from stacks"
         )
     if data.split == "test":
         raise ValueError("settings are never chosen on a test split; take another one")
