@@ -60,6 +60,7 @@ def house(tmp_path_factory) -> Path:
     for what, name in [
         ("architecture", "models/additions/90_plain"),
         ("loss", "models/additions/91_absolute"),
+        ("task", "run/tasks/90_brightness"),
         ("command", "run/commands/90_hello"),
         ("lesson", "lessons/90_bright"),
     ]:
@@ -72,6 +73,21 @@ def house(tmp_path_factory) -> Path:
 def cellseg(house: Path, *arguments: str) -> subprocess.CompletedProcess:
     code = "from cellseg_nb.run.cli import main; main()"
     return run(house, sys.executable, "-c", code, *arguments)
+
+
+def test_task(house, tmp_path):
+    import numpy as np
+
+    from cellseg_nb.data.io import write_image
+
+    write_image(tmp_path / "in" / "a.tif", np.full((4, 6), 60, np.uint8), "YX")
+    command = ("brightness", str(tmp_path / "in"), "--out", str(tmp_path / "out"))
+    assert "0 bright pixels in 1 image" in cellseg(house, *command).stdout
+    done = cellseg(house, *command, "--threshold", "50")
+    assert "24 bright pixels in 1 image" in done.stdout, done.stderr
+    assert (tmp_path / "out" / "report.html").is_file()
+    wrong = cellseg(house, *command, "--threshold", "-1")
+    assert wrong.returncode == 2 and "--threshold: Input should be greater" in wrong.stderr
 
 
 def test_command(house):

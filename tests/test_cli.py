@@ -162,13 +162,13 @@ def test_nothing_could_be_done(images, out, tmp_path):
 @pytest.mark.parametrize(
     "options, reason",
     [
-        (["--threshold", "2"], "threshold: Input should be less than 1 (it is 2.0)"),
-        (["--pixel-size", "0"], "Input should be greater than 0 (it is 0.0)"),
+        (["--threshold", "2"], "--threshold: Input should be less than 1 (it is 2.0)"),
+        (["--pixel-size", "0"], "Input should be greater than 0 (it is '0')"),
         (["--min-area", "5", "--min-area-um2", "5"], "smallest area in px or in µm², not both"),
         (["--tile", "64", "--overlap", "64"], "64 px, must be smaller than their edge, 64 px"),
         (["--tile", "100"], "the overlap of the tiles, 128 px, must be smaller than their edge"),
         (["--z", "top"], "(it is 'top')"),
-        (["--large-mpx", "0"], "large_mpx: Input should be greater than 0 (it is 0.0)"),
+        (["--large-mpx", "0"], "--large-mpx: Input should be greater than 0 (it is 0.0)"),
         (["--disagreement"], "needs two models or more"),
         (["--model", "nuclei", "--model", "otsu"], "'otsu' is no network and cannot be averaged"),
         (["--model", "nuclei", "--model", "nucleus"], "no model 'nucleus'"),
@@ -180,20 +180,20 @@ def test_settings_that_make_no_sense(images, out, options, reason):
 
 
 def test_resume(images, out, monkeypatch):
-    from cellseg_nb.run import analyse
+    from cellseg_nb.run.tasks.segment import Segment
 
-    segment_file, done = analyse.segment_file, []
+    process, done = Segment.process, []
 
-    def stop_at_the_second(path, *arguments):
+    def stop_at_the_second(self, item):
         if done:
             raise KeyboardInterrupt
-        done.append(path.name)
-        return segment_file(path, *arguments)
+        done.append(item.name)
+        return process(self, item)
 
-    monkeypatch.setattr(analyse, "segment_file", stop_at_the_second)
+    monkeypatch.setattr(Segment, "process", stop_at_the_second)
     stopped = run("segment", images, "--out", out, "--model", "otsu", code=130)
     assert stopped.stderr.startswith("stopped; what was finished is kept")
-    monkeypatch.setattr(analyse, "segment_file", segment_file)
+    monkeypatch.setattr(Segment, "process", process)
     before = (out / "cell1_labels.tif").stat().st_mtime_ns
     assert (
         "in 2 images, 1 finished before"
@@ -233,7 +233,7 @@ def test_labels_and_tables_of_others_are_left_alone(images, tmp_path):
 
 
 def test_resume_does_not_mix_two_runs(images, out, monkeypatch):
-    from cellseg_nb.run import analyse
+    from cellseg_nb.run.tasks import segment as task
 
     first = ["segment", images / "cell1.tif", "--out", out, "--model", "otsu"]
     run(*first)
@@ -242,10 +242,10 @@ def test_resume_does_not_mix_two_runs(images, out, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    write = analyse.write_overlay
-    monkeypatch.setattr(analyse, "write_overlay", stop)  # other labels are written, nothing else
+    write = task.write_overlay
+    monkeypatch.setattr(task, "write_overlay", stop)  # other labels are written, nothing else
     run(*first, "--min-area", 700, code=130)
-    monkeypatch.setattr(analyse, "write_overlay", write)
+    monkeypatch.setattr(task, "write_overlay", write)
     assert (read_labels(out / "cell1_labels.tif") != labels).any()
     assert "finished before" not in run(*first).stdout
     assert (read_labels(out / "cell1_labels.tif") == labels).all()
@@ -281,16 +281,16 @@ def test_defaults_in_the_help_are_the_true_ones():
 
 
 def test_error_of_a_library_stops_one_image_only(images, out, monkeypatch):
-    from cellseg_nb.run import analyse
+    from cellseg_nb.run.tasks.segment import Segment
 
-    segment_file = analyse.segment_file
+    process = Segment.process
 
-    def fail_at_the_first(path, *arguments):
-        if path.name == "cell1.tif":
+    def fail_at_the_first(self, item):
+        if item.name == "cell1":
             raise RuntimeError("out of\nmemory")
-        return segment_file(path, *arguments)
+        return process(self, item)
 
-    monkeypatch.setattr(analyse, "segment_file", fail_at_the_first)
+    monkeypatch.setattr(Segment, "process", fail_at_the_first)
     line = error_of("segment", images, "--out", out, "--model", "otsu", code=1)
     assert line == f"error: {images / 'cell1.tif'}: RuntimeError: out of memory"
     assert (out / "cell2_labels.tif").exists()
@@ -549,7 +549,7 @@ def test_segment3d_says_how_long_writes_volumes_and_scores(germline, out):
     assert first.endswith(" in the network")
     names = [f"germline_00{n}_{what}" for n in (5, 6) for what in ("boundaries", "labels")]
     files = sorted(path.name for path in out.iterdir())
-    tables = ["cells.csv", "run.json", "scores.csv", "stacks.csv"]
+    tables = ["cells.csv", "report.html", "run.json", "scores.csv", "stacks.csv"]
     assert files == sorted([".resume", *tables, *(f"{name}.ome.tif" for name in names)])
     labels = read_labels(out / "germline_005_labels.ome.tif")
     walls = read_image(out / "germline_005_boundaries.ome.tif")
@@ -574,7 +574,7 @@ def test_default_model_for_stacks_finds_cells(germline, out):
 
 
 def test_segment3d_resumes_and_asks_the_network_once(germline, out, monkeypatch):
-    from cellseg_nb.run import stacks
+    from cellseg_nb.segment import predict
 
     image = germline / "images" / "germline_005.ome.tif"
     segment3d(germline, image, "--out", out)
@@ -586,7 +586,7 @@ def test_segment3d_resumes_and_asks_the_network_once(germline, out, monkeypatch)
     def asked(*_, **__):
         raise ValueError("the network is asked")
 
-    monkeypatch.setattr(stacks, "predict_stack", asked)  # not needed with another beta
+    monkeypatch.setattr(predict, "predict_stack", asked)  # not needed with another beta
     segment3d(germline, image, "--out", out, "--beta", 0.7)
     assert (out / "germline_005_boundaries.ome.tif").stat().st_mtime_ns == walls
     assert json.loads((out / "run.json").read_text())["postprocessing"]["beta"] == 0.7
@@ -595,12 +595,12 @@ def test_segment3d_resumes_and_asks_the_network_once(germline, out, monkeypatch)
 
 
 def test_segment3d_writes_the_other_format_without_the_network(germline, out, monkeypatch):
-    from cellseg_nb.run import stacks
+    from cellseg_nb.segment import predict
 
     image = germline / "images" / "germline_005.ome.tif"
     segment3d(germline, image, "--out", out)
     labels = read_labels(out / "germline_005_labels.ome.tif")
-    monkeypatch.setattr(stacks, "predict_stack", None)
+    monkeypatch.setattr(predict, "predict_stack", None)
     shown = segment3d(germline, image, "--out", out, "--zarr")
     assert "finished before" not in shown.stdout
     assert (read_labels(out / "germline_005_labels.zarr") == labels).all()
@@ -682,7 +682,7 @@ def test_segment3d_refuses(germline, out, tmp_path):
         "the window of 24 x 48 x 48 voxels (z, y, x) is larger than the stack of 12 x 72 x 80; "
         "choose one that fits, such as 12,48,48, or none at all"
     )
-    assert "--window takes three numbers" in error3d(germline, image, "--window", "a,b,c")
+    assert "--window: takes three numbers" in error3d(germline, image, "--window", "a,b,c")
     assert "overlap: Input should be less than 1" in error3d(germline, image, "--overlap", 1)
     assert "blending: Input should be" in error3d(germline, image, "--blending", "cubic")
     assert "beta: Input should be less than 1" in error3d(germline, image, "--beta", 2)

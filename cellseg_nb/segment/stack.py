@@ -56,7 +56,7 @@ VoxelEdges = Annotated[
     BeforeValidator(lambda value: _three(value, float, "0.5,0.2,0.2")),
 ]
 
-# %% ../../nbs/segment/13_stack.ipynb #53366489
+# %% ../../nbs/segment/13_stack.ipynb #96070ee4
 class VolumeSettings(Settings):
     """How a file becomes a stack, and how walls become cells."""
 
@@ -73,15 +73,15 @@ class VolumeSettings(Settings):
         None, "How the graph is cut: multicut and others.", metavar="NAME"
     )
     beta: float | None = setting(
-        None, "Boundary bias, 0 to 1: higher = more cells.", metavar="P",
+        None, "Boundary bias, 0 to 1: higher = more cells.", metavar="P", gt=0, lt=1,
         slider=(0.05, 0.95, 0.05), label="Beta",
     )
     threshold: float | None = setting(
-        None, "A voxel is wall from this probability on, 0 to 1.", metavar="P",
+        None, "A voxel is wall from this probability on, 0 to 1.", metavar="P", ge=0, le=1,
         slider=(0.05, 0.95, 0.05),
     )
     min_size: int | None = setting(
-        None, "Smallest piece of the over-segmentation, in voxels.", metavar="N"
+        None, "Smallest piece of the over-segmentation, in voxels.", metavar="N", ge=0
     )
     edges: Path | None = setting(
         None, "Learned edges, made by 'cellseg graph-train'.", metavar="EDGES"

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from fastcore.basics import patch
 
-# %% ../../../nbs/run/tasks/02_graph.ipynb #8591ac1d
+# %% ../../../nbs/run/tasks/02_graph.ipynb #289f84b7
 from cellseg_nb.core import (
     PixelSize, pixel_edges,
 )
 from cellseg_nb.data.io import (
-    image_sha256, read_labels, write_labels,
+    IMAGE_SUFFIXES, image_sha256, read_labels, write_labels,
 )
 from cellseg_nb.run.outputs import (
     counted,
@@ -256,11 +256,11 @@ def _process(task: Graph, item: Item) -> Result:
     result.files = {f"{item.name}_labels.ome.tif": write}
     return result
 
-# %% ../../../nbs/run/tasks/02_graph.ipynb #a5b553c7
+# %% ../../../nbs/run/tasks/02_graph.ipynb #ced310a1
 @patch
 def start(self: Graph, inputs: list[Path], out: Path, overwrite: bool, say: Any) -> Any:
     """Into one file, where `out` is the name of one; else as every task."""
-    if out.suffix.lower() not in VOLUME_SUFFIXES:
+    if out.suffix.lower() not in IMAGE_SUFFIXES:
         return Task.start(self, inputs, out, overwrite, say)
     if len(inputs) != 1:
         raise ValueError(f"--out {out} is one file, for one boundary probability; name a folder")
