@@ -122,17 +122,12 @@ class Accumulate(Callback):
 
     The gradient is the mean over all crops of the group, so that of a loss that is a mean over crops
     equals that of one large batch. (The Dice part of the loss is computed batch by batch.)
-
-    Parameters
-    ----------
-    batches : int
-        Batches per step.
     """
 
     order, run_valid = 5, False
 
     def __init__(self, batches: int):
-        self.batches = batches
+        self.batches = batches  # per step
 
     def after_loss(self):
         last = len(self.dls.train) - 1
@@ -147,17 +142,8 @@ class Accumulate(Callback):
             raise CancelBatchException
 
 # %% ../../nbs/train/10_callbacks.ipynb #fabbde8f
-def check_loss(
-    loss: float,  # of the last step
-    epoch: int,  # from 0
-) -> None:
-    """End a training that went wrong.
-
-    Raises
-    ------
-    ValueError
-        The loss is NaN or infinite.
-    """
+def check_loss(loss: float, epoch: int) -> None:
+    """End a training that went wrong."""
     if not np.isfinite(loss):
         raise ValueError(
             f"the loss of epoch {epoch} is no number any more; train with a smaller "
@@ -205,10 +191,7 @@ class WriteLog(Callback):
         write_row(self.path, row | {"seconds": f"{time.perf_counter() - self.started:.1f}"})
 
 # %% ../../nbs/train/10_callbacks.ipynb #5cf3ac48
-def epochs_left(
-    training: LoopSettings,  # epochs, and when to stop early
-    state: dict,  # checkpoint; empty = from the beginning
-) -> int:  # 0 = the training is over
+def epochs_left(training: LoopSettings, state: dict) -> int:
     """Count the epochs that are still to be trained."""
     done = state.get("epochs_done", 0)
     without_gain = done - state.get("best_done", done)
@@ -218,11 +201,7 @@ def epochs_left(
     return max(0, training.epochs - done)
 
 # %% ../../nbs/train/10_callbacks.ipynb #16e74871
-def write_checkpoint(
-    path: Path,  # .pt
-    learner: Any,  # with averaged weights
-    numbers: dict,  # what else there is to know
-) -> None:
+def write_checkpoint(path: Path, learner: Any, numbers: dict) -> None:
     """Write everything that is needed to go on."""
     optimiser, average = learner.opt.state_dict(), learner.average_weights
     for group in optimiser["param_groups"]:
@@ -237,10 +216,7 @@ def write_checkpoint(
         torch.save(state, temporary)
 
 
-def fill_learner(
-    learner: Any,  # changed: goes on from there
-    start: dict,  # checkpoint; empty = nothing is changed
-) -> None:
+def fill_learner(learner: Any, start: dict) -> None:
     """Go on from a checkpoint."""
     if start:
         average = learner.average_weights
@@ -297,9 +273,7 @@ class Keep(Callback):
             write_csv(self.out / "validation.csv", table)
 
 # %% ../../nbs/train/10_callbacks.ipynb #de1e030c
-def encoder_of(
-    network: torch.nn.Module,  # any network
-) -> torch.nn.Module | None:  # None = it has none
+def encoder_of(network: torch.nn.Module) -> torch.nn.Module | None:
     """Find the part of a network that shrinks what it sees: `encoder`, or `encoders` of `UNet3D`."""
     found = getattr(network, "encoder", getattr(network, "encoders", None))
     return found if isinstance(found, torch.nn.Module) else None
@@ -380,18 +354,12 @@ def freeze(
 
 # %% ../../nbs/train/10_callbacks.ipynb #836be441
 class KeepStatistics(Callback):
-    """Leave the statistics of frozen batch norms as they are.
-
-    Parameters
-    ----------
-    norms : list
-        Layers, from `freeze`.
-    """
+    """Leave the statistics of frozen batch norms as they are."""
 
     order = 10  # after fastai has set everything to training mode
 
     def __init__(self, norms: list[torch.nn.Module]):
-        self.norms = norms
+        self.norms = norms  # from `freeze`
 
     def before_train(self):
         for norm in self.norms:

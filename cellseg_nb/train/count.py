@@ -148,19 +148,8 @@ def fit_count(
 train_count = train  # all trainings are one
 
 # %% ../../nbs/train/07_count.ipynb #3c9a5be1
-def finish_count(
-    config: StartSettings,  # all settings
-    out: Path,  # folder of the run
-    parts: Parts,  # what was learned from
-    force: bool = False,  # keep the model even if it is worse than the one it started from
-) -> Path:  # folder of the bundle
-    """Describe the training pictures in the model, and refuse one that counts worse than its parent.
-
-    Raises
-    ------
-    WorseThanParent
-        The model that the training started from counts better; the new one is in `model_refused/`.
-    """
+def finish_count(config: StartSettings, out: Path, parts: Parts, force: bool = False) -> Path:
+    """Describe the training pictures in the model, and refuse one that counts worse than its parent."""
     model = out / "model"
     describe_training(model, parts.train, config.training.device)
     parent = find_parent(config.start_from, force) if config.start_from and parts.aside else None
@@ -177,11 +166,7 @@ def finish_count(
     return model
 
 # %% ../../nbs/train/07_count.ipynb #1b769ba3
-def describe_training(
-    model: Path,  # folder of a bundle
-    pictures: Sequence[CountPicture],  # it was trained on
-    device: str = "auto",  # where to compute
-) -> None:
+def describe_training(model: Path, pictures: Sequence[CountPicture], device: str = "auto") -> None:
     """Keep in the bundle what its training pictures look like, so that others can be told from them."""
     bundle = load_bundle(model)
     places = np.linspace(0, len(pictures) - 1, min(len(pictures), MOST_DESCRIBED)).astype(int)
@@ -209,18 +194,14 @@ def count_with(
     return pd.DataFrame(rows, columns=["image", "model", "truth", "predicted", "spread"])
 
 # %% ../../nbs/train/07_count.ipynb #1894f23b
-def count_scores(
-    rows: pd.DataFrame,  # truth, predicted; a row per picture
-) -> dict[str, float]:  # pictures, cells, MAE, RMSE, bias
+def count_scores(rows: pd.DataFrame) -> dict[str, float]:
     """Scores over all pictures of a table."""
     found = count_errors(rows["truth"], rows["predicted"])
     errors = {"MAE": found["mae"], "RMSE": found["rmse"], "bias": found["bias"]}
     return {"pictures": len(rows), "cells": int(rows["truth"].sum())} | errors
 
 
-def count_table(
-    oof: pd.DataFrame,  # image, fold, truth, predicted; a row per picture
-) -> pd.DataFrame:  # rows 1, 2, ..., "mean", "sd", "pooled"; pictures, cells, MAE, RMSE, bias
+def count_table(oof: pd.DataFrame) -> pd.DataFrame:
     """Score counts per fold, with mean and standard deviation (n - 1), and all together."""
     parts = {str(fold): rows for fold, rows in oof.groupby("fold")}
     return fold_table(list(parts.values()), count_scores, 3, list(parts))
@@ -243,10 +224,7 @@ def cross_conformal(
     return write_oof(run_folds(config, folds, out), Path(out))
 
 
-def write_oof(
-    tables: Sequence[pd.DataFrame],  # from `train_fold`, of all folds
-    out: Path,  # folder that holds fold_1, fold_2, ...
-) -> pd.DataFrame:  # all rows
+def write_oof(tables: Sequence[pd.DataFrame], out: Path) -> pd.DataFrame:
     """Write `oof.csv` and `cross_validation.csv`, and store the calibration in the models where there are pictures enough."""
     oof = pd.concat(tables, ignore_index=True)
     for name, table in (("oof.csv", oof), ("cross_validation.csv", count_table(oof))):
@@ -262,10 +240,7 @@ def write_oof(
     return oof
 
 
-def add_intervals(
-    tables: Sequence[pd.DataFrame],  # from `train_fold`, of all folds
-    model: Path,  # folder of the bundle that was trained on all pictures
-) -> None:
+def add_intervals(tables: Sequence[pd.DataFrame], model: Path) -> None:
     """Give a model the intervals of its out-of-fold counts, where there are pictures enough."""
     try:
         calibration = calibrate(pd.concat(tables, ignore_index=True))

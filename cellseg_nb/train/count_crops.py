@@ -279,13 +279,7 @@ def vary_brightness(
 
 # %% ../../nbs/train/11_count_crops.ipynb #b2875067
 class CountBatches:
-    """Batches of crops with their targets, drawn where the network computes: the loader of a training.
-
-    Parameters
-    ----------
-    pictures : list of DevicePicture
-    config : StartSettings
-    """
+    """Batches of crops with their targets, drawn where the network computes: the loader of a training."""
 
     def __init__(self, pictures: Sequence[DevicePicture], config: StartSettings):
         self.pictures, self.config, self.epoch, self.dataset = pictures, config, 0, self

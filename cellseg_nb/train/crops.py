@@ -62,30 +62,16 @@ def _germline(seed):
 # %% ../../nbs/train/01_crops.ipynb #3dab4866
 @dataclass(frozen=True, eq=False)
 class StackSample:
-    """A labelled stack, read when it is asked for.
+    """A labelled stack, read when it is asked for."""
 
-    Parameters
-    ----------
-    name, split, kind
-        Short name; part of the data; kind of stack.
-    pixel_size_um
-        Edge of a voxel along (z, y, x), in µm; None = unknown.
-    row
-        Row of a table; None = computed.
-    channel, axes
-        Of the files, as in `data.volumes.read_stack`; of a computed stack None = the membranes.
-    seed
-        Seed of a computed stack; None = read from files.
-    """
-
-    name: str
-    split: str | None = None
+    name: str  # short
+    split: str | None = None  # part of the data
     kind: str = "stack"
-    pixel_size_um: tuple[float, ...] | None = None
-    row: Row | None = None
-    channel: int | str | tuple[int | str, ...] | None = None
-    axes: str | None = None
-    seed: int | None = None
+    pixel_size_um: tuple[float, ...] | None = None  # edge of a voxel (z, y, x); µm; None = unknown
+    row: Row | None = None  # of a table; None = computed
+    channel: int | str | tuple[int | str, ...] | None = None  # None = the only one, or membranes
+    axes: str | None = None  # of the files, as in `data.volumes.read_stack`
+    seed: int | None = None  # of a computed stack; None = read from files
 
     @property
     def image_path(self) -> Path | None:
@@ -493,15 +479,7 @@ def make_targets(
 
 # %% ../../nbs/train/01_crops.ipynb #a38d2be8
 class Crops(torch.utils.data.Dataset):
-    """Random training crops with their targets; `epoch` decides which.
-
-    Parameters
-    ----------
-    pictures : list
-        Normalised pictures and labels.
-    config : StartSettings
-        All settings.
-    """
+    """Random training crops with their targets; `epoch` decides which."""
 
     def __init__(self, pictures: list[Picture], config: StartSettings):
         self.pictures, self.config, self.epoch = pictures, config, 0
@@ -552,15 +530,7 @@ def middle_part(
 
 # %% ../../nbs/train/01_crops.ipynb #b072e976
 class WholePictures(torch.utils.data.Dataset):
-    """Validation pictures, each whole, continued by reflection to what the network can take.
-
-    Parameters
-    ----------
-    pictures : list
-        Normalised pictures and labels.
-    config : StartSettings
-        All settings.
-    """
+    """Validation pictures, each whole, continued by reflection to what the network can take."""
 
     def __init__(self, pictures: list[Picture], config: StartSettings):
         self.items = []

@@ -44,10 +44,7 @@ def train_fold(
     return run_fold(fold_config(config, folds, fold), Path(out))
 
 
-def run_fold(
-    config: StartSettings,  # with data.folds and data.fold
-    out: Path,  # folder of this fold
-) -> pd.DataFrame:  # scores of the part that was left out
+def run_fold(config: StartSettings, out: Path) -> pd.DataFrame:
     """Train without one part of the pictures and score that part; finished work is read back."""
     recipe, scores = recipe_of(config), out / "held_out.csv"
     if scores.is_file():

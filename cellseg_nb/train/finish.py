@@ -24,7 +24,7 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
-# %% ../../nbs/train/03_finish.ipynb #45758f93
+# %% ../../nbs/train/03_finish.ipynb #c8518677
 from cellseg_nb.core import (
     PixelSize, atomic_path, write_csv,
 )
@@ -32,7 +32,7 @@ from cellseg_nb.data.catalog import (
     Sample,
 )
 from cellseg_nb.measure.matching import (
-    THRESHOLDS, Matching, match, pool,
+    THRESHOLDS, Matching, match,
 )
 from cellseg_nb.measure.plots import (
     truth_against_prediction, worst_and_best,
@@ -75,17 +75,13 @@ STAR_LOG = ("loss", "val_loss", "dist_dist_iou_metric", "val_dist_dist_iou_metri
 STAR_NAMES = ("training crops", "validation crops")
 
 
-def read_log(
-    path: str | Path,  # log.csv of a training
-) -> list[dict[str, str]]:  # one row per epoch
+def read_log(path: str | Path) -> list[dict[str, str]]:
     """Read the log of a training."""
     with Path(path).open(newline="") as file:
         return list(csv.DictReader(file))
 
 # %% ../../nbs/train/03_finish.ipynb #90aee073
-def plot_log(
-    rows: list[dict[str, str]],  # from `read_log`
-) -> Figure:
+def plot_log(rows: list[dict[str, str]]) -> Figure:
     """Draw losses and validation scores, epoch by epoch; a line marks the epoch that is kept."""
     figure = Figure(figsize=(8, 3), layout="constrained", dpi=80)
     loss_axes, score_axes = figure.subplots(1, 2)
@@ -402,15 +398,7 @@ versions:
 
 # %% ../../nbs/train/03_finish.ipynb #cbfbc3e8
 class WorseThanParent(ValueError):
-    """A fine-tuned model is worse than the one it started from.
-
-    Parameters
-    ----------
-    message : str
-        What to tell the person.
-    folder : Path
-        Where the refused model is.
-    """
+    """A fine-tuned model is worse than the one it started from; it is in `folder`."""
 
     def __init__(self, message: str, folder: Path):
         super().__init__(message)
@@ -433,11 +421,7 @@ def refusal(
     )
 
 
-def consequence(
-    out: Path,  # folder of the run
-    reason: str,  # from `refusal`; empty = the model is kept
-    force: bool,  # True = it is kept all the same
-) -> str:  # the reason, and what happens
+def consequence(out: Path, reason: str, force: bool) -> str:
     """Say what happens to a model that is worse than its parent."""
     if not reason:
         return ""
@@ -449,9 +433,7 @@ def consequence(
     )
 
 # %% ../../nbs/train/03_finish.ipynb #0defc1c6
-def is_finished(
-    out: Path,  # folder of a run
-) -> bool:
+def is_finished(out: Path) -> bool:
     """Whether a run has its page and a model that was not refused."""
     return (out / "training.html").is_file() and (out / "model").is_dir()
 
@@ -502,10 +484,7 @@ def finish(
     return model
 
 # %% ../../nbs/train/03_finish.ipynb #4dfa7f46
-def find_parent(
-    model: str,  # name or folder
-    force: bool,  # True = do without it
-) -> Bundle | None:  # None = it is gone, and the new one is forced
+def find_parent(model: str, force: bool) -> Bundle | None:
     """Load the model that a training started from.
 
     Raises

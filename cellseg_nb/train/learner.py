@@ -47,7 +47,7 @@ from cellseg_nb.train.callbacks import (
     check_loss, encoder_stages, epochs_left, fill_learner, freeze, parameter_groups, rate_factors, schedule,
 )
 from cellseg_nb.train.recipe import (
-    Parts, check_fit, recipe_of,
+    Parts, recipe_of,
 )
 from cellseg_nb.train.settings import (
     StartSettings, check_run, is_weights_file, restore_refused,
@@ -174,9 +174,7 @@ def read_weights(
 
 # %% ../../nbs/train/02_learner.ipynb #2803b462
 def fill(
-    network: torch.nn.Module,  # changed: gets the weights
-    weights: dict[str, torch.Tensor],  # from `read_weights`
-    path: str | Path,  # where they come from, for the message
+    network: torch.nn.Module, weights: dict[str, torch.Tensor], path: str | Path
 ) -> torch.nn.Module:
     """Fill a network with weights of the same names and shapes.
 
@@ -223,11 +221,7 @@ def first_network(
     return bundle.network
 
 
-def parent_of_file(
-    config: StartSettings,  # all settings
-    parts: Parts,  # what was learned from
-    out: Path,  # folder of the run
-) -> Bundle | None:  # None = it did not start from a plain file of weights
+def parent_of_file(config: StartSettings, parts: Parts, out: Path) -> Bundle | None:
     """Make a model of the weights that a training started from, to be compared with."""
     if not is_weights_file(config.start_from):
         return None
@@ -316,19 +310,8 @@ def score_parts(
         return scores | scorer.scores(network)
 
 # %% ../../nbs/train/02_learner.ipynb #edf4f440
-def write_facts(
-    config: StartSettings,  # all settings
-    out: Path,  # folder of the run
-    inputs: dict[str, Any],  # sample → sum of its content
-    begun: bool,  # True = some epochs are done
-) -> None:
-    """Write `run.json`: versions, device and a sum of every sample.
-
-    Raises
-    ------
-    ValueError
-        Some epochs were done with other samples.
-    """
+def write_facts(config: StartSettings, out: Path, inputs: dict[str, Any], begun: bool) -> None:
+    """Write `run.json`: versions, device and a sum of every sample."""
     recipe = recipe_of(config)
     path = out / "run.json"
     if begun and path.exists():
@@ -351,17 +334,12 @@ def write_facts(
         temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
-def versions(
-    config: StartSettings,  # its recipe says which libraries compute
-) -> dict[str, str]:  # package → version
+def versions(config: StartSettings) -> dict[str, str]:
     """Versions of what decides the result of a training."""
     return package_versions(("cellseg_nb", *recipe_of(config).libraries, "numpy", "scipy"))
 
 # %% ../../nbs/train/02_learner.ipynb #5a1c5ca7
-def specify(
-    config: StartSettings,  # all settings
-    parts: Parts,  # what is learned from
-) -> Specification:
+def specify(config: StartSettings, parts: Parts) -> Specification:
     """Describe the model that a configuration makes."""
     recipe = recipe_of(config)
     shared = recipe.specification.model_fields.keys() & type(config).model_fields.keys()
@@ -378,19 +356,11 @@ def specify(
 # %% ../../nbs/train/02_learner.ipynb #41e595ad
 @dataclass(frozen=True, eq=False)
 class LearningRate:
-    """What the learning-rate finder saw.
+    """What the learning-rate finder saw."""
 
-    Parameters
-    ----------
-    suggestion : float
-        Learning rate for `training.learning_rate`.
-    rates, losses : ndarray
-        The rate at each step, and the smoothed loss there.
-    """
-
-    suggestion: float
-    rates: np.ndarray
-    losses: np.ndarray
+    suggestion: float  # for `training.learning_rate`
+    rates: np.ndarray  # at each step
+    losses: np.ndarray  # smoothed, at each step
 
     def figure(self) -> Figure:
         """Draw loss against learning rate, with the suggestion."""

@@ -102,17 +102,10 @@ def split(
 class Scorer:
     """Scores an unfinished network on what was set aside."""
 
-    def see(
-        self,
-        number: int,  # of the batch, from 0
-        prediction: "torch.Tensor",  # what the network gives
-    ) -> None:
+    def see(self, number: int, prediction: "torch.Tensor") -> None:
         """Take in a batch of the validation loader."""
 
-    def scores(
-        self,
-        network: "torch.nn.Module",  # with averaged weights, in evaluation mode
-    ) -> dict[str, float]:  # column of the log → value; NaN = there is none
+    def scores(self, network: "torch.nn.Module") -> dict[str, float]:
         """Score what was seen since the last time."""
         return {}
 
@@ -251,20 +244,14 @@ class Recipe(_Steps, _Runs):
         raise NotImplementedError
 
 # %% ../../nbs/train/09_recipe.ipynb #3388e8b0
-def arrays_sha256(
-    sample: Any,  # a named tuple or data class with arrays
-) -> str:
+def arrays_sha256(sample: Any) -> str:
     """Sum of the content of all arrays of a sample."""
     fields = sample if isinstance(sample, tuple) else vars(sample).values()
     content = b"".join(one.tobytes() for one in fields if isinstance(one, np.ndarray))
     return hashlib.sha256(content).hexdigest()
 
 
-def data_text(
-    data: Settings,  # which data
-    parts: Parts,  # what was read
-    what: str = "pictures",  # what a sample is
-) -> str:
+def data_text(data: Settings, parts: Parts, what: str = "pictures") -> str:
     """Say in one line what a model was trained on."""
     dataset = data.dataset if isinstance(data.dataset, str) else ", ".join(data.dataset)
     chosen = [f"{key} {value}" for key in ("split", "kind") if (value := getattr(data, key, None))]
@@ -272,20 +259,9 @@ def data_text(
     which = f" ({', '.join(chosen)})" if chosen else ""
     return f"{dataset}{which}: {len(parts.train)} {what}, {len(parts.aside)} aside"
 
-# %% ../../nbs/train/09_recipe.ipynb #34bb3e7e
-def check_fit(
-    config: Settings,  # all settings
-    parent: Specification,  # of the model that the training starts from
-    folder: Path,  # of that model, for the message
-    names: dict[str, str],  # key of the configuration → field of the specification
-) -> None:
-    """Refuse weights of a network that is not the one of the training.
-
-    Raises
-    ------
-    ValueError
-        The message names what differs.
-    """
+# %% ../../nbs/train/09_recipe.ipynb #341fb0d7
+def check_fit(config: Settings, parent: Specification, folder: Path, names: dict[str, str]) -> None:
+    """Refuse weights of a network that is not the one of the training."""
     there, here = parent.model_dump(), config.model_dump()
     wanted, found = {}, {}
     for key, field in names.items():
@@ -308,9 +284,7 @@ def check_fit(
 RECIPES: list[Recipe] = []  # the last one comes first
 
 
-def register(
-    recipe: Recipe,  # to be known
-) -> Recipe:  # the same
+def register(recipe: Recipe) -> Recipe:
     """Make a recipe known to `cellseg train` and to all that trains."""
     RECIPES.insert(0, recipe)
     return recipe

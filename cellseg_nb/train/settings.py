@@ -181,17 +181,8 @@ def is_weights_file(
 CONFIGS = Path(cellseg_nb.__file__).parent / "configs"
 
 
-def change_key(
-    fields: dict,  # nested settings; changed
-    override: str,  # such as "training.epochs=3"
-) -> None:
-    """Apply one change to nested settings.
-
-    Raises
-    ------
-    ValueError
-        It has not the form key=value, its value is not YAML, or a key above it is a single value.
-    """
+def change_key(fields: dict, override: str) -> None:
+    """Apply one change to nested settings."""
     key, equals, value = override.partition("=")
     if not equals:
         raise ValueError(f"{override!r} must have the form key=value, as in training.epochs=3")
@@ -201,18 +192,8 @@ def change_key(
         raise ValueError(f"{override!r}: the value is not valid YAML") from error
 
 
-def set_key(
-    fields: dict,  # nested settings; changed
-    key: str,  # such as training.epochs
-    value: Any,  # what it becomes
-) -> None:
-    """Set a nested key.
-
-    Raises
-    ------
-    ValueError
-        A key above it is a single value.
-    """
+def set_key(fields: dict, key: str, value: Any) -> None:
+    """Set a nested key."""
     *parents, last = key.split(".")
     for above in parents:
         fields = fields.setdefault(above, {})
@@ -258,24 +239,13 @@ def make_config(
         raise ValueError(f"{place}: {explain_settings(error, kind)}") from error
 
 
-def config_class(
-    fields: dict,  # what a YAML file says
-) -> type[StartSettings]:
+def config_class(fields: dict) -> type[StartSettings]:
     """Choose the class of the settings."""
     return find_recipe(fields).config_for(fields)
 
 # %% ../../nbs/train/00_settings.ipynb #be3b18b3
-def read_yaml(
-    path: Path,  # file
-    what: str,  # what must be in it, for the message
-) -> dict:  # nested settings
-    """Read a YAML file of settings.
-
-    Raises
-    ------
-    ValueError
-        It is not YAML, or holds no keys.
-    """
+def read_yaml(path: Path, what: str) -> dict:
+    """Read a YAML file of settings."""
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -351,16 +321,12 @@ def check_run(
     return checkpoint.exists()
 
 # %% ../../nbs/train/00_settings.ipynb #f677ab38
-def has_checkpoint(
-    out: Path,  # folder of a run
-) -> bool:  # whether a training can go on there
+def has_checkpoint(out: Path) -> bool:
     """Say whether some epochs of a training are done."""
     return any((out / f"checkpoint.{suffix}").is_file() for suffix in ("pt", "npz"))
 
 
-def restore_refused(
-    out: Path,  # folder of a run
-) -> None:
+def restore_refused(out: Path) -> None:
     """Put a model that was refused back, to be judged again."""
     model, refused = out / "model", out / "model_refused"
     if refused.is_dir() and not model.is_dir():

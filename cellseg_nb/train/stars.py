@@ -213,11 +213,7 @@ def first_stars(
     return fill_stars(network, weight_arrays(parent.network))
 
 # %% ../../nbs/train/06_stars.ipynb #8093c0f1
-def save_checkpoint(
-    path: Path,  # .npz
-    network: Any,  # with its optimiser
-    epoch: int,  # that is finished; from 0
-) -> None:
+def save_checkpoint(path: Path, network: Any, epoch: int) -> None:
     """Write all weights and the state of the optimiser."""
     model = network.keras_model
     arrays = {f"w{n}": one for n, one in enumerate(model.get_weights())}
@@ -226,17 +222,8 @@ def save_checkpoint(
         np.savez(temporary, epoch=epoch, **arrays)
 
 
-def load_checkpoint(
-    path: Path,  # from `save_checkpoint`
-    network: Any,  # changed: gets the weights; its optimiser, if it has one, its state
-) -> int:  # epochs that are done
-    """Read a checkpoint.
-
-    Raises
-    ------
-    ValueError
-        It belongs to another network.
-    """
+def load_checkpoint(path: Path, network: Any) -> int:
+    """Read a checkpoint."""
     model = network.keras_model
     with np.load(path) as stored:
         weights = [stored[f"w{n}"] for n in range(len(model.weights))]
@@ -249,9 +236,7 @@ def load_checkpoint(
         return int(stored["epoch"]) + 1
 
 
-def epochs_done(
-    path: Path,  # checkpoint; need not exist
-) -> int:
+def epochs_done(path: Path) -> int:
     """Count the epochs that lie behind."""
     if not path.exists():
         return 0
@@ -319,11 +304,8 @@ def _log(path: Path, epoch: int, scores: dict[str, float], seconds: float) -> No
 
 
 def bundle_checkpoint(
-    config: StartSettings,  # all settings
-    out: Path,  # folder of the run, with checkpoint.npz
-    aside: list[Picture],  # validation pictures
-    specification: Specification,  # of the model, without thresholds
-) -> Path:  # out/model
+    config: StartSettings, out: Path, aside: list[Picture], specification: Specification
+) -> Path:
     """Make a bundle of a checkpoint, with thresholds chosen on the validation pictures."""
     network = first_stars(config, resumed=True)
     epoch = load_checkpoint(out / "checkpoint.npz", network) - 1

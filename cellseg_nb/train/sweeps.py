@@ -163,9 +163,7 @@ def _shown(value: Any) -> str:
     return str(value)
 
 # %% ../../nbs/train/08_sweeps.ipynb #d4a45b2a
-def combinations(
-    sweep: Sweep,  # settings and their values
-) -> list[dict[str, Any]]:  # changes of each training
+def combinations(sweep: Sweep) -> list[dict[str, Any]]:
     """List what each training of a sweep changes; of "each" the first is the defaults."""
     keys = list(sweep.values)
     if sweep.how == "grid":
@@ -231,11 +229,8 @@ def _check_networks(trainings: Sequence[Training], place: str) -> None:
 
 # %% ../../nbs/train/08_sweeps.ipynb #bb4ea734
 def run_one_fold(
-    config: StartSettings,  # all settings, without folds
-    folds: int,  # number of parts
-    fold: int,  # which part is left out; 1..folds
-    out: Path,  # folder of this fold; what is finished is read back
-) -> tuple[pd.DataFrame, dict[str, float]]:  # a row per picture of the part; its scores
+    config: StartSettings, folds: int, fold: int, out: Path
+) -> tuple[pd.DataFrame, dict[str, float]]:
     """Train without one part of the pictures, and score that part."""
     rows, recipe = train_fold(config, folds, fold, out), recipe_of(config)
     scores = {name: round(one, recipe.digits) for name, one in recipe.fold_scores(rows).items()}
@@ -249,17 +244,12 @@ def _seconds(out: Path) -> float:
     return round(float(found["seconds"].sum()), 1) if "seconds" in found else float("nan")
 
 
-def swept_keys(
-    trainings: Sequence[Training],  # of a sweep
-) -> list[str]:  # settings that differ between them
+def swept_keys(trainings: Sequence[Training]) -> list[str]:
     """List the settings that a sweep changes."""
     return list(dict.fromkeys(key for one in trainings for key in one.changes))
 
 
-def value_of(
-    config: StartSettings,  # all settings
-    key: str,  # such as target.sigma_px
-) -> Any:  # as it stands in a YAML file
+def value_of(config: StartSettings, key: str) -> Any:
     """Look up a setting by its name."""
     value = config.model_dump(mode="json")
     for name in key.split("."):
@@ -349,9 +339,7 @@ def plot_setting(
     return figure
 
 # %% ../../nbs/train/08_sweeps.ipynb #421f0453
-def keys_of(
-    results: pd.DataFrame,  # from `results_table`
-) -> list[str]:  # swept settings
+def keys_of(results: pd.DataFrame) -> list[str]:
     """List the settings in a table of results."""
     columns = list(results)
     return columns[1 : columns.index("fold")]
@@ -383,11 +371,7 @@ def write_plots(
 
 # %% ../../nbs/train/08_sweeps.ipynb #788598e8
 def write_picture(
-    config: StartSettings,  # all settings
-    folds: int,  # number of parts
-    fold_folder: Path,  # of fold 1
-    rows: pd.DataFrame,  # its scored pictures
-    path: Path,  # PNG file
+    config: StartSettings, folds: int, fold_folder: Path, rows: pd.DataFrame, path: Path
 ) -> None:
     """Draw truth, prediction and difference for pictures that fold 1 left out; once."""
     if path.is_file():
@@ -400,12 +384,8 @@ def write_picture(
 
 # %% ../../nbs/train/08_sweeps.ipynb #d83f666a
 def experiment_folder(
-    out: Path,  # folder of all results
-    experiment: SweepFile,  # from `read_sweeps`
-    sweep: str | None,  # its name; None = the defaults alone
-    mode: str,  # "draft", "crossval" or "release"
-    trainings: Sequence[Training],  # from `plan_trainings`
-) -> Path:  # made, with experiment.yml in it
+    out: Path, experiment: SweepFile, sweep: str | None, mode: str, trainings: Sequence[Training]
+) -> Path:
     """Find the folder in which the same experiment was begun, or begin one."""
     above, asked = out / experiment.name, f"{sweep or 'defaults'}-{mode}"
     configs = {one.label: one.config.model_dump(mode="json") for one in trainings}
@@ -484,48 +464,31 @@ def _run_training(
         print(f"model: {release_model(one.config, tables, inside)}", flush=True)
 
 # %% ../../nbs/train/08_sweeps.ipynb #cdce08c0
-def read_results(
-    folder: Path,  # from `run_sweep`
-) -> pd.DataFrame:  # from `results_table`
+def read_results(folder: Path) -> pd.DataFrame:
     """Read the table of an experiment; the value "none" stays a word."""
     return pd.read_csv(folder / "results.csv", keep_default_na=False, na_values=[""])
 
 
-def failures_of(
-    folder: Path,  # from `run_sweep`
-) -> dict[str, str]:  # training → why it failed
+def failures_of(folder: Path) -> dict[str, str]:
     """Read which trainings of an experiment failed."""
     table = folder / FAILURES
     return pd.read_csv(table, index_col="training")["reason"].to_dict() if table.exists() else {}
 
 
-def summary_of(
-    folder: Path,  # from `run_sweep`
-) -> pd.DataFrame:  # from `summarise`
+def summary_of(folder: Path) -> pd.DataFrame:
     """Mean and spread of every training of an experiment."""
     return summarise(read_results(folder))
 
 # %% ../../nbs/train/08_sweeps.ipynb #ed084b20
-def check_mode(
-    mode: str,  # asked for
-) -> None:
-    """Refuse a word that is no mode.
-
-    Raises
-    ------
-    ValueError
-        It is none.
-    """
+def check_mode(mode: str) -> None:
+    """Refuse a word that is no mode."""
     if mode not in MODES:
         raise ValueError(f"there is no mode {mode!r}; there are: {', '.join(MODES)}")
 
 
 def chosen_sweeps(
-    experiment: SweepFile,  # from `read_sweeps`
-    name: str | None,  # of a sweep; None = all, or for a release the defaults
-    mode: str,  # "draft", "crossval" or "release"
-    place: str | Path = "experiment",  # file, for messages
-) -> list[str | None]:  # for `run_sweep`
+    experiment: SweepFile, name: str | None, mode: str, place: str | Path = "experiment"
+) -> list[str | None]:
     """Choose the sweeps to run, and check all their settings before the first training.
 
     Raises
@@ -541,11 +504,7 @@ def chosen_sweeps(
     return chosen
 
 # %% ../../nbs/train/08_sweeps.ipynb #e98496ee
-def release_model(
-    config: StartSettings,  # all settings
-    tables: Sequence[pd.DataFrame],  # scored pictures of every fold
-    out: Path,  # folder of the training, with its folds
-) -> Path:  # folder of the bundle: out/all/model
+def release_model(config: StartSettings, tables: Sequence[pd.DataFrame], out: Path) -> Path:
     """Train on all pictures; a model that counts gets the intervals of its out-of-fold counts."""
     recipe = recipe_of(config)
     recipe.after_folds(tables, out)

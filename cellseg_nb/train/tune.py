@@ -253,16 +253,8 @@ def tune(
     return Tuned(chosen, scores)
 
 # %% ../../nbs/train/05_tune.ipynb #465d5aad
-def check_free(
-    out: str | Path | None,  # folder of a copy; None = none is written
-) -> None:
-    """Refuse a folder that holds a model already, before anything is computed.
-
-    Raises
-    ------
-    ValueError
-        It holds a model already.
-    """
+def check_free(out: str | Path | None) -> None:
+    """Refuse a folder that holds a model already, before anything is computed."""
     if out is not None and (Path(out) / "model.json").exists():
         raise ValueError(f"{out} holds a model already; choose another folder")
 
