@@ -8,8 +8,6 @@ __all__ = ['FORMATS', 'UNITS_UM', 'explained', 'fitting_facts', 'Reader', 'Plane
            'gray_if_equal', 'chosen_series']
 
 # %% ../../../nbs/data/formats/00_base.ipynb #c17d816b
-import importlib
-import pkgutil
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from cellseg_nb.core import (
+    import_all,
+)
 
 # %% ../../../nbs/data/formats/00_base.ipynb #a98fb25b
 @contextmanager
@@ -181,21 +183,18 @@ FORMATS: dict[str, Format] = {}  # suffix → its format
 
 def register_format(
     one: Format,
-) -> Format:  # the same
+) -> None:
     """Make a format known; of two with the same suffix, the one registered last is used."""
     FORMATS.update(dict.fromkeys(one.suffixes, one))
     ordered = sorted(FORMATS.items(), key=lambda item: item[1].rank)
     FORMATS.clear()
     FORMATS.update(ordered)
-    return one
 
 
 @cache
 def load_formats() -> None:
     """Import every module beside this one; each registers its formats."""
-    package = __name__.rpartition(".")[0]
-    for found in pkgutil.iter_modules(importlib.import_module(package).__path__):
-        importlib.import_module(f"{package}.{found.name}")
+    import_all("cellseg_nb.data.formats")
 
 
 def format_of(
