@@ -7,7 +7,7 @@ __all__ = ['PixelSize', 'pixel_edges', 'check_labels', 'label_dtype', 'consecuti
            'replace_folder', 'file_sha256', 'explain_settings', 'checked_settings', 'one_line', 'package_versions',
            'require', 'Stopwatch', 'import_all', 'moved']
 
-# %% ../nbs/00_core.ipynb #1643254c
+# %% ../nbs/00_core.ipynb #c8b20ab0
 import hashlib
 import importlib
 import os

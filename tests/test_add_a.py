@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -58,11 +59,13 @@ def house(tmp_path_factory) -> Path:
     """A copy of the repository with the notebooks of all examples, exported."""
     copy, code = copy_house(tmp_path_factory.mktemp("added")), examples()
     for what, name, promise in [
+        ("format", "data/formats/90_grid", "Numbers in a text file."),
         ("architecture", "models/additions/90_plain", "A network of two convolutions."),
         ("loss", "models/additions/91_absolute", "The absolute error."),
         ("task", "run/tasks/90_brightness", "Count bright pixels."),
         ("command", "run/commands/90_hello", "`cellseg hello`: a greeting."),
         ("lesson", "lessons/90_bright", "How many pixels are bright?"),
+        ("app", "apps/bright", "Bright pixels, with a slider."),
     ]:
         write_notebook(copy / "nbs" / f"{name}.ipynb", code[what], promise)
     done = run(copy, BIN / "nbdev_export")
@@ -73,6 +76,28 @@ def house(tmp_path_factory) -> Path:
 def cellseg(house: Path, *arguments: str) -> subprocess.CompletedProcess:
     code = "from cellseg_nb.run.cli import main; main()"
     return run(house, sys.executable, "-c", code, *arguments)
+
+
+def test_format(house, tmp_path):
+    import numpy as np
+
+    pixels = np.zeros((60, 80), np.uint16)
+    pixels[10:25, 10:30] = pixels[35:50, 45:70] = 900
+    (tmp_path / "in").mkdir()
+    np.savetxt(tmp_path / "in" / "a.grid", pixels, fmt="%d")
+    command = ("segment", str(tmp_path / "in"), "--model", "otsu", "--out", str(tmp_path / "out"))
+    done = cellseg(house, *command)
+    assert done.returncode == 0 and "2 " in done.stdout, done.stderr
+    code = f"""
+from cellseg_nb.data.io import open_plane, read_labels, write_labels
+labels = read_labels({str(tmp_path / "out" / "a_labels.tif")!r})
+path = write_labels({str(tmp_path / "truth" / "a.grid")!r}, labels)
+part = open_plane(path).read(12, 14, 8, 12)
+print(labels.max(), (part == labels[12:14, 8:12]).all(), (read_labels(path) == labels).all())
+"""
+    (tmp_path / "truth").mkdir()
+    done = run(house, sys.executable, "-c", code)
+    assert done.stdout == "2 True True\n", done.stderr
 
 
 def test_task(house, tmp_path):
@@ -138,6 +163,16 @@ def test_lesson(house):
     page.write_text(page.read_text(encoding="utf-8").replace("image > threshold", "image < threshold"))
     done = run(house, BIN / "nbdev_test", "--path", page, "--n_workers", "1")
     assert "AssertionError" in done.stdout + done.stderr
+
+
+def test_app(house):
+    page = house / "nbs" / "apps" / "bright.ipynb"
+    done = run(house, BIN / "nbdev_test", "--path", page, "--n_workers", "1")
+    assert "Success" in done.stdout + done.stderr, done.stdout + done.stderr
+    shutil.copy(ROOT / "Makefile", house)
+    shown = run(house, "make", "-n", "app-bright").stdout
+    assert "voila nbs/apps/bright.ipynb" in shown and "{'name': 'An example'}" in shown
+    assert "make app-bright        the app “An example”" in run(house, "make", "help").stdout
 
 
 def test_the_copy_is_used(house):

@@ -180,6 +180,18 @@ def _pixel_losses(kind: str, activation: str) -> list[PixelLoss]:
     return [PIXEL_LOSSES[name] for name in names]
 
 # %% ../../nbs/models/01_losses.ipynb #e2b7d615
+def _pixel_losses(kind: str, activation: str) -> list[PixelLoss]:
+    """The losses that a name such as mse+bce stands for."""
+    import_all("cellseg_nb.models.additions")
+    parts = [] if kind == "mesa" else kind.split("+")
+    if not set(parts) <= set(PIXEL_LOSSES):
+        known = ", ".join([*PIXEL_LOSSES, "mesa"])
+        raise ValueError(f"unknown loss {kind!r}; known: {known}, and sums such as mse+bce")
+    if "bce" in parts and activation != "sigmoid":
+        raise ValueError(f"the loss {kind!r} needs activation 'sigmoid'; it is {activation!r}")
+    return [PIXEL_LOSSES[name] for name in parts]
+
+# %% ../../nbs/models/01_losses.ipynb #9f52ff60
 class HeatmapLoss(nn.Module):
     """Loss of heat maps; the count and MESA parts look at the first channel, the density.
 
