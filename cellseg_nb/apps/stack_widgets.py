@@ -50,6 +50,8 @@ from cellseg_nb.measure.matching import (
 from cellseg_nb.measure.plots import (
     neighbour_colours, overlay,
 )
+
+# %% ../../nbs/apps/02_stack_widgets.ipynb #2fa3d142
 from cellseg_nb.models.bundle import (
     Bundle, StackPostprocessing, load_bundle, read_specification,
 )
