@@ -509,7 +509,7 @@ def _make_view(self: TaskPanel) -> list:  # widgets
     self.screen.add_class("cellseg-task")
     return [self.warning, self.screen, self.row]
 
-
+# %% ../../nbs/apps/00_scaffold.ipynb #e8544246
 @patch(as_prop=True)
 def settings(self: TaskPanel) -> Settings:
     """Settings of the task as they stand. Raises ValueError when one is not allowed."""
