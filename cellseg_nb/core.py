@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['PixelSize', 'pixel_edges', 'check_labels', 'label_dtype', 'consecutive', 'surviving_ids', 'atomic_path', 'write_csv',
            'replace_folder', 'file_sha256', 'explain_settings', 'checked_settings', 'one_line', 'package_versions',
-           'require', 'Stopwatch', 'moved']
+           'require', 'Stopwatch', 'import_all', 'moved']
 
-# %% ../nbs/00_core.ipynb #1643254c
+# %% ../nbs/00_core.ipynb #c8b20ab0
 import hashlib
 import importlib
 import os
+import pkgutil
 import platform
 import shutil
 import time
@@ -308,6 +309,14 @@ class Stopwatch:
         rest = time.perf_counter() - self.started - sum(self.seconds.values())
         parts = self.seconds | {"rest": max(rest, 0.0)}
         return {part: round(spent, 3) for part, spent in parts.items()}
+
+# %% ../nbs/00_core.ipynb #667165f0
+def import_all(
+    package: str,  # full name of a folder, such as "cellseg_nb.models.additions"
+) -> list[ModuleType]:  # in the order of their names
+    """Load every module in a folder, so that each can register what it holds."""
+    found = pkgutil.iter_modules(importlib.import_module(package).__path__)
+    return [importlib.import_module(f"{package}.{one.name}") for one in found]
 
 # %% ../nbs/00_core.ipynb #5671b1f8
 def moved(

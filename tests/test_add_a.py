@@ -26,7 +26,7 @@ def examples() -> dict[str, str]:
     return found
 
 
-def write_notebook(path: Path, code: str) -> None:
+def write_notebook(path: Path, code: str, promise: str) -> None:
     """Write an example as the notebook that it stands for: a cell begins at each line `#| ...`."""
 
     def cell(number: int, kind: str, source: str) -> dict:
@@ -35,7 +35,7 @@ def write_notebook(path: Path, code: str) -> None:
         return {"cell_type": kind, "id": f"{number:08}", "metadata": {}, "source": source} | code
 
     parts = re.split(r"^(?=#\| )", code, flags=re.M)
-    cells = [cell(0, "markdown", "# An example\n\n> It comes from CONTRIBUTING.md.")]
+    cells = [cell(0, "markdown", f"# An example\n\n> {promise}")]
     for number, part in enumerate(filter(None, parts), 1):
         if part.startswith("#| markdown"):
             cells.append(cell(number, "markdown", part.split("\n", 1)[1]))
@@ -59,10 +59,12 @@ def house(tmp_path_factory) -> Path:
     """A copy of the repository with the notebooks of all examples, exported."""
     copy, code = copy_house(tmp_path_factory.mktemp("added")), examples()
     for what, name in [
+        ("format", "data/formats/90_grid"),
         ("architecture", "models/additions/90_plain"),
         ("loss", "models/additions/91_absolute"),
         ("task", "run/tasks/90_brightness"),
         ("command", "run/commands/90_hello"),
+        ("task", "run/tasks/90_brightness"),
         ("lesson", "lessons/90_bright"),
         ("app", "apps/bright"),
     ]:
@@ -75,6 +77,28 @@ def house(tmp_path_factory) -> Path:
 def cellseg(house: Path, *arguments: str) -> subprocess.CompletedProcess:
     code = "from cellseg_nb.run.cli import main; main()"
     return run(house, sys.executable, "-c", code, *arguments)
+
+
+def test_format(house, tmp_path):
+    import numpy as np
+
+    pixels = np.zeros((60, 80), np.uint16)
+    pixels[10:25, 10:30] = pixels[35:50, 45:70] = 900
+    (tmp_path / "in").mkdir()
+    np.savetxt(tmp_path / "in" / "a.grid", pixels, fmt="%d")
+    command = ("segment", str(tmp_path / "in"), "--model", "otsu", "--out", str(tmp_path / "out"))
+    done = cellseg(house, *command)
+    assert done.returncode == 0 and "2 " in done.stdout, done.stderr
+    code = f"""
+from cellseg_nb.data.io import open_plane, read_labels, write_labels
+labels = read_labels({str(tmp_path / "out" / "a_labels.tif")!r})
+path = write_labels({str(tmp_path / "truth" / "a.grid")!r}, labels)
+part = open_plane(path).read(12, 14, 8, 12)
+print(labels.max(), (part == labels[12:14, 8:12]).all(), (read_labels(path) == labels).all())
+"""
+    (tmp_path / "truth").mkdir()
+    done = run(house, sys.executable, "-c", code)
+    assert done.stdout == "2 True True\n", done.stderr
 
 
 def test_task(house, tmp_path):
@@ -98,8 +122,27 @@ def test_command(house):
     wrong = cellseg(house, "hello", "R2D2")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr == "error: a name has letters only, unlike 'R2D2'\n"
-    listed = cellseg(house, "--help").stdout.splitlines()
-    assert listed[-1].split(maxsplit=1) == ["hello", "Greet somebody."]
+    assert "  hello        Greet somebody.\n" in cellseg(house, "--help").stdout
+
+
+def test_task(house, tmp_path):
+    import numpy as np
+    from cellseg_nb.data.io import write_image
+
+    pixels = np.zeros((20, 30), np.uint8)
+    pixels[2:5, 4:8] = 80
+    write_image(tmp_path / "images" / "a.tif", pixels, "YX")
+    out = tmp_path / "out"
+    arguments = ("brightness", tmp_path / "images", "--threshold", "50", "--out", out)
+    done = cellseg(house, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("12 bright pixels in 1 ")
+    assert (out / "report.html").is_file()
+    (table,) = out.glob("*.csv")
+    header, row = table.read_text(encoding="utf-8").splitlines()
+    assert {"bright", "mean"} <= set(header.split(",")) and "12" in row.split(",")
+    assert "finished before" in cellseg(house, *arguments).stdout
+    assert "  brightness   Count bright pixels." in cellseg(house, "--help").stdout
 
 
 def test_architecture(house):

@@ -11,8 +11,8 @@ from test_cli import error_of, run
 
 from cellseg_nb.data.io import read_pixels, write_image
 from cellseg_nb.data.phase import simulate_phase_contrast, write_phase_contrast
-from cellseg_nb.train.count import count_pictures, for_training, read_count_pictures
-from cellseg_nb.train.settings import CountDataSettings, CountTrainConfig
+from cellseg_nb.train.count_pictures import count_pictures, for_training, read_count_pictures
+from cellseg_nb.train.recipes.count import CountDataSettings, CountTrainConfig
 
 SMALL = {
     "name": "small",
@@ -70,7 +70,8 @@ def test_train_writes_a_model_that_counts(config, tmp_path):
     assert "go on with --resume" in error_of("train", config, "--out", tmp_path / "run")
     line = error_of("train", config, "target.sigma=3")
     assert f"{config}: target.sigma: unknown key; allowed here: " in line and "sigma_px" in line
-    assert "not for StarDist or counting" in error_of("train", config, "--find-lr")
+    found = run("train", config, "--find-lr", "--out", tmp_path / "rate").stdout
+    assert found.startswith("suggestion: training.learning_rate=")
 
 
 def test_images_that_are_not_trusted_do_not_train(pictures):

@@ -51,10 +51,15 @@ from cellseg_nb.data.io import (
 from cellseg_nb.data.phase import (
     write_phase_contrast,
 )
+from cellseg_nb.data.point_files import (
+    CLASS,
+)
 from cellseg_nb.data.points import (
-    ANNOTATION_STATUS, CLASS, FGMASK_STATUS, Annotations, clicks_by_annotator, images_if_any,
-    join_annotations, make_quality, named_images, points_table, read_project, read_quality, trains,
-    write_annotators, write_mask, write_points, write_quality,
+    Annotations, clicks_by_annotator, join_annotations, points_table, write_points,
+)
+from cellseg_nb.data.projects import (
+    ANNOTATION_STATUS, FGMASK_STATUS, images_if_any, make_quality, named_images, read_project,
+    read_quality, trains, write_annotators, write_mask, write_quality,
 )
 from cellseg_nb.data.transforms import (
     resize,

@@ -167,7 +167,31 @@ def activate(
     """Turn what a network that counts gives into its map."""
     return ACTIVATIONS[activation](outputs)
 
+# %% ../../nbs/models/01_losses.ipynb #fc589000
+def _pixel_losses(kind: str, activation: str) -> list[PixelLoss]:
+    """The losses that a kind such as "mse+bce" names."""
+    import_all("cellseg_nb.models.additions")
+    names = [] if kind == "mesa" else kind.split("+")
+    if not set(names) <= set(PIXEL_LOSSES):
+        known = ", ".join([*PIXEL_LOSSES, "mesa"])
+        raise ValueError(f"unknown loss {kind!r}; known: {known}, and sums such as mse+bce")
+    if "bce" in names and activation != "sigmoid":
+        raise ValueError(f"the loss {kind!r} needs activation 'sigmoid'; it is {activation!r}")
+    return [PIXEL_LOSSES[name] for name in names]
+
 # %% ../../nbs/models/01_losses.ipynb #e2b7d615
+def _pixel_losses(kind: str, activation: str) -> list[PixelLoss]:
+    """The losses that a name such as mse+bce stands for."""
+    import_all("cellseg_nb.models.additions")
+    parts = [] if kind == "mesa" else kind.split("+")
+    if not set(parts) <= set(PIXEL_LOSSES):
+        known = ", ".join([*PIXEL_LOSSES, "mesa"])
+        raise ValueError(f"unknown loss {kind!r}; known: {known}, and sums such as mse+bce")
+    if "bce" in parts and activation != "sigmoid":
+        raise ValueError(f"the loss {kind!r} needs activation 'sigmoid'; it is {activation!r}")
+    return [PIXEL_LOSSES[name] for name in parts]
+
+# %% ../../nbs/models/01_losses.ipynb #9f52ff60
 class HeatmapLoss(nn.Module):
     """Loss of heat maps; the count and MESA parts look at the first channel, the density.
 
@@ -188,14 +212,7 @@ class HeatmapLoss(nn.Module):
         self, kind="mse", count_weight=0.0, mesa_weight=0.0, factor=100.0, activation="identity"
     ):
         super().__init__()
-        import_all("cellseg_nb.models.additions")
-        parts = [] if kind == "mesa" else kind.split("+")
-        if not set(parts) <= set(PIXEL_LOSSES):
-            known = ", ".join([*PIXEL_LOSSES, "mesa"])
-            raise ValueError(f"unknown loss {kind!r}; known: {known}, and sums such as mse+bce")
-        if "bce" in parts and activation != "sigmoid":
-            raise ValueError(f"the loss {kind!r} needs activation 'sigmoid'; it is {activation!r}")
-        self.parts = [PIXEL_LOSSES[name] for name in parts]
+        self.parts = _pixel_losses(kind, activation)
         self.factor, self.activation = factor, activation
         self.count_weight, self.mesa_weight = count_weight, mesa_weight + (kind == "mesa")
 

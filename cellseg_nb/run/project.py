@@ -33,7 +33,7 @@ from cellseg_nb.settings import (
     Settings, setting,
 )
 from cellseg_nb.train.settings import (
-    CONFIGS, TrainConfig, change_key, make_config,
+    CONFIGS, StartSettings, change_key, make_config,
 )
 
 # %% ../../nbs/run/07_project.ipynb #8e31309a
@@ -134,7 +134,7 @@ def training_config(
     settings: ProjectSettings,  # of the project
     dataset: str | Path,  # folder of training images and label images
     place: str = "the project",  # what to call the files in an error
-) -> TrainConfig:  # of the class that the method asks for
+) -> StartSettings:  # of the class that the method asks for
     """Build the configuration of the training that a project describes.
 
     Raises

@@ -341,7 +341,7 @@ def _segment_with_stars(
 def _segment_with(
     bundles: "list[Bundle]", image: np.ndarray, settings: SegmentSettings
 ) -> Segmentation:
-    """Ask the networks, and make objects of what they painted."""
+    """Ask the networks, and make objects of what they predict."""
     first = bundles[0]
     if len(bundles) == 1 and is_star(first):
         return _segment_with_stars(first, image, settings)

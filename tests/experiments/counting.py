@@ -88,7 +88,7 @@ def merged(*fields: dict) -> dict:
 
 def configuration(dataset: str, recipe: str, quick: bool, seed: int = 0):
     """All settings of a training."""
-    from cellseg_nb.train.settings import CountTrainConfig
+    from cellseg_nb.train.recipes.count import CountTrainConfig
 
     own = [RECIPES[recipe].get(key, {}) for key in ("*", dataset)]
     fields = merged(BASE, SETS[dataset], *own, {"name": dataset, "seed": seed})
@@ -138,7 +138,7 @@ def train_sparse(part: float, masked: bool, runs: Path, quick: bool) -> Path:
 def count_test(dataset: str, model: Path, quick: bool) -> pd.DataFrame:
     """Count the test pictures with one model."""
     from cellseg_nb.train.count import count_pictures, count_with
-    from cellseg_nb.train.settings import CountDataSettings
+    from cellseg_nb.train.recipes.count import CountDataSettings
 
     test = count_pictures(CountDataSettings(dataset=dataset, split="test"))
     return count_with([model], test[:4] if quick else test)

@@ -19,7 +19,8 @@ from cellseg_nb.data.catalog import locate, samples
 from cellseg_nb.models.bundle import load_bundle
 from cellseg_nb.train.finish import pooled_scores, score_samples, score_table
 from cellseg_nb.train.learner import train
-from cellseg_nb.train.settings import TrainConfig, read_config
+from cellseg_nb.train.recipes.maps import TrainConfig
+from cellseg_nb.train.settings import read_config
 
 KIND = "purple_on_white"
 EPOCHS, CROPS, QUICK_CROPS = 5, 2400, 400

@@ -15,7 +15,7 @@ import pandas as pd
 from cellseg_nb.measure.points import count_errors, interval_scores
 from cellseg_nb.segment.count import calibrate, count_interval
 from cellseg_nb.train.count import count_pictures, count_with, cross_conformal
-from cellseg_nb.train.settings import CountTrainConfig
+from cellseg_nb.train.recipes.count import CountTrainConfig
 
 FOLDS, LEVEL, NEW = 5, 0.9, 100
 

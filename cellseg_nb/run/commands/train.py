@@ -128,7 +128,8 @@ def tune(
     import yaml
 
     from cellseg_nb.models.bundle import load_bundle
-    from cellseg_nb.train.tune import check_free, data_to_tune, labelled_samples, paint, save_tuned
+    from cellseg_nb.train.tune import check_free, data_to_tune, labelled_samples
+    from cellseg_nb.train.tune import predict_samples, save_tuned
     from cellseg_nb.train.tune import tune as choose
 
     if dataset is None and (split or kind or channel):
@@ -136,8 +137,8 @@ def tune(
     check_free(out)
     bundle = load_bundle(model)
     data = dataset and data_to_tune(bundle, dataset, split, kind, channel)
-    painted = paint(bundle, labelled_samples(bundle, data), device)
-    tuned = choose(painted, bundle.specification.postprocessing)
+    pictures = predict_samples(bundle, labelled_samples(bundle, data), device)
+    tuned = choose(pictures, bundle.specification.postprocessing)
     print(tuned.scores.to_string())
     print(yaml.safe_dump({"postprocessing": tuned.settings}, sort_keys=False), end="")
     if out is not None:

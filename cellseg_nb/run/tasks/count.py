@@ -225,7 +225,8 @@ class Count(Task):
 @patch
 def process(self: Count, item: Item) -> Result:
     """Count the cells in one image."""
-    from cellseg_nb.data.points import CLASS, points_table
+    from cellseg_nb.data.point_files import CLASS
+    from cellseg_nb.data.points import points_table
     from cellseg_nb.segment.count import count_image
 
     bundles, name = self.bundles, item.name

@@ -18,8 +18,11 @@ from fastcore.basics import patch
 from cellseg_nb.core import (
     Stopwatch, pixel_edges,
 )
+from cellseg_nb.data.formats.pictures import (
+    PICTURE_SUFFIXES,
+)
 from cellseg_nb.data.io import (
-    PICTURE_SUFFIXES, Plane, luminance, read_image, read_labels, write_labels,
+    Plane, luminance, read_image, read_labels, write_labels,
 )
 from cellseg_nb.data.planes import (
     open_chosen_plane, read_plane,

@@ -342,7 +342,7 @@ def stack_result(
 @patch
 def plan(self: Segment3D, item: Item) -> int:
     """Windows of a stack; what cannot be done is said before the network is asked."""
-    from cellseg_nb.data.volumes import _check_shape as check_shape
+    from cellseg_nb.data.volumes import check_shape
     from cellseg_nb.segment.predict import count_windows, fit_window
 
     settings, mask = self.settings, item.row.mask
@@ -392,7 +392,7 @@ def summarise(self: Segment3D, batch: Batch) -> "dict[str, pd.DataFrame | None]"
 
 def _score(batch: Batch, item: Item) -> "VolumeScores":
     """Compare the cells of a finished stack with the true ones; both volumes are loaded."""
-    from cellseg_nb.data.volumes import _check_shape as check_shape, _same_shape as same_shape
+    from cellseg_nb.data.volumes import check_shape, same_shape
     from cellseg_nb.measure.volumes import volume_scores
 
     mask, record = item.row.mask, batch.records[item.name]
