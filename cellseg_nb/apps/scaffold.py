@@ -406,7 +406,7 @@ def _choose(self: Panel, _=None) -> None:
         self._take(self.examples[name]() if file is None else self._picture_of(file))
     self._draw()
 
-
+# %% ../../nbs/apps/00_scaffold.ipynb #518b787d
 @patch
 def _read(self: Panel, path: Path) -> Any:
     """Read a file."""
@@ -423,7 +423,7 @@ def _picture_of(self: Panel, file: Any) -> Any:
     """Make a picture of a file. Raises ValueError when something is still to be chosen."""
     return file
 
-
+# %% ../../nbs/apps/00_scaffold.ipynb #b9608759
 @patch
 def _summary(self: Panel) -> str | None:  # such as "12 objects"; None = nothing to save
     """Say how much is found."""
@@ -509,7 +509,7 @@ def _make_view(self: TaskPanel) -> list:  # widgets
     self.screen.add_class("cellseg-task")
     return [self.warning, self.screen, self.row]
 
-
+# %% ../../nbs/apps/00_scaffold.ipynb #e8544246
 @patch(as_prop=True)
 def settings(self: TaskPanel) -> Settings:
     """Settings of the task as they stand. Raises ValueError when one is not allowed."""

@@ -23,7 +23,7 @@ from cellseg_nb.apps.scaffold import (
     picture_bytes, values_of,
 )
 from cellseg_nb.core import (
-    PixelSize, pixel_edges,
+    PixelSize, moved, pixel_edges,
 )
 from cellseg_nb.data.annotations import (
     write_geojson, write_roi_zip,
@@ -439,3 +439,6 @@ def labels(self: Explorer) -> np.ndarray | None:  # integer; (Y, X); None = noth
     if self._whole is None:
         self._whole = self._find(whole=True)
     return self._whole
+
+
+__getattr__ = moved(__name__, {"read_upload": "cellseg_nb.apps.scaffold"})
