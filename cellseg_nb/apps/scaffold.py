@@ -144,6 +144,7 @@ def values_of(controls: Mapping[str, ipywidgets.Widget]) -> dict[str, Any]:
 def settings_of(
     kind: type[Settings],  # a class of settings
     controls: Mapping[str, ipywidgets.Widget],  # from `controls_for`; of some of the settings or all
+    values: Mapping[str, Any] = {},  # of settings without a control
 ) -> Settings:
     """Settings as their controls stand.
 
@@ -153,8 +154,11 @@ def settings_of(
         A value is not allowed; the message names the setting and what is allowed.
     """
     kinds = {one.name: one.kind for one in facts_of(kind)}
-    values = values_of(controls).items()
-    return kind.checked(**{name: _typed(one, kinds[name]) for name, one in values if one != ""})
+    shown = values_of(controls).items()
+    rest = {name: one for name, one in values.items() if name not in controls}
+    return kind.checked(
+        **rest, **{name: _typed(one, kinds[name]) for name, one in shown if one != ""}
+    )
 
 
 def _typed(value: Any, kind: Any) -> Any:
@@ -492,7 +496,8 @@ def _make_controls(self: TaskPanel) -> list:  # widgets
     """Make a control for each setting that changes a result; those to be typed lie in a drawer."""
     kind = self.task.Settings
     controls = controls_for(kind, self._values, late=kind.model_fields)
-    hidden = self.task.no_result - set(self._values)
+    tables = {one.name for one in facts_of(kind) if dict in (one.kind, get_origin(one.kind))}
+    hidden = tables | self.task.no_result
     self.controls = {name: one for name, one in controls.items() if name not in hidden}
     self._watch(self._draw, *self.controls.values())
     typed = [one for one in self.controls.values() if isinstance(one, ipywidgets.Text)]
@@ -513,7 +518,7 @@ def _make_view(self: TaskPanel) -> list:  # widgets
 @patch(as_prop=True)
 def settings(self: TaskPanel) -> Settings:
     """Settings of the task as they stand. Raises ValueError when one is not allowed."""
-    return settings_of(self.task.Settings, self.controls)
+    return settings_of(self.task.Settings, self.controls, self._values)
 
 
 @patch
@@ -586,7 +591,8 @@ def _files(self: TaskPanel, result: Result) -> dict[str, Callable[[Path], Any]]:
     for name, write in result.files.items():
         if not name.endswith(".zarr"):  # a folder
             files[Path(name).name.removeprefix(f"{self._stem()}_")] = write
-    if result.labels is not None and "labels.tif" not in files:
+    whole = result.labels is not None and result.labels.ndim == len(set("ZYX") & {*self.image.axes})
+    if whole and "labels.tif" not in files:  # of a stack, the labels may be those of one slice
         how = dict(labels=result.labels, pixel_size_um=self.image.pixel_size_um)
         files["labels.tif"] = partial(write_labels, **how)
     return files
