@@ -8,7 +8,6 @@ __all__ = ['app', 'main']
 # %% ../../nbs/run/01_cli.ipynb #9a7fd66b
 import logging
 import pkgutil
-import sys
 import warnings
 from importlib import import_module
 from typing import Annotated

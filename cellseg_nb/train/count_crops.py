@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['with_channels', 'measured_normalisation', 'DevicePicture', 'place_on_device', 'Views', 'draw_views', 'read_crops',
-           'points_in_crops', 'paint_density', 'paint_distances', 'make_targets', 'vary_brightness', 'CountBatches']
+           'points_in_crops', 'paint_density', 'paint_distances', 'make_targets', 'vary_brightness', 'CountBatches',
+           'count_loaders']
 
 # %% ../../nbs/train/11_count_crops.ipynb #630fcb85
 import math
@@ -26,6 +27,9 @@ from cellseg_nb.models.bundle import (
 )
 from cellseg_nb.train.count_pictures import (
     CountPicture,
+)
+from cellseg_nb.train.recipe import (
+    Parts,
 )
 from cellseg_nb.train.settings import (
     StartSettings,
@@ -308,3 +312,10 @@ class CountBatches:
         points = points_in_crops(self.pictures, views, crop_px, margin)
         targets = make_targets(points, config, crops.device)
         return vary_brightness(crops, config, rng), targets, known
+
+# %% ../../nbs/train/11_count_crops.ipynb #2cde8443
+def count_loaders(config: StartSettings, parts: Parts, device: torch.device) -> tuple:
+    """Batches for training; whole pictures are scored without batches."""
+    how = measured_normalisation(parts.train, config)
+    pictures = [place_on_device(one, config, how, device) for one in parts.train]
+    return CountBatches(pictures, config), []

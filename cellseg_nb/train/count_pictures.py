@@ -29,7 +29,7 @@ from cellseg_nb.settings import (
     Settings,
 )
 from cellseg_nb.train.recipe import (
-    deal,
+    Parts, deal,
 )
 from cellseg_nb.train.settings import (
     StartSettings,
@@ -190,7 +190,7 @@ def fold_of_each(
 # %% ../../nbs/train/12_count_pictures.ipynb #770c0994
 def read_count_pictures(
     config: StartSettings,  # which data
-) -> tuple[list, list, list]:  # for training, for validation, of the fold that is left out
+) -> Parts:  # for training, for validation, of the fold that is left out
     """Read the pictures of a training.
 
     A picture in which some cells have no point trains always: it cannot tell whether a count is
@@ -221,7 +221,7 @@ def read_count_pictures(
         aside = [one for one, out in zip(whole, chosen) if out]
     scored = set(map(id, [*aside, *left_out]))
     train = [one for one in pictures if id(one) not in scored]
-    return _training_part(train, config), aside, left_out
+    return Parts(_training_part(train, config), aside, left_out)
 
 # %% ../../nbs/train/12_count_pictures.ipynb #70202544
 def _training_part(pictures: list[CountPicture], config: StartSettings) -> list[CountPicture]:

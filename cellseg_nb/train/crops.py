@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIMULATED_GERMLINES', 'MOST_VOXELS', 'StackSample', 'Picture', 'prepare', 'deal_keys', 'stack_samples',
-           'chosen_samples', 'each_channel', 'read_pictures', 'held_out_samples', 'median_diameter',
+           'chosen_samples', 'each_channel', 'read_pictures', 'held_out_samples', 'file_sums', 'median_diameter',
            'picture_probabilities', 'ObjectTable', 'object_table', 'vary', 'crop_around', 'make_targets', 'Crops',
            'middle_part', 'WholePictures']
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from cellseg_nb.core import (
-    PixelSize, consecutive, pixel_edges,
+    PixelSize, consecutive, file_sha256, pixel_edges,
 )
 from cellseg_nb.data.catalog import (
     Sample, datasets, samples,
@@ -324,6 +324,16 @@ def held_out_samples(
     if isinstance(data, StackDataSettings):
         return [one.sample for sample in left_out for one in each_channel(sample.read())]
     return left_out
+
+
+def file_sums(config: StartSettings, parts: tuple) -> dict[str, list]:
+    """Sums of the files of all samples, for `run.json`; computed ones have a seed."""
+    sums = {}
+    for sample in chosen_samples(config.data):
+        paths = [path for path in (sample.image_path, sample.labels_path) if path is not None]
+        found = [file_sha256(path) if path.is_file() else str(path) for path in paths]
+        sums[sample.name] = found or {"seed": sample.seed}
+    return sums
 
 # %% ../../nbs/train/01_crops.ipynb #09df1f1f
 def median_diameter(

@@ -34,13 +34,7 @@ def train_fold(
     fold: int,  # which part is left out; 1..folds
     out: str | Path,  # folder of this fold; what is finished is read back
 ) -> pd.DataFrame:  # scores of the part that was left out
-    """Train without one part of the pictures, and score that part.
-
-    Raises
-    ------
-    ValueError
-        As in `fold_config` and `train`, or the folder holds a fold of other settings.
-    """
+    """Train without one part of the pictures, and score that part."""
     return run_fold(fold_config(config, folds, fold), Path(out))
 
 

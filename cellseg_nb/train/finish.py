@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LOG', 'SCORE_NAMES', 'STAR_LOG', 'STAR_NAMES', 'HITS', 'MOST_SHOWN', 'MOST_DESCRIBED', 'PAGE_STYLE', 'read_log',
            'plot_log', 'with_invert', 'predict_sample', 'cut_maps', 'segment_sample', 'Scored', 'score_samples',
-           'score_table', 'pooled_scores', 'object_pictures', 'describe_pictures', 'training_page', 'WorseThanParent',
-           'refusal', 'consequence', 'is_finished', 'finish', 'find_parent']
+           'score_table', 'pooled_scores', 'score_left_out', 'object_pictures', 'describe_pictures', 'training_page',
+           'WorseThanParent', 'refusal', 'consequence', 'is_finished', 'finish', 'find_parent']
 
 # %% ../../nbs/train/03_finish.ipynb #d851f78e
 import base64
@@ -64,11 +64,7 @@ from cellseg_nb.train.settings import (
 )
 
 # %% ../../nbs/train/03_finish.ipynb #5b61fc84
-LOG = (
-    "epoch", "train_loss", "valid_loss", "valid_ap50", "valid_mean_ap", "learning_rate", "seconds"
-)
-
-
+LOG = ("train_loss", "valid_loss", "valid_ap50", "valid_mean_ap")  # columns that are drawn
 SCORE_NAMES = ("training", "validation", "AP@.5", "mean AP")
 # the log of a StarDist model holds what Keras reports
 STAR_LOG = ("loss", "val_loss", "dist_dist_iou_metric", "val_dist_dist_iou_metric")
@@ -87,7 +83,7 @@ def plot_log(rows: list[dict[str, str]]) -> Figure:
     loss_axes, score_axes = figure.subplots(1, 2)
     stars = bool(rows) and STAR_LOG[0] in rows[0]
     names = ("training", "validation", *STAR_NAMES) if stars else SCORE_NAMES
-    columns = STAR_LOG if stars else LOG[1:5]
+    columns = STAR_LOG if stars else LOG
     curves = [[float(row[column]) for row in rows] for column in columns]
     styles = ("-", "--", "-", "--")
     for ax, name, curve, style in zip([loss_axes] * 2 + [score_axes] * 2, names, curves, styles):
@@ -218,6 +214,12 @@ def pooled_scores(
     scores = {"AP@.5": round(float(whole.ap[0]), 4), "mean AP": round(float(whole.mean_ap), 4)}
     return {"pictures": len(table), "objects": n_truth, **scores}
 
+
+def score_left_out(config: StartSettings, model: Path) -> pd.DataFrame:
+    """Score a model on the pictures of the fold that it never saw."""
+    left_out = held_out_samples(config.data)
+    return score_table(score_samples(load_bundle(model), left_out, config.training.device))
+
 # %% ../../nbs/train/03_finish.ipynb #527ca52a
 MOST_SHOWN = 20  # pictures among which the worst and best are looked for
 
@@ -225,6 +227,7 @@ MOST_SHOWN = 20  # pictures among which the worst and best are looked for
 def object_pictures(
     config: StartSettings,  # with data.folds and data.fold
     model: Path,  # folder of the bundle of that fold
+    rows: pd.DataFrame | None = None,  # scores, not needed here
 ) -> Figure | None:  # None = there is no picture, only stacks
     """Show the worst and best left-out pictures: found, missed and extra objects."""
     bundle, shown, scores = load_bundle(model), {}, {}

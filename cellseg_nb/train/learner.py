@@ -91,13 +91,7 @@ def fit(
     parts: Parts,  # what is learned from
     callbacks: Sequence[Callback] = (),  # besides the usual ones
 ) -> Path:  # folder of the best bundle
-    """Train the epochs that are left on what is at hand.
-
-    Raises
-    ------
-    ValueError
-        The run was begun with other pictures, or the loss is no number any more.
-    """
+    """Train the epochs that are left on what is at hand."""
     out, recipe = Path(out), recipe_of(config)
     start = recipe.start(out)
     write_facts(config, out, recipe.inputs(config, parts), bool(start))
@@ -236,13 +230,7 @@ def bare_learner(
     parts: Parts,  # what is learned from
     folder: Path | str,  # where fastai may put files of its own
 ) -> Learner:
-    """Put network, data, loss and optimiser together, without anything that writes files.
-
-    Raises
-    ------
-    ValueError
-        The settings do not fit the data or the network.
-    """
+    """Put network, data, loss and optimiser together, without anything that writes files."""
     training, recipe = config.training, recipe_of(config)
     device = choose_device(training.device)
     precision = Precision(training.precision, device)
@@ -275,13 +263,7 @@ def build_learner(
     start: dict,  # checkpoint to go on from; empty = from the beginning
     parts: Parts,  # what is learned from
 ) -> Learner:
-    """Put the learner together, with all that scores, averages and writes.
-
-    Raises
-    ------
-    ValueError
-        The settings do not fit the data or the network.
-    """
+    """Put the learner together, with all that scores, averages and writes."""
     recipe, learner = recipe_of(config), bare_learner(config, parts, out)
     scorer = recipe.scorer(config, parts, choose_device(config.training.device))
     keep = Keep(out, config, parts, specify(config, parts), start)

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'Parts', 'deal', 'set_aside', 'split', 'Scorer', 'Recipe', 'arrays_sha256', 'data_text', 'check_fit',
-           'register', 'all_recipes', 'find_recipe', 'recipe_of']
+           'later', 'register', 'all_recipes', 'find_recipe', 'recipe_of']
 
 # %% ../../nbs/train/09_recipe.ipynb #c769f32d
 import hashlib
-from collections.abc import Sequence
+import importlib
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -62,13 +63,7 @@ def set_aside(
     keys: Sequence,  # of all samples
     fraction: float,  # share that is set aside; 0..1
 ) -> np.ndarray:  # True = set aside; bool
-    """Choose every n-th sample, in the order of the keys, for validation.
-
-    Raises
-    ------
-    ValueError
-        There are fewer than two samples.
-    """
+    """Choose every n-th sample, in the order of the keys, for validation."""
     if len(keys) < 2:
         raise ValueError(f"training needs at least 2 labelled pictures, there are {len(keys)}")
     order = sorted(range(len(keys)), key=lambda n: (keys[n], n))
@@ -82,13 +77,7 @@ def split(
     keys: Sequence,  # their order
     data: Settings,  # folds, fold and validation_fraction
 ) -> Parts:
-    """Leave a fold out, and set samples aside for validation.
-
-    Raises
-    ------
-    ValueError
-        There are too few samples.
-    """
+    """Leave a fold out, and set samples aside for validation."""
     rest, held_out = list(zip(keys, samples)), []
     if data.folds is not None:
         numbers = deal(keys, data.folds)
@@ -279,6 +268,16 @@ def check_fit(config: Settings, parent: Specification, folder: Path, names: dict
             f"start_from: the weights of {folder} do not fit this training: {'; '.join(other)}. "
             f"Leave {' and '.join(reversed(names))} out to take over its own"
         )
+
+# %% ../../nbs/train/09_recipe.ipynb #ee4959c7
+def later(place: str) -> Callable:
+    """Make a method of a function or class that is loaded when it is called: `later("module:name")`."""
+    module, _, name = place.partition(":")
+
+    def method(self, *values):
+        return getattr(importlib.import_module(f"cellseg_nb.{module}"), name)(*values)
+
+    return method
 
 # %% ../../nbs/train/09_recipe.ipynb #d81b5b99
 RECIPES: list[Recipe] = []  # the last one comes first

@@ -248,6 +248,7 @@ def learn_stars(
     config: StartSettings,  # all settings
     out: Path,  # folder of the run
     parts: Parts,  # training and validation pictures
+    start: dict,  # not needed: the checkpoint is read where the network is
 ) -> None:
     """Train the epochs that are left.
 

@@ -34,7 +34,10 @@ from cellseg_nb.run.registry import (
     register,
 )
 from cellseg_nb.run.runner import (
-    Batch, Item, Result, Task, unlike_note,
+    Batch,
+)
+from cellseg_nb.run.task import (
+    Item, Result, Task, unlike_note,
 )
 from cellseg_nb.segment.image import (
     SegmentSettings, check_flat, chosen_postprocessing, is_classical, is_star, load_models,

@@ -8,7 +8,6 @@ __all__ = ['USUAL_LOSSES', 'CountDataSettings', 'CountAugmentation', 'CountTrain
 # %% ../../../nbs/train/recipes/03_count.ipynb #78b8c4b7
 import math
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -24,7 +23,7 @@ from cellseg_nb.settings import (
     Settings, setting,
 )
 from cellseg_nb.train.recipe import (
-    Parts, Recipe, Scorer, data_text, register,
+    Parts, Recipe, later, register,
 )
 from cellseg_nb.train.settings import (
     DataSettings, LoopSettings, StartSettings, is_weights_file,
@@ -159,27 +158,25 @@ def _check_height(target: CountTarget) -> None:
             f"{math.floor(highest)} or less"
         )
 
-# %% ../../../nbs/train/recipes/03_count.ipynb #a66616c0
-class _CountSteps(Recipe):
-    """From pictures with points to a description of the model."""
+# %% ../../../nbs/train/recipes/03_count.ipynb #eefe26d4
+class CountRecipe(Recipe):
+    """What is learned from pictures with points: density maps, whose sum is a count."""
 
     name, config, specification = "count", CountTrainConfig, CountSpecification
     libraries = ("torch", "fastai", "segmentation-models-pytorch", "timm")
     log, best, digits = ("valid_mae", "valid_bias"), "valid_mae", 3
     checkpoint_seconds, half, stranger = 30, False, "does not count"
     inherited = Recipe.inherited | {"outputs": "outputs", "target": "target", "peaks": "peaks"}
-
-    def read(self, config: Settings) -> Parts:
-        from cellseg_nb.train.count_pictures import read_count_pictures
-
-        return Parts(*read_count_pictures(config))
-
-    def loaders(self, config: Settings, parts: Parts, device: Any) -> tuple:
-        from cellseg_nb.train.count_crops import CountBatches, measured_normalisation, place_on_device
-
-        how = measured_normalisation(parts.train, config)
-        pictures = [place_on_device(one, config, how, device) for one in parts.train]
-        return CountBatches(pictures, config), []
+    read = later("train.count_pictures:read_count_pictures")
+    loaders = later("train.count_crops:count_loaders")
+    scorer = later("train.count:CountScorer")
+    about = later("train.count:describe_model")
+    finish = later("train.count:finish_count")
+    score_fold = later("train.count:count_left_out")
+    fold_scores = later("train.count:count_scores")
+    after_folds = later("train.count:write_oof")
+    picture = later("train.count:density_pictures")
+    release = later("train.count:add_intervals")
 
     def loss(self, config: Settings) -> Any:
         from cellseg_nb.models.losses import HeatmapLoss
@@ -188,64 +185,15 @@ class _CountSteps(Recipe):
         weights = (how.count_weight, how.mesa_weight)
         return HeatmapLoss(how.loss, *weights, target.factor, target.activation)
 
-    def scorer(self, config: Settings, parts: Parts, device: Any) -> Scorer:
-        from cellseg_nb.train.count import CountScorer
-
-        return CountScorer(parts, config, device)
-
-    def about(self, config: Settings, parts: Parts) -> dict[str, Any]:
-        from cellseg_nb.train.count import spot_peaks
-        from cellseg_nb.train.count_crops import measured_normalisation
-
-        points = sum(len(one.points) for one in parts.train)
-        data = f"{data_text(config.data, parts).rpartition(',')[0]}, {points} points"
-        how = measured_normalisation(parts.train, config)
-        return {"data": data, "normalisation": how, "peaks": spot_peaks(config)}
-
     def noted(self, scores: dict[str, float], parts: Parts) -> dict[str, float]:
         if not parts.aside:
             return {}
         return {"MAE": round(scores["valid_mae"], 3), "pictures": len(parts.aside)}
 
-# %% ../../../nbs/train/recipes/03_count.ipynb #abe4d240
-class CountRecipe(_CountSteps):
-    """What is learned from pictures with points: density maps, whose sum is a count."""
-
     def computing(self) -> AbstractContextManager:
         import torch
 
         return torch.backends.cudnn.flags(enabled=True, benchmark=True)
-
-    def finish(self, config: Settings, out: Path, parts: Parts, force: bool) -> Path:
-        from cellseg_nb.train.count import finish_count
-
-        return finish_count(config, out, parts, force)
-
-    def score_fold(self, config: Settings, model: Path) -> Any:
-        from cellseg_nb.train.count import count_with
-
-        rows = count_with([model], self.read(config).held_out, config.training.device)
-        return rows.rename(columns={"model": "fold"}).assign(fold=config.data.fold)
-
-    def fold_scores(self, rows: Any) -> dict[str, float]:
-        from cellseg_nb.train.count import count_scores
-
-        return count_scores(rows)
-
-    def after_folds(self, tables: list, out: Path) -> None:
-        from cellseg_nb.train.count import write_oof
-
-        write_oof(tables, out)
-
-    def picture(self, config: Settings, model: Path, rows: Any) -> Any:
-        from cellseg_nb.train.count import density_pictures
-
-        return density_pictures(config, model, rows)
-
-    def release(self, config: Settings, tables: list, out: Path, model: Path) -> None:
-        from cellseg_nb.train.count import add_intervals
-
-        add_intervals(tables, model)
 
 
 register(CountRecipe())

@@ -12,9 +12,6 @@ from typing import Any
 import numpy as np
 from pydantic import model_validator
 
-from cellseg_nb.core import (
-    file_sha256,
-)
 from cellseg_nb.data.transforms import (
     Augmentation,
 )
@@ -25,7 +22,7 @@ from cellseg_nb.settings import (
     Settings, setting,
 )
 from cellseg_nb.train.recipe import (
-    Parts, Recipe, Scorer, data_text, register,
+    Parts, Recipe, Scorer, data_text, later, register,
 )
 from cellseg_nb.train.settings import (
     BorderWeights, DataSettings, StartSettings, TrainingSettings, is_weights_file,
@@ -89,23 +86,19 @@ class MapScorer(Scorer):
         return {"valid_ap50": float(whole.ap[0]), "valid_mean_ap": float(whole.mean_ap)}
 
 # %% ../../../nbs/train/recipes/00_maps.ipynb #64332fd6
-class _LabelSteps(Recipe):
-    """From label images to a description of the model."""
+class LabelRecipe(Recipe):
+    """What is learned from pictures or stacks with label images, and scored by their objects."""
+
+    is_finished = later("train.finish:is_finished")
+    score_fold = later("train.finish:score_left_out")
+    fold_scores = later("train.finish:pooled_scores")
+    picture = later("train.finish:object_pictures")
+    inputs = later("train.crops:file_sums")
 
     def read(self, config: Settings) -> Parts:
         from cellseg_nb.train.crops import read_pictures
 
         return Parts(*read_pictures(config))
-
-    def inputs(self, config: Settings, parts: Parts) -> dict[str, Any]:
-        from cellseg_nb.train.crops import chosen_samples
-
-        sums = {}
-        for sample in chosen_samples(config.data):
-            paths = [path for path in (sample.image_path, sample.labels_path) if path is not None]
-            found = [file_sha256(path) if path.is_file() else str(path) for path in paths]
-            sums[sample.name] = found or {"seed": sample.seed}
-        return sums
 
     def about(self, config: Settings, parts: Parts) -> dict[str, Any]:
         from cellseg_nb.train.crops import median_diameter
@@ -123,39 +116,12 @@ class _LabelSteps(Recipe):
         names = {"valid_ap50": "AP@.5", "valid_mean_ap": "mean AP"}
         return {name: round(scores[column], 4) for column, name in names.items()}
 
-# %% ../../../nbs/train/recipes/00_maps.ipynb #6b2dc530
-class LabelRecipe(_LabelSteps):
-    """What is learned from pictures or stacks with label images, and scored by their objects."""
-
-    def is_finished(self, out: Path) -> bool:
-        from cellseg_nb.train.finish import is_finished
-
-        return is_finished(out)
-
     def finish(self, config: Settings, out: Path, parts: Parts, force: bool) -> Path:
         from cellseg_nb.train.finish import finish
         from cellseg_nb.train.learner import parent_of_file
 
         parent = parent_of_file(config, parts, out)
         return finish(config, out, parts.train, parts.aside, force, parent)
-
-    def score_fold(self, config: Settings, model: Path) -> Any:
-        from cellseg_nb.models.bundle import load_bundle
-        from cellseg_nb.train.crops import held_out_samples
-        from cellseg_nb.train.finish import score_samples, score_table
-
-        left_out = held_out_samples(config.data)
-        return score_table(score_samples(load_bundle(model), left_out, config.training.device))
-
-    def fold_scores(self, rows: Any) -> dict[str, float]:
-        from cellseg_nb.train.finish import pooled_scores
-
-        return pooled_scores(rows)
-
-    def picture(self, config: Settings, model: Path, rows: Any) -> Any:
-        from cellseg_nb.train.finish import object_pictures
-
-        return object_pictures(config, model)
 
 # %% ../../../nbs/train/recipes/00_maps.ipynb #56eba118
 class MapsRecipe(LabelRecipe):

@@ -27,7 +27,7 @@ from cellseg_nb.settings import (
     Settings, setting,
 )
 from cellseg_nb.train.recipe import (
-    Parts, register,
+    Parts, later, register,
 )
 from cellseg_nb.train.recipes.maps import (
     LabelRecipe,
@@ -127,10 +127,8 @@ class StarsRecipe(LabelRecipe):
         solid = architecture(fields) == "StarDist3D"
         return StarStackTrainConfig if solid else StarTrainConfig
 
-    def network(self, config: Settings) -> Any:
-        from cellseg_nb.train.stars import first_stars
-
-        return first_stars(config)
+    network = later("train.stars:first_stars")
+    learn = later("train.stars:learn_stars")
 
     def about(self, config: Settings, parts: Parts) -> dict[str, Any]:
         own = {"pixel_size_um": self.voxels(parts), "patch_px": config.training.patch_size}
@@ -141,11 +139,6 @@ class StarsRecipe(LabelRecipe):
 
         done = epochs_done(out / self.checkpoint)
         return {"epochs_done": done} if done else {}
-
-    def learn(self, config: Settings, out: Path, parts: Parts, start: dict) -> None:
-        from cellseg_nb.train.stars import learn_stars
-
-        learn_stars(config, out, parts)
 
     def finish(self, config: Settings, out: Path, parts: Parts, force: bool) -> Path:
         from cellseg_nb.train.learner import specify
