@@ -11,7 +11,7 @@ from cellseg_nb.apps.scaffold import TaskPanel, field_of, file_bytes
 from cellseg_nb.data.io import Image, read_labels, write_image, write_labels
 from cellseg_nb.data.simulate import simulate_nuclei
 from cellseg_nb.run.registry import register
-from cellseg_nb.run.runner import Result, Task
+from cellseg_nb.run.task import Result, Task
 from cellseg_nb.segment.image import SegmentSettings, segment_image
 from cellseg_nb.settings import Settings, setting
 from ipywidgets import Accordion, Checkbox, Dropdown, HBox, Text

@@ -44,7 +44,7 @@ from cellseg_nb.run.registry import (
 from cellseg_nb.run.report import (
     format_number, thumbnail,
 )
-from cellseg_nb.run.runner import (
+from cellseg_nb.run.task import (
     Item, Result, Task,
 )
 from cellseg_nb.settings import (
@@ -143,7 +143,7 @@ def values_of(controls: Mapping[str, ipywidgets.Widget]) -> dict[str, Any]:
 
 def settings_of(
     kind: type[Settings],  # a class of settings
-    controls: Mapping[str, ipywidgets.Widget],  # from `controls_for`; of some of the settings or all
+    controls: Mapping[str, ipywidgets.Widget],  # from `controls_for`; of some settings or all
     values: Mapping[str, Any] = {},  # of settings without a control
 ) -> Settings:
     """Settings as their controls stand.
@@ -272,7 +272,7 @@ STATIC = Path(str(files("cellseg_nb"))) / "apps" / "static"  # what runs in the 
 
 
 def _javascript(script: str, **given: str | dict) -> tuple[dict]:
-    """An output that runs a file of `STATIC` in the browser; the code finds `given` under this name."""
+    """An output that runs a file of `STATIC` in the browser, where it finds `given`."""
     code = (STATIC / script).read_text(encoding="utf-8")
     data = {"application/javascript": f"const given = {json.dumps(given)};\n{code}"}
     return ({"output_type": "display_data", "data": data, "metadata": {}},)
@@ -281,17 +281,18 @@ def _javascript(script: str, **given: str | dict) -> tuple[dict]:
 class Panel(ipywidgets.VBox):
     """The scaffold of an app: choose or open a picture, move controls, look, take files along.
 
-    An app is a subclass, with the words below and a few methods. `_make_controls` and `_make_view` give
-    its widgets. `_read` reads a file, and `_picture_of` makes a picture of it, with what `_offer` has put up
-    for choice. `_clear` forgets the last picture, `_take` looks at another, `_draw` shows
-    what is found, `_summary` says how much. `_stem` and `_content` give name and content of a download.
+    An app is a subclass, with the words below and a few methods. `_make_controls` and `_make_view`
+    give its widgets. `_read` reads a file, and `_picture_of` makes a picture of it, with what
+    `_offer` has put up for choice. `_clear` forgets the last picture, `_take` looks at another,
+    `_draw` shows what is found, `_summary` says how much. `_stem` and `_content` give name and
+    content of a download.
     """
 
     examples: dict[str, Callable[[], Any]] = {}  # name → makes a picture
     downloads: dict[str, str] = {}  # end of the file's name → what the button says
     source_words, upload_words, suffixes = "Picture", "Open an image file", IMAGE_SUFFIXES
     noun, nothing = "objects", "there is no result to save yet: choose a picture"
-    alternative_texts: dict[str, str] = {}  # class of a picture → what is said where it is not seen
+    alternative_texts: dict[str, str] = {}  # class of a picture → what is said of it unseen
     name_style: dict[str, str] = {}  # room for the names of fields
     labels = None  # what is found; integer
 
