@@ -11,7 +11,7 @@ from cellseg_nb.apps.scaffold import TaskPanel, field_of, file_bytes
 from cellseg_nb.data.io import Image, read_labels, write_image, write_labels
 from cellseg_nb.data.simulate import simulate_nuclei
 from cellseg_nb.run.registry import register
-from cellseg_nb.run.runner import Result, Task
+from cellseg_nb.run.task import Result, Task
 from cellseg_nb.segment.image import SegmentSettings, segment_image
 from cellseg_nb.settings import Settings, setting
 from ipywidgets import Accordion, Checkbox, Dropdown, HBox, Text
@@ -25,6 +25,7 @@ class BrightSettings(Settings):
     side: Literal["bright", "dark"] = setting("bright", "Which side of the threshold.")
     invert: bool = setting(False, "Turn the picture over first.")
     pixel_size_um: float | tuple[float, float] | None = setting(None, "Edges.", usual="the file's")
+    more: dict[str, float] = setting({}, "Has no control.")
     device: str = setting("auto", "Where to compute.")
 
 
@@ -84,7 +85,7 @@ def test_controls_are_the_settings(panel):
         "side": Dropdown,
         "invert": Checkbox,
         "pixel_size_um": Text,
-    }  # the device changes no result
+    }  # the device changes no result, and a table of numbers is not for a page
     assert panel.settings == BrightSettings()
     slider, field = panel.controls["threshold"].children
     assert (slider.min, slider.max, slider.step, slider.tooltip) == (0.1, 0.9, 0.1, "Part of the range.")
@@ -92,7 +93,8 @@ def test_controls_are_the_settings(panel):
     assert field_of(panel.controls["least_px"]).placeholder == "any"
     left = panel.children[0].children[0]
     assert isinstance(left.children[-2], Accordion)  # what is typed lies in a drawer
-    assert TaskPanel("bright", IMAGE, threshold=0.3, device="cpu").settings.threshold == 0.3
+    chosen = dict(threshold=0.3, device="cpu", more={"a": 1})
+    assert TaskPanel("bright", IMAGE, **chosen).settings == BrightSettings(**chosen)
 
 
 def test_moving_a_control_does_the_task_again(panel):

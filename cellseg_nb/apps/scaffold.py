@@ -44,7 +44,7 @@ from cellseg_nb.run.registry import (
 from cellseg_nb.run.report import (
     format_number, thumbnail,
 )
-from cellseg_nb.run.runner import (
+from cellseg_nb.run.task import (
     Item, Result, Task,
 )
 from cellseg_nb.settings import (
@@ -143,7 +143,8 @@ def values_of(controls: Mapping[str, ipywidgets.Widget]) -> dict[str, Any]:
 
 def settings_of(
     kind: type[Settings],  # a class of settings
-    controls: Mapping[str, ipywidgets.Widget],  # from `controls_for`; of some of the settings or all
+    controls: Mapping[str, ipywidgets.Widget],  # from `controls_for`; of some settings or all
+    values: Mapping[str, Any] = {},  # of settings without a control
 ) -> Settings:
     """Settings as their controls stand.
 
@@ -153,8 +154,11 @@ def settings_of(
         A value is not allowed; the message names the setting and what is allowed.
     """
     kinds = {one.name: one.kind for one in facts_of(kind)}
-    values = values_of(controls).items()
-    return kind.checked(**{name: _typed(one, kinds[name]) for name, one in values if one != ""})
+    shown = values_of(controls).items()
+    rest = {name: one for name, one in values.items() if name not in controls}
+    return kind.checked(
+        **rest, **{name: _typed(one, kinds[name]) for name, one in shown if one != ""}
+    )
 
 
 def _typed(value: Any, kind: Any) -> Any:
@@ -268,7 +272,7 @@ STATIC = Path(str(files("cellseg_nb"))) / "apps" / "static"  # what runs in the 
 
 
 def _javascript(script: str, **given: str | dict) -> tuple[dict]:
-    """An output that runs a file of `STATIC` in the browser; the code finds `given` under this name."""
+    """An output that runs a file of `STATIC` in the browser, where it finds `given`."""
     code = (STATIC / script).read_text(encoding="utf-8")
     data = {"application/javascript": f"const given = {json.dumps(given)};\n{code}"}
     return ({"output_type": "display_data", "data": data, "metadata": {}},)
@@ -277,17 +281,18 @@ def _javascript(script: str, **given: str | dict) -> tuple[dict]:
 class Panel(ipywidgets.VBox):
     """The scaffold of an app: choose or open a picture, move controls, look, take files along.
 
-    An app is a subclass, with the words below and a few methods. `_make_controls` and `_make_view` give
-    its widgets. `_read` reads a file, and `_picture_of` makes a picture of it, with what `_offer` has put up
-    for choice. `_clear` forgets the last picture, `_take` looks at another, `_draw` shows
-    what is found, `_summary` says how much. `_stem` and `_content` give name and content of a download.
+    An app is a subclass, with the words below and a few methods. `_make_controls` and `_make_view`
+    give its widgets. `_read` reads a file, and `_picture_of` makes a picture of it, with what
+    `_offer` has put up for choice. `_clear` forgets the last picture, `_take` looks at another,
+    `_draw` shows what is found, `_summary` says how much. `_stem` and `_content` give name and
+    content of a download.
     """
 
     examples: dict[str, Callable[[], Any]] = {}  # name → makes a picture
     downloads: dict[str, str] = {}  # end of the file's name → what the button says
     source_words, upload_words, suffixes = "Picture", "Open an image file", IMAGE_SUFFIXES
     noun, nothing = "objects", "there is no result to save yet: choose a picture"
-    alternative_texts: dict[str, str] = {}  # class of a picture → what is said where it is not seen
+    alternative_texts: dict[str, str] = {}  # class of a picture → what is said of it unseen
     name_style: dict[str, str] = {}  # room for the names of fields
     labels = None  # what is found; integer
 
@@ -492,7 +497,8 @@ def _make_controls(self: TaskPanel) -> list:  # widgets
     """Make a control for each setting that changes a result; those to be typed lie in a drawer."""
     kind = self.task.Settings
     controls = controls_for(kind, self._values, late=kind.model_fields)
-    hidden = self.task.no_result - set(self._values)
+    tables = {one.name for one in facts_of(kind) if dict in (one.kind, get_origin(one.kind))}
+    hidden = tables | self.task.no_result
     self.controls = {name: one for name, one in controls.items() if name not in hidden}
     self._watch(self._draw, *self.controls.values())
     typed = [one for one in self.controls.values() if isinstance(one, ipywidgets.Text)]
@@ -513,7 +519,7 @@ def _make_view(self: TaskPanel) -> list:  # widgets
 @patch(as_prop=True)
 def settings(self: TaskPanel) -> Settings:
     """Settings of the task as they stand. Raises ValueError when one is not allowed."""
-    return settings_of(self.task.Settings, self.controls)
+    return settings_of(self.task.Settings, self.controls, self._values)
 
 
 @patch
@@ -586,7 +592,8 @@ def _files(self: TaskPanel, result: Result) -> dict[str, Callable[[Path], Any]]:
     for name, write in result.files.items():
         if not name.endswith(".zarr"):  # a folder
             files[Path(name).name.removeprefix(f"{self._stem()}_")] = write
-    if result.labels is not None and "labels.tif" not in files:
+    whole = result.labels is not None and result.labels.ndim == len(set("ZYX") & {*self.image.axes})
+    if whole and "labels.tif" not in files:  # of a stack, the labels may be those of one slice
         how = dict(labels=result.labels, pixel_size_um=self.image.pixel_size_um)
         files["labels.tif"] = partial(write_labels, **how)
     return files

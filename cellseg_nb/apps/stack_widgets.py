@@ -251,7 +251,7 @@ def three_numbers(
 
 # %% ../../nbs/apps/02_stack_widgets.ipynb #4f5b9873
 def _settings_of(model: str | Path) -> StackPostprocessing:
-    """How a model for stacks joins pieces. Raises ValueError when it is not for stacks, or does not."""
+    """How a model joins pieces. Raises ValueError when it is not for stacks, or joins none."""
     specification = read_specification(model)
     boundary_output(specification)
     if specification.postprocessing.method not in METHODS:
@@ -325,7 +325,7 @@ class StackExplorer(Panel):
     source_words, upload_words = "Stack", "Open a stack"
     suffixes = (*TIFF_SUFFIXES, *MICROSCOPE_SUFFIXES)
     noun, nothing = "cells", "there are no cells to save yet: choose a stack, and find its walls"
-    alternative_texts = {f"cellseg-{kind}": f"{words} in the slice" for kind, words in VIEWS.items()}
+    alternative_texts = {f"cellseg-{kind}": f"{name} in the slice" for kind, name in VIEWS.items()}
 
     def __init__(
         self,
@@ -519,7 +519,7 @@ def settings(self: StackExplorer) -> dict[str, float]:
 # %% ../../nbs/apps/02_stack_widgets.ipynb #aef27955
 @patch
 def _draw(self: StackExplorer, _=None, ask: bool = False) -> None:
-    """Find cells with the settings as they stand, and show them; `ask` = also where it takes long."""
+    """Find cells with the settings as they stand; `ask` = also where it takes long."""
     if self._quiet or self.stack is None:
         return
     with self._working("Looking for cells"):
