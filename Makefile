@@ -1,7 +1,7 @@
 # Twelve commands; `make help` lists them. The environment lives in .venv and is renewed when settings.ini or setup.py change.
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab app-segment app-cells3d app-stars app-points format docs bench scoreboard scoreboard-train
+.PHONY: help demo test lab format docs bench scoreboard scoreboard-train
 
 PYTHON ?= 3.11
 BIN := .venv/bin
@@ -20,6 +20,7 @@ test: export CELLSEG_TESTS_STARTED := $(shell date +%s)
 
 help: ## list these commands
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' Makefile
+	@$(foreach app,$(APPS),printf 'make %-17s %s\n' 'app-$(app)' 'the app “$(call title,$(app))” on http://localhost:$(call port,$(app))';)
 
 demo: $(READY) ## a real image: nuclei outlined, counted, measured and scored
 	@$(BIN)/cellseg demo
@@ -33,18 +34,15 @@ lab: $(READY) ## open the lessons in JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir=nbs nbs/lessons \
 	  --ServerApp.tornado_settings="{'websocket_max_message_size': 268435456}"
 
-# The upload limit and the first port stand in nbs/apps/voila.json.
-app-segment: $(READY) ## the app that segments and counts, as a web page on http://localhost:8867
-	@$(BIN)/voila nbs/apps/segment.ipynb --Voila.config_file_paths=nbs/apps --VoilaConfiguration.resources="{'metadata': {'name': 'Segment and count'}}"
+# An app is a notebook nbs/apps/NAME.ipynb, served by `make app-NAME` under the title that it begins with. A new one needs
+# nothing here; without a port of its own it gets the one in nbs/apps/voila.json, where the upload limit stands, too.
+APPS := $(patsubst nbs/apps/%.ipynb,%,$(wildcard nbs/apps/[a-z]*.ipynb))
+PORTS := segment=8867 cells3d=8000 stars=8868 points=8869
+port = $(or $(patsubst $(1)=%,%,$(filter $(1)=%,$(PORTS))),8867)
+title = $(shell sed -n 's/^ *"\# \(.*\)\\n",$$/\1/p' nbs/apps/$(1).ipynb | head -n 1)
 
-app-cells3d: $(READY) ## the app that finds packed cells in stacks, on http://localhost:8000
-	@$(BIN)/voila nbs/apps/cells3d.ipynb --Voila.config_file_paths=nbs/apps --Voila.port=8000 --VoilaConfiguration.resources="{'metadata': {'name': 'Cells in 3D'}}"
-
-app-stars: $(READY) ## the app that finds star-convex nuclei, on http://localhost:8868
-	@$(BIN)/voila nbs/apps/stars.ipynb --Voila.config_file_paths=nbs/apps --Voila.port=8868 --VoilaConfiguration.resources="{'metadata': {'name': 'Star-convex nuclei'}}"
-
-app-points: $(READY) ## the app that places points and paints scribbles, on http://localhost:8869
-	@$(BIN)/voila nbs/apps/points.ipynb --Voila.config_file_paths=nbs/apps --Voila.port=8869 --VoilaConfiguration.resources="{'metadata': {'name': 'Points and scribbles'}}"
+app-%: nbs/apps/%.ipynb $(READY)
+	@$(BIN)/voila $< --Voila.config_file_paths=nbs/apps --Voila.port=$(call port,$*) --VoilaConfiguration.resources="{'metadata': {'name': '$(call title,$*)'}}"
 
 format: $(READY) ## clean the notebooks; write the modules and README.md from them
 	@$(BIN)/nbdev_export

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ def examples() -> dict[str, str]:
     return found
 
 
-def write_notebook(path: Path, code: str) -> None:
+def write_notebook(path: Path, code: str, promise: str) -> None:
     """Write an example as the notebook that it stands for: a cell begins at each line `#| ...`."""
 
     def cell(number: int, kind: str, source: str) -> dict:
@@ -34,7 +35,7 @@ def write_notebook(path: Path, code: str) -> None:
         return {"cell_type": kind, "id": f"{number:08}", "metadata": {}, "source": source} | code
 
     parts = re.split(r"^(?=#\| )", code, flags=re.M)
-    cells = [cell(0, "markdown", "# An example\n\n> It comes from CONTRIBUTING.md.")]
+    cells = [cell(0, "markdown", f"# An example\n\n> {promise}")]
     for number, part in enumerate(filter(None, parts), 1):
         if part.startswith("#| markdown"):
             cells.append(cell(number, "markdown", part.split("\n", 1)[1]))
@@ -57,14 +58,16 @@ def run(house: Path, *command: object) -> subprocess.CompletedProcess:
 def house(tmp_path_factory) -> Path:
     """A copy of the repository with the notebooks of all examples, exported."""
     copy, code = copy_house(tmp_path_factory.mktemp("added")), examples()
-    for what, name in [
-        ("architecture", "models/additions/90_plain"),
-        ("loss", "models/additions/91_absolute"),
-        ("task", "run/tasks/90_brightness"),
-        ("command", "run/commands/90_hello"),
-        ("lesson", "lessons/90_bright"),
+    for what, name, promise in [
+        ("format", "data/formats/90_grid", "Numbers in a text file."),
+        ("architecture", "models/additions/90_plain", "A network of two convolutions."),
+        ("loss", "models/additions/91_absolute", "The absolute error."),
+        ("task", "run/tasks/90_brightness", "Count bright pixels."),
+        ("command", "run/commands/90_hello", "`cellseg hello`: a greeting."),
+        ("lesson", "lessons/90_bright", "How many pixels are bright?"),
+        ("app", "apps/bright", "Bright pixels, with a slider."),
     ]:
-        write_notebook(copy / "nbs" / f"{name}.ipynb", code[what])
+        write_notebook(copy / "nbs" / f"{name}.ipynb", code[what], promise)
     done = run(copy, BIN / "nbdev_export")
     assert done.returncode == 0, done.stderr
     return copy
@@ -73,6 +76,28 @@ def house(tmp_path_factory) -> Path:
 def cellseg(house: Path, *arguments: str) -> subprocess.CompletedProcess:
     code = "from cellseg_nb.run.cli import main; main()"
     return run(house, sys.executable, "-c", code, *arguments)
+
+
+def test_format(house, tmp_path):
+    import numpy as np
+
+    pixels = np.zeros((60, 80), np.uint16)
+    pixels[10:25, 10:30] = pixels[35:50, 45:70] = 900
+    (tmp_path / "in").mkdir()
+    np.savetxt(tmp_path / "in" / "a.grid", pixels, fmt="%d")
+    command = ("segment", str(tmp_path / "in"), "--model", "otsu", "--out", str(tmp_path / "out"))
+    done = cellseg(house, *command)
+    assert done.returncode == 0 and "2 " in done.stdout, done.stderr
+    code = f"""
+from cellseg_nb.data.io import open_plane, read_labels, write_labels
+labels = read_labels({str(tmp_path / "out" / "a_labels.tif")!r})
+path = write_labels({str(tmp_path / "truth" / "a.grid")!r}, labels)
+part = open_plane(path).read(12, 14, 8, 12)
+print(labels.max(), (part == labels[12:14, 8:12]).all(), (read_labels(path) == labels).all())
+"""
+    (tmp_path / "truth").mkdir()
+    done = run(house, sys.executable, "-c", code)
+    assert done.stdout == "2 True True\n", done.stderr
 
 
 def test_task(house, tmp_path):
@@ -85,6 +110,7 @@ def test_task(house, tmp_path):
     assert "0 bright pixels in 1 image" in cellseg(house, *command).stdout
     done = cellseg(house, *command, "--threshold", "50")
     assert "24 bright pixels in 1 image" in done.stdout, done.stderr
+    assert "  brightness   Count bright pixels.\n" in cellseg(house, "--help").stdout
     assert (tmp_path / "out" / "report.html").is_file()
     wrong = cellseg(house, *command, "--threshold", "-1")
     assert wrong.returncode == 2 and "--threshold: Input should be greater" in wrong.stderr
@@ -96,8 +122,7 @@ def test_command(house):
     wrong = cellseg(house, "hello", "R2D2")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr == "error: a name has letters only, unlike 'R2D2'\n"
-    listed = cellseg(house, "--help").stdout.splitlines()
-    assert listed[-1].split(maxsplit=1) == ["hello", "Greet somebody."]
+    assert "  hello        Greet somebody.\n" in cellseg(house, "--help").stdout
 
 
 def test_architecture(house):
@@ -138,6 +163,16 @@ def test_lesson(house):
     page.write_text(page.read_text(encoding="utf-8").replace("image > threshold", "image < threshold"))
     done = run(house, BIN / "nbdev_test", "--path", page, "--n_workers", "1")
     assert "AssertionError" in done.stdout + done.stderr
+
+
+def test_app(house):
+    page = house / "nbs" / "apps" / "bright.ipynb"
+    done = run(house, BIN / "nbdev_test", "--path", page, "--n_workers", "1")
+    assert "Success" in done.stdout + done.stderr, done.stdout + done.stderr
+    shutil.copy(ROOT / "Makefile", house)
+    shown = run(house, "make", "-n", "app-bright").stdout
+    assert "voila nbs/apps/bright.ipynb" in shown and "{'name': 'An example'}" in shown
+    assert "make app-bright        the app “An example”" in run(house, "make", "help").stdout
 
 
 def test_the_copy_is_used(house):

@@ -36,10 +36,11 @@ def served(folder: Path, app: str = "segment"):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    lines = (ROOT / "Makefile").read_text(encoding="utf-8").splitlines()
-    (line,) = [line for line in lines if f"voila nbs/apps/{app}.ipynb" in line]
-    line = line.replace("@$(BIN)", str(Path(sys.executable).parent))
+    make = ["make", "-n", f"app-{app}"]
+    shown = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (line,) = [line for line in shown.splitlines() if f"voila nbs/apps/{app}.ipynb" in line]
     command = [word for word in shlex.split(line) if not word.startswith("--Voila.port=")]
+    command[0] = str(Path(sys.executable).parent / "voila")
     command += [f"--Voila.port={port}", "--Voila.port_retries=0"]
     with open(folder / "voila.log", "w+") as log:
         server = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)

@@ -6,9 +6,11 @@ import time
 import numpy as np
 import pytest
 from cellseg_nb.data.catalog import samples
+from cellseg_nb.data.count_samples import counting_samples
 from cellseg_nb.data.io import read_image
 from cellseg_nb.data.phase import write_phase_contrast
-from cellseg_nb.data.points import counting_samples, points_of, read_project, read_quality
+from cellseg_nb.data.points import points_of
+from cellseg_nb.data.projects import read_project, read_quality
 from test_app import (
     CHROMIUM,
     NAMES,

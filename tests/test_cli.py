@@ -239,7 +239,7 @@ def test_resume_does_not_mix_two_runs(images, out, monkeypatch):
     run(*first)
     labels = read_labels(out / "cell1_labels.tif")
 
-    def stop(*_):
+    def stop(*_, **__):
         raise KeyboardInterrupt
 
     write = task.write_overlay

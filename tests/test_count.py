@@ -141,7 +141,7 @@ def test_count_goes_past_bad_files(images, out, model):
 def test_count_says_what_is_wrong(images, out, model):
     arguments = ["count", images, "--out", out, "--model"]
     assert "no model 'colonies'" in error_of(*arguments, "colonies")
-    assert "paints objects, not cells per pixel" in error_of(*arguments, "nuclei")
+    assert "predicts objects, not cells per pixel" in error_of(*arguments, "nuclei")
     assert "level: Input should be less than 1 (it is 95" in error_of(
         *arguments, model, "--level", 95
     )

@@ -5,9 +5,10 @@ import pytest
 from test_cli import error_of, run
 
 from cellseg_nb.data import foreground
+from cellseg_nb.data.count_samples import counting_samples
 from cellseg_nb.data.io import read_image, write_image
 from cellseg_nb.data.phase import simulate_phase_contrast, write_phase_contrast
-from cellseg_nb.data.points import counting_samples, read_quality, write_quality
+from cellseg_nb.data.projects import read_quality, write_quality
 
 
 @pytest.fixture

@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 import test_cli
 
+from cellseg_nb.data.count_samples import counting_samples
 from cellseg_nb.data.io import write_image
-from cellseg_nb.data.points import counting_samples, read_quality, to_percent, write_quality
+from cellseg_nb.data.point_files import to_percent
+from cellseg_nb.data.projects import read_quality, write_quality
 
 SHAPE = (120, 160)
 

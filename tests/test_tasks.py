@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 from cellseg_nb.data.io import write_image
 from cellseg_nb.run.cli import app
 from cellseg_nb.run.registry import find_task, register, task_lines
-from cellseg_nb.run.runner import Result, Task
+from cellseg_nb.run.task import Result, Task
 from cellseg_nb.settings import Settings, setting
 
 

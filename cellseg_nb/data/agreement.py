@@ -23,7 +23,10 @@ from cellseg_nb.data.io import (
     write_image,
 )
 from cellseg_nb.data.points import (
-    Annotations, ImageSizes, clicks_by_annotator, named_images, read_project,
+    Annotations, clicks_by_annotator,
+)
+from cellseg_nb.data.projects import (
+    ImageSizes, named_images, read_project,
 )
 from cellseg_nb.measure.points import (
     check_points, match_points,
@@ -220,14 +223,13 @@ def annotator_agreement(
                 "squares": (pairs["both"] * pairs["distance_px"] ** 2).fillna(0),
             }
             views.append(pd.DataFrame(view))
-    rows = (
-        [_habits(who, view) for who, view in pd.concat(views).groupby("annotator")] if views else []
-    )
+    by_annotator = pd.concat(views).groupby("annotator") if views else ()
+    rows = [_annotator_row(who, view) for who, view in by_annotator]
     columns = "annotator images clicks f1 miss_rate double_rate bias placement_px"
     return pd.DataFrame(rows, columns=columns.split())
 
 # %% ../../nbs/data/12_agreement.ipynb #5b16d92e
-def _habits(who, view):
+def _annotator_row(who, view):
     """A row of the table of annotators, from the pairs that one is part of."""
     sums = view[["clicks", "doubles", "cells", "theirs", "both", "squares"]].sum()
     part = {

@@ -58,7 +58,7 @@ def _is_object(labels, y, x, number):
 
 # %% ../../nbs/data/06_annotations.ipynb #f109bceb
 @njit(cache=True, nogil=True)
-def _follow(labels, sides, y, x, corners, meets):
+def _follow_outline(labels, sides, y, x, corners, meets):
     """Walk one outline from the top side of a pixel; corners (y, x); whether it may meet itself."""
     # directions of travel along a side: 0 = right (top side), 1 = down, 2 = left, 3 = up
     step_y, step_x = (0, 1, 0, -1), (1, 0, -1, 0)
@@ -87,7 +87,7 @@ def _follow(labels, sides, y, x, corners, meets):
 
 # %% ../../nbs/data/06_annotations.ipynb #af35bbf4
 @njit(cache=True, nogil=True)
-def _split(corners, meets, n, width, rings, ends, n_points, n_rings):
+def _split_outline(corners, meets, n, width, rings, ends, n_points, n_rings):
     """Write an outline as rings that never visit a corner twice; it visits some exactly twice."""
     places = np.flatnonzero(meets[:n])
     codes = np.empty(len(places), np.int64)
@@ -129,7 +129,7 @@ def _reverse(rings, start, end):
 
 # %% ../../nbs/data/06_annotations.ipynb #f92439ca
 @njit(cache=True, nogil=True)
-def _trace(labels):
+def _trace_outlines(labels):
     """All outlines: corners (N, 2), where each ring ends, and a pixel (y, x) inside along each."""
     sides, count = _open_sides(labels)
     # a ring has at least 4 corners, and no more corners than sides
@@ -140,10 +140,10 @@ def _trace(labels):
     for y in range(labels.shape[0]):
         for x in range(labels.shape[1]):
             if sides[y, x] & 1:
-                n, any_meets = _follow(labels, sides, y, x, corners, meets)
+                n, any_meets = _follow_outline(labels, sides, y, x, corners, meets)
                 before = n_rings
                 if any_meets:
-                    n_points, n_rings = _split(
+                    n_points, n_rings = _split_outline(
                         corners, meets, n, labels.shape[1], rings, ends, n_points, n_rings
                     )
                 else:
@@ -198,7 +198,7 @@ def polygons(
     if labels.ndim != 2:
         raise ValueError(f"outlines are drawn on one plane (Y, X), not on {labels.shape}")
     labels = labels.astype(label_dtype(int(labels.max(initial=0))), copy=False)
-    corners, ends, pixels = _trace(labels)
+    corners, ends, pixels = _trace_outlines(labels)
     rings: dict[int, list] = {}
     places: dict[int, list] = {}
     for start, end, pixel in zip([0, *ends[:-1]], ends, pixels):
@@ -417,7 +417,7 @@ def _parts_of(source, name, geometry):
     ]
 
 
-def _existing(path):
+def _existing_file(path):
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
@@ -443,7 +443,7 @@ def read_geojson(
     UserWarning
         Objects that overlap, or that cover no centre of a pixel and so are lost.
     """
-    path = _existing(path)
+    path = _existing_file(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -569,7 +569,7 @@ def read_rois(
     ValueError
         The file is damaged or holds no region.
     """
-    path = _existing(path)
+    path = _existing_file(path)
     try:
         names, rois = _stored_rois(path)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:

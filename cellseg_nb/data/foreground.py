@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SURROUNDINGS_PX', 'DAZZLING', 'SCALES_PX', 'PIXEL_FEATURES', 'PIXEL_FORMAT', 'BLOCK_PX', 'NONE', 'BACKGROUND',
-           'FOREGROUND', 'METHODS', 'CLASSIFIER_FILE', 'PROPOSED_FILE', 'evened', 'texture', 'restored_phase', 'Limits',
-           'texture_limits', 'tidy_mask', 'texture_foreground', 'pixel_features', 'PixelClassifier', 'learn_foreground',
-           'MasksWritten', 'project_limits', 'write_foreground_masks']
+           'FOREGROUND', 'METHODS', 'CLASSIFIER_FILE', 'PROPOSED_FILE', 'flatten_light', 'texture', 'restored_phase',
+           'TextureLimits', 'texture_limits', 'tidy_mask', 'texture_foreground', 'pixel_features', 'PixelClassifier',
+           'learn_foreground', 'MasksWritten', 'project_limits', 'write_foreground_masks']
 
 # %% ../../nbs/data/14_foreground.ipynb #ba8f5d6d
 import json
@@ -18,15 +18,15 @@ import numpy as np
 from scipy import ndimage
 
 from cellseg_nb.core import (
-    atomic_path, file_sha256, one_line,
+    atomic_path, file_sha256, moved, one_line,
 )
 from cellseg_nb.data.forest import (
-    Forest, ForestFormat, load_forest, plant, save_forest,
+    Forest, ForestFormat, convert_forest, load_forest, save_forest,
 )
 from cellseg_nb.data.io import (
     luminance, read_labels, read_pixels,
 )
-from cellseg_nb.data.points import (
+from cellseg_nb.data.projects import (
     named_images, read_quality, write_mask, write_quality,
 )
 from cellseg_nb.data.tiles import (
@@ -38,7 +38,7 @@ SURROUNDINGS_PX = 24  # standard deviation of the Gaussian that takes the light 
 DAZZLING = 0.35  # brighter than the surroundings by this part: a round cell, not a halo
 
 
-def evened(
+def flatten_light(
     image: np.ndarray,  # any numbers; (Y, X), or (Y, X, 3) in colour
 ) -> np.ndarray:  # gray values relative to their surroundings, 0 = the same; float32; (Y, X)
     """Remove uneven light.
@@ -58,7 +58,7 @@ def evened(
 
 
 def texture(
-    even: np.ndarray,  # from `evened`; (Y, X)
+    even: np.ndarray,  # from `flatten_light`; (Y, X)
     window_px: float = 1.5,  # how near counts: standard deviation of a Gaussian; px
 ) -> np.ndarray:  # log10 of the mean slope, as a part of the light per px; float32; (Y, X)
     """Measure how fast gray values change around each pixel."""
@@ -68,7 +68,7 @@ def texture(
 
 
 def restored_phase(
-    even: np.ndarray,  # from `evened`; (Y, X)
+    even: np.ndarray,  # from `flatten_light`; (Y, X)
     halo_px: float = 5.0,  # width of the halo; px
     damping: float = 0.1,  # of the Wiener filter; higher = less noise, more halo
 ) -> np.ndarray:  # delay of light, in no unit; float32; (Y, X)
@@ -83,21 +83,21 @@ def restored_phase(
     return ndimage.gaussian_filter(phase[inside].astype(np.float32), 1)
 
 # %% ../../nbs/data/14_foreground.ipynb #8cbf0736
-def _clues(image, halo_px):
+def _texture_and_phase(image, halo_px):
     """Texture and restored phase of a picture, in which round cells are dark like the others."""
-    even = evened(image)
+    even = flatten_light(image)
     even = np.where(even > DAZZLING, np.float32(-0.5), even)
     return texture(even), restored_phase(even, halo_px)
 
 # %% ../../nbs/data/14_foreground.ipynb #6799331c
-class Limits(NamedTuple):
+class TextureLimits(NamedTuple):
     """Where cells begin, for the pictures of one data set."""
 
     texture: float  # of a cell, at least
     phase: float  # of a cell, at least; lower is halo
 
 
-def _peak(counts, bins, part=1.0):
+def _first_peak(counts, bins, part=1.0):
     """Place of the first peak at least `part` as high as the highest; its left side, as 1 sd."""
     smooth = ndimage.gaussian_filter1d(np.asarray(counts, float), 8)
     summits = smooth == ndimage.maximum_filter1d(smooth, 25)
@@ -112,24 +112,24 @@ def texture_limits(
     images: Iterable[np.ndarray],  # pictures of one data set; (Y, X), or (Y, X, 3) in colour
     strictness: float = 3.0,  # in widths of the peak of the background; higher = less foreground
     halo_px: float = 5.0,  # width of the halo; px
-) -> Limits:
+) -> TextureLimits:
     """Find where the texture of background ends, and that of cells begins, in a data set.
 
     Raises
     ------
     ValueError
-        There is no picture, or as `evened`.
+        There is no picture, or as `flatten_light`.
     """
     bins = np.linspace(-5.1, 0.9, 1201), np.linspace(-1, 1, 4001)
     counts = [0, 0]
     for image in images:
-        for number, clue in enumerate(_clues(image, halo_px)):
+        for number, clue in enumerate(_texture_and_phase(image, halo_px)):
             counts[number] = counts[number] + np.histogram(clue, bins[number])[0]
     if not np.any(counts[0]):
         raise ValueError("there are no pictures to find limits in")
-    texture_peak, spread = _peak(counts[0], bins[0], 0.3)
-    phase_peak, width = _peak(counts[1], bins[1])
-    return Limits(float(texture_peak + strictness * spread), float(phase_peak + 0.3 * width))
+    texture_peak, spread = _first_peak(counts[0], bins[0], 0.3)
+    phase_peak, width = _first_peak(counts[1], bins[1])
+    return TextureLimits(float(texture_peak + strictness * spread), float(phase_peak + 0.3 * width))
 
 # %% ../../nbs/data/14_foreground.ipynb #018a550b
 def tidy_mask(
@@ -148,7 +148,7 @@ def tidy_mask(
 
 def texture_foreground(
     image: np.ndarray,  # any numbers; (Y, X), or (Y, X, 3) in colour
-    limits: Limits | None = None,  # from `texture_limits`, of the data set; None = of this picture
+    limits: TextureLimits | None = None,  # from `texture_limits`; None = those of this picture
     *,
     strictness: float = 3.0,  # where `limits` is None: higher = less foreground
     halo_px: float = 5.0,  # width of the halo; px
@@ -159,11 +159,11 @@ def texture_foreground(
 
     Local texture, the peak of its histogram, and a correction of the halo also stand in Jaccard et
     al., Biotechnology and Bioengineering 111 (2014) 504; the inverse of the optics in Yin, Kanade
-    and Chen, Medical Image Analysis 16 (2012) 1047. Raises ValueError as `evened`.
+    and Chen, Medical Image Analysis 16 (2012) 1047. Raises ValueError as `flatten_light`.
     """
     if limits is None:
         limits = texture_limits([image], strictness, halo_px)
-    slopes, phase = _clues(image, halo_px)
+    slopes, phase = _texture_and_phase(image, halo_px)
     mask = (slopes > limits.texture) & (phase > limits.phase)
     # at the border of the picture, closing alone would take foreground away
     return tidy_mask(mask | ndimage.binary_closing(mask), min_area_px, max_hole_px)
@@ -177,7 +177,7 @@ PIXEL_FEATURES = tuple(
 )
 
 
-def _at_scale(even, scale):
+def _features_at_scale(even, scale):
     """Five numbers per pixel through a window of one size; list of float32 (Y, X)."""
     smooth, dy, dx, dyy, dxx, dyx = (
         ndimage.gaussian_filter(even, scale, order=order)
@@ -191,9 +191,10 @@ def _at_scale(even, scale):
 def pixel_features(
     image: np.ndarray,  # any numbers; (Y, X), or (Y, X, 3) in colour
 ) -> np.ndarray:  # as in PIXEL_FEATURES; float32; (Y, X, 20)
-    """Describe every pixel by its surroundings. Raises ValueError as `evened`."""
-    even = evened(image)
-    return np.stack([one for scale in SCALES_PX for one in _at_scale(even, scale)], axis=-1)
+    """Describe every pixel by its surroundings. Raises ValueError as `flatten_light`."""
+    even = flatten_light(image)
+    features = [one for scale in SCALES_PX for one in _features_at_scale(even, scale)]
+    return np.stack(features, axis=-1)
 
 # %% ../../nbs/data/14_foreground.ipynb #7f0da8dd
 PIXEL_FORMAT = ForestFormat(
@@ -210,13 +211,13 @@ class PixelClassifier(Forest):
         image: np.ndarray,  # any numbers; (Y, X), or (Y, X, 3) in colour
     ) -> np.ndarray:  # that a pixel is foreground; 0..1; float32; (Y, X)
         """Tell how likely each pixel shows a cell, in memory for one block of a large picture."""
-        even, reach = evened(image), 4 * max(SCALES_PX) + 1
+        even, reach = flatten_light(image), 4 * max(SCALES_PX) + 1
         likely = np.empty(even.shape, np.float32)
         for block in plan_blocks(even.shape, BLOCK_PX):
             start = [max(side.start - reach, 0) for side in block]
             part = even[tuple(slice(s, side.stop + reach) for s, side in zip(start, block))]
             own = tuple(slice(side.start - s, side.stop - s) for s, side in zip(start, block))
-            numbers = [one[own].ravel() for n in SCALES_PX for one in _at_scale(part, n)]
+            numbers = [one[own].ravel() for n in SCALES_PX for one in _features_at_scale(part, n)]
             answers = self.likelihood(np.stack(numbers, axis=-1))
             likely[block] = answers.reshape(likely[block].shape)
         return likely
@@ -234,7 +235,7 @@ class PixelClassifier(Forest):
 NONE, BACKGROUND, FOREGROUND = range(3)  # values of scribbles
 
 
-def _painted(image, scribbles, name):
+def _training_pixels(image, scribbles, name):
     """Features of the pixels under the strokes, and which of them are foreground."""
     scribbles = np.asarray(scribbles)
     if scribbles.shape != np.asarray(image).shape[:2]:
@@ -270,7 +271,7 @@ def learn_foreground(
 
     images, scribbles = list(images), list(scribbles)
     names = [str(n) for n in range(len(images))] if names is None else list(names)
-    painted = [_painted(*one) for one in zip(images, scribbles, names, strict=True)]
+    painted = [_training_pixels(*one) for one in zip(images, scribbles, names, strict=True)]
     cells = sum(int(inside.sum()) for _, inside in painted)
     dish = sum(len(inside) for _, inside in painted) - cells
     if min(cells, dish) < 20:
@@ -283,7 +284,7 @@ def learn_foreground(
         n_trees, min_samples_leaf=5, class_weight="balanced", random_state=seed, n_jobs=1
     )
     forest.fit(features, inside)
-    return plant(forest, {"background_px": dish, "foreground_px": cells}, PixelClassifier)
+    return convert_forest(forest, {"background_px": dish, "foreground_px": cells}, PixelClassifier)
 
 # %% ../../nbs/data/14_foreground.ipynb #68104819
 METHODS = ("texture", "classifier")
@@ -302,7 +303,7 @@ class MasksWritten(NamedTuple):
 def project_limits(
     paths: Iterable[str | Path],  # pictures of one data set
     channel: int | str | None = None,  # index from 0 or name; needed where there are several
-) -> Limits | None:  # None = not one of them can be read
+) -> TextureLimits | None:  # None = not one of them can be read
     """Find the limits of a data set, from the pictures of it that can be read."""
     n_read = 0
 
@@ -324,7 +325,7 @@ def project_limits(
         return None
 
 # %% ../../nbs/data/14_foreground.ipynb #21a888dc
-def _taught(project, scribbles, images, channel):
+def _trained_classifier(project, scribbles, images, channel):
     """A classifier from a folder of scribbles, stored in the project; or the one stored there."""
     stored = project / CLASSIFIER_FILE
     if scribbles is None and not (project / "scribbles").is_dir():
@@ -349,7 +350,7 @@ def _mask_finder(project, method, scribbles, images, channel):
     if method not in METHODS:
         raise ValueError(f"method is one of {', '.join(METHODS)}, not {method!r}")
     if method == "classifier":
-        return _taught(project, scribbles, images, channel).predict
+        return _trained_classifier(project, scribbles, images, channel).predict
     if scribbles is not None:
         raise ValueError("scribbles are for the method classifier; texture needs none")
     limits = project_limits(images.values(), channel)
@@ -367,7 +368,7 @@ def _proposed(project):
         raise ValueError(f"{path} is damaged ({error}); delete it to keep all masks") from error
 
 
-def _by_hand(project):
+def _manual_masks(project):
     """Image → mask that a person made, changed, or gave a status in data_quality.csv."""
     folder, quality = project / "masks", project / "data_quality.csv"
     if not folder.is_dir() or not any(folder.iterdir()):
@@ -419,7 +420,7 @@ def write_foreground_masks(
         The method is unknown, scribbles do not fit, or two images have the same name.
     """
     project = Path(project)
-    paths, by_hand = named_images(project / "images"), _by_hand(project)
+    paths, by_hand = named_images(project / "images"), _manual_masks(project)
     scribbles = None if scribbles is None else Path(scribbles)
     find = _mask_finder(project, method, scribbles, paths, channel)
     done = MasksWritten([], [], {})
@@ -437,3 +438,8 @@ def write_foreground_masks(
     finally:  # also of what an interruption left undone, the masks so far are proposals
         _note_proposed(project, done.written)
     return done
+
+# %% ../../nbs/data/14_foreground.ipynb #94ee7a77
+__getattr__ = moved(__name__, {
+    "evened": f"{__name__}:flatten_light", "Limits": f"{__name__}:TextureLimits"
+})

@@ -22,7 +22,7 @@ from cellseg_nb.data.io import (
 )
 
 # %% ../../nbs/data/09_germline.ipynb #0a2f7dbe
-def _enlarged(coarse, shape, step):
+def _upsample(coarse, shape, step):
     """Linear interpolation of a coarse grid, whose points lie `step` pixels apart; float32."""
     for axis, (size, one) in enumerate(zip(shape, step)):
         place = np.arange(size) / one
@@ -45,10 +45,10 @@ def smooth_noise(
     coarse = [int(np.ceil(size / one)) + 3 for size, one in zip(shape, step)]
     noise = rng.normal(size=coarse).astype(np.float32)
     noise = ndimage.gaussian_filter(noise, grain_um / edges / step)
-    return _enlarged((noise - noise.mean()) / max(noise.std(), 1e-6), shape, step)
+    return _upsample((noise - noise.mean()) / max(noise.std(), 1e-6), shape, step)
 
 # %% ../../nbs/data/09_germline.ipynb #2631f17e
-def _tube(rng, extent_um, radius_um):
+def _centre_line(rng, extent_um, radius_um):
     """The middle line of the tube, winding through the field; points (N, 3) in µm, 1 µm apart."""
     depth, height, width = extent_um
     pitch = 2.4 * radius_um
@@ -77,7 +77,7 @@ def _sizes_along(rng, n_points, diameter_um):
     return small * (large / small) ** (rise if rng.random() < 0.5 else rise[::-1])
 
 
-def _sides(points, line, sizes_um, radius_um):
+def _depth_height_and_size(points, line, sizes_um, radius_um):
     """Depth below the outer face and height above the core, µm, and the cell size there."""
     distance, nearest = cKDTree(line).query(points)
     size = sizes_um[nearest]
@@ -91,7 +91,7 @@ def _power_tree(centres, sizes, largest):
     return cKDTree(np.column_stack([centres, np.sqrt(largest**2 - sizes**2) / 2]))
 
 
-def _lifted(points):
+def _power_coordinates(points):
     return np.column_stack([points, np.zeros(len(points), points.dtype)])
 
 
@@ -103,7 +103,7 @@ def _seeds(rng, points, spacing_um, sizes_um, spread, rounds=6):
     centres = points[chosen]
     sizes = sizes_um[chosen] * np.exp(spread * rng.normal(size=n_seeds).clip(-2.5, 2.5))
     for _ in range(rounds):
-        owner = _power_tree(centres, sizes, sizes.max()).query(_lifted(points))[1]
+        owner = _power_tree(centres, sizes, sizes.max()).query(_power_coordinates(points))[1]
         count = np.bincount(owner, minlength=len(centres))
         total = np.stack([np.bincount(owner, axis, len(centres)) for axis in points.T], axis=1)
         kept = count > 0
@@ -113,14 +113,14 @@ def _seeds(rng, points, spacing_um, sizes_um, spread, rounds=6):
 # %% ../../nbs/data/09_germline.ipynb #ddbe3980
 def _layout(rng, extent_um, radius_um, diameter_um, n_cells, spread):
     """Where cells lie: the tube's middle line, the cell size along it, centres and sizes; µm."""
-    line = _tube(rng, extent_um, radius_um)
+    line = _centre_line(rng, extent_um, radius_um)
     sizes = _sizes_along(rng, len(line), diameter_um)
     for _ in range(1 if n_cells is None else 4):
         margin, spacing = sizes.max(), sizes.min() / 4
         axes = [np.arange(-margin, extent + margin, spacing) for extent in extent_um]
         points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
         points += rng.uniform(-0.5, 0.5, points.shape) * spacing
-        (outer, inner), size = _sides(points, line, sizes, radius_um)
+        (outer, inner), size = _depth_height_and_size(points, line, sizes, radius_um)
         sheet = (outer > 0) & (inner > 0)
         points, size = points[sheet], size[sheet]
         if n_cells is not None:
@@ -162,16 +162,16 @@ class Tissue(NamedTuple):
     sizes: np.ndarray
 
 # %% ../../nbs/data/09_germline.ipynb #898766bc
-def _faces(shape, edges, line, sizes, radius_um):
+def _depth_and_height(shape, edges, line, sizes, radius_um):
     """Depth below the outer face and height above the core, for every voxel; µm; float32."""
     step = [max(int(0.8 / edge), 1) for edge in edges]
     coarse = [size // one + 2 for size, one in zip(shape, step)]
     grid = np.stack(np.indices(coarse), axis=-1).reshape(-1, 3) * (np.array(step) * edges)
-    sides, _ = _sides(grid, line, sizes, radius_um)
-    return [_enlarged(side.reshape(coarse), shape, step) for side in sides]
+    sides, _ = _depth_height_and_size(grid, line, sizes, radius_um)
+    return [_upsample(side.reshape(coarse), shape, step) for side in sides]
 
 
-def _places(rng, edges, inside, bend_um):
+def _voxel_positions(rng, edges, inside, bend_um):
     """Positions of the voxels in the sheet, moved a little so that walls are bent; µm; float32."""
     where = np.nonzero(inside)
     place = np.empty((len(where[0]), 3), np.float32)
@@ -192,7 +192,7 @@ def _three_nearest(place, centres, sizes, min_visible_px):
     while True:
         tree = _power_tree(centres[cells], sizes[cells], sizes.max())
         for part in np.array_split(again, len(again) // 1_000_000 + 1):
-            distance, found = tree.query(_lifted(place[part]), 3)
+            distance, found = tree.query(_power_coordinates(place[part]), 3)
             near[part], squared[part] = cells[found], distance**2
         count = np.bincount(near[:, 0], minlength=len(centres))
         small = (count > 0) & (count < min_visible_px)
@@ -206,14 +206,14 @@ def _tissue(rng, shape, edges, radius_um, diameter_um, n_cells, spread, bend_um,
     """Fill a stack with cells."""
     layout = _layout(rng, np.array(shape) * edges, radius_um, diameter_um, n_cells, spread)
     line, line_sizes, centres, sizes = layout
-    faces = _faces(shape, edges, line, line_sizes, radius_um)
+    faces = _depth_and_height(shape, edges, line, line_sizes, radius_um)
     inside = (faces[0] > 0) & (faces[1] > 0)
     if len(centres) < 3 or not inside.any():
         raise ValueError(
             f"{len(centres)} cells of {diameter_um} µm fit into a stack of {shape} voxels of "
             f"{tuple(edges)} µm; at least 3 are needed: enlarge the stack or make cells smaller"
         )
-    place = _places(rng, edges, inside, bend_um)
+    place = _voxel_positions(rng, edges, inside, bend_um)
     near, squared = _three_nearest(place, centres, sizes, min_visible_px)
     return Tissue(edges, inside, faces, place, near, squared, centres, sizes)
 
@@ -231,7 +231,7 @@ def _labels(tissue, min_visible_px):
     return number.astype(label_dtype(int(number.max())))[pieces]
 
 # %% ../../nbs/data/09_germline.ipynb #6cebd520
-def _profile(away_um, thickness_um, voxel_um2):
+def _wall_brightness(away_um, thickness_um, voxel_um2):
     """Brightness of a wall `away_um` away, seen by a voxel that is `voxel_um2`**.5 long; float32."""
     variance = thickness_um**2 + voxel_um2 / 8
     light = thickness_um / np.sqrt(variance) * np.exp(-0.5 * away_um**2 / variance)
@@ -249,7 +249,7 @@ def _wall(tissue, other, thickness_um, chance, weak_walls):
         (low * 73_856_093 ^ high * np.int64(19_349_663)) % len(chance)
     ]  # the same on both sides
     bright = np.exp(0.35 * drawn) * np.where(drawn < np.quantile(chance, weak_walls), 0.2, 1)
-    seen = _profile(away, thickness_um, (across / apart[:, None]) ** 2 @ tissue.edges**2)
+    seen = _wall_brightness(away, thickness_um, (across / apart[:, None]) ** 2 @ tissue.edges**2)
     return seen * bright.astype(np.float32)
 
 
@@ -266,7 +266,7 @@ def _membranes(rng, tissue, thickness_um, gaps, weak_walls, surface, core):
     light *= stain
     near_sheet = (tissue.faces[0] > -1) & (tissue.faces[1] > -1)
     for face, level in zip(tissue.faces, (surface, core)):
-        seen = level * _profile(face, thickness_um, edges[0] ** 2) * near_sheet
+        seen = level * _wall_brightness(face, thickness_um, edges[0] ** 2) * near_sheet
         np.maximum(light, seen * np.minimum(stain, 1), out=light)
     return light
 
@@ -284,7 +284,7 @@ def _nuclei(rng, tissue, texture, nucleus_part):
     return shell * bright * np.clip(1 + 0.35 * texture, 0.2, 2)
 
 
-def _both_channels(rng, tissue, membranes, haze, nucleus_part):
+def _light_of_channels(rng, tissue, membranes, haze, nucleus_part):
     """Light of the membrane channel and of the nucleus channel; float32 (2, Z, Y, X)."""
     inside = tissue.inside
     texture = smooth_noise(rng, inside.shape, tissue.edges, 0.5)[inside]
@@ -373,7 +373,7 @@ def simulate_germline(
     )
     walls = _membranes(rng, tissue, thickness_um, gaps, weak_walls, surface, core)
     image = np.empty((2, *shape), np.uint16)
-    for number, light in enumerate(_both_channels(rng, tissue, walls, haze, nucleus_part)):
+    for number, light in enumerate(_light_of_channels(rng, tissue, walls, haze, nucleus_part)):
         seen = _optics(light, edges, blur_um, attenuation_um, scatter) + np.float32(background)
         image[number] = camera(rng, photons * seen)
     return image, _labels(tissue, min_visible_px)

@@ -40,7 +40,7 @@ def _check_points(
 
 # %% ../../nbs/data/15_heatmaps.ipynb #9365652a
 @njit(cache=True, nogil=True)
-def _bell(centre, size, sigma, reach):
+def _gaussian(centre, size, sigma, reach):
     """Gaussian on the pixels of an axis, divided by its sum; and the first pixel."""
     middle = min(size - 1, int(np.floor(centre + 0.5)))
     first, last = max(0, middle - reach), min(size - 1, middle + reach)
@@ -52,8 +52,8 @@ def _bell(centre, size, sigma, reach):
 def _add_spots(density, points, sigma, reach):
     """Add a Gaussian of mass one per point."""
     for n in range(len(points)):
-        top, along_y = _bell(points[n, 0], density.shape[0], sigma, reach)
-        left, along_x = _bell(points[n, 1], density.shape[1], sigma, reach)
+        top, along_y = _gaussian(points[n, 0], density.shape[0], sigma, reach)
+        left, along_x = _gaussian(points[n, 1], density.shape[1], sigma, reach)
         bell = along_x.astype(np.float32)
         for i in range(len(along_y)):
             height = np.float32(along_y[i])

@@ -628,8 +628,5 @@ __getattr__ = moved(
         "PICTURE_SUFFIXES": f"{_FORMATS}pictures",
         "MICROSCOPE_SUFFIXES": f"{_FORMATS}microscope",
         "ZARR_MARKS": f"{_FORMATS}ome_zarr:ZARR_METADATA_FILES",
-        "_create_zarr_level": f"{_FORMATS}ome_zarr:create_zarr_level",
-        "_finish_zarr": f"{_FORMATS}ome_zarr:finish_zarr",
-        "_check_replaceable": f"{_FORMATS}ome_zarr:check_replaceable",
     },
 )

@@ -62,7 +62,7 @@ def _window(shape, centre, half):
     return tuple(inside), tuple(own)
 
 
-def _place(labels, inside, mask, number, placed, overlap):
+def _place_nucleus(labels, inside, mask, number, placed, overlap):
     """Put a nucleus in front, unless it hides more than `overlap` of one or cuts it in two."""
     before = labels[inside].copy()
     labels[inside][mask] = number
@@ -76,7 +76,7 @@ def _place(labels, inside, mask, number, placed, overlap):
     return True
 
 # %% ../../nbs/data/02_simulate.ipynb #6dc7579f
-def _arrange(rng, shape, diameters, clustering, overlap, irregularity, min_visible_px):
+def _place_nuclei(rng, shape, diameters, clustering, overlap, irregularity, min_visible_px):
     """Place nuclei one after the other; return the label image and where each lies."""
     labels, placed = np.zeros(shape, np.int32), []
     for diameter in diameters:
@@ -86,7 +86,7 @@ def _arrange(rng, shape, diameters, clustering, overlap, irregularity, min_visib
             inside, own = _window(shape, centre, rho.shape[0] // 2)
             mask = rho[own] < 1
             visible = mask.sum() >= min_visible_px
-            if visible and _place(labels, inside, mask, len(placed) + 1, placed, overlap):
+            if visible and _place_nucleus(labels, inside, mask, len(placed) + 1, placed, overlap):
                 placed.append(
                     dict(
                         centre=centre,
@@ -173,7 +173,7 @@ def simulate_nuclei(
             raise ValueError(f"{name} must be between 0 and 1, not {part}")
     rng = np.random.default_rng(seed)
     diameters = diameter_px * np.exp(diameter_spread * rng.normal(size=n_nuclei).clip(-2.5, 2.5))
-    labels, placed = _arrange(
+    labels, placed = _place_nuclei(
         rng, shape, diameters, clustering, overlap, irregularity, min_visible_px
     )
     brightness = np.exp(brightness_spread * rng.normal(size=len(placed)).clip(-2, 2.5))

@@ -77,7 +77,7 @@ def distance(
 
 # %% ../../nbs/data/03_targets.ipynb #b34e9487
 @lru_cache(maxsize=8)
-def _walks(shape, n_rays):
+def _ray_steps(shape, n_rays):
     """Places met along every ray, relative to its start, and how long a ray is that ends there; (rays, steps)."""
     angles = np.arange(n_rays, dtype=np.float32) * np.float32(2 * np.pi / n_rays)
     across, along = np.sin(angles)[:, None], np.cos(angles)[:, None]
@@ -91,7 +91,7 @@ def _walks(shape, n_rays):
 
 
 @njit(cache=True, nogil=True)
-def _walk(labels, places, lengths, grid, distances):
+def _ray_distances(labels, places, lengths, grid, distances):
     """Fill in the distances; the labels have a frame of -1, where every walk ends."""
     width, pixels = labels.shape[1], labels.ravel()
     for row in range(distances.shape[0]):
@@ -128,7 +128,7 @@ def star_distances(
     shape = [-(-length // every) for length, every in zip(labels.shape, grid)]
     distances = np.zeros((*shape, n_rays), np.float32)
     framed = np.pad(labels.astype(np.int64), 1, constant_values=-1)
-    _walk(framed, *_walks(labels.shape, n_rays), tuple(grid), distances)
+    _ray_distances(framed, *_ray_steps(labels.shape, n_rays), tuple(grid), distances)
     return distances
 
 # %% ../../nbs/data/03_targets.ipynb #1aee28fb
@@ -164,7 +164,7 @@ def inner_edges(
     return thick_edges(labels, connectivity) * foreground(labels)
 
 # %% ../../nbs/data/03_targets.ipynb #9c8fd9eb
-def _pixels_and_middles(numbered, steps):
+def _pixels_and_centres(numbered, steps):
     """Pixels of all objects: flat index, object, distance² to its middle; the middles' places."""
     places = np.flatnonzero(numbered)
     objects = numbered.ravel()[places]
@@ -205,7 +205,7 @@ def centroids(
     edges = np.array(pixel_edges(pixel_size, numbered.ndim) or (1.0,) * numbered.ndim)
     result = np.zeros(numbered.shape, np.float32)
     if len(ids):
-        places, _, squared, middles = _pixels_and_middles(numbered, edges / edges[-1])
+        places, _, squared, middles = _pixels_and_centres(numbered, edges / edges[-1])
         ball = places[squared <= radius_px**2]
         result.ravel()[ball] = ~_edges(numbered).ravel()[ball]
         result.ravel()[middles] = 1
@@ -222,7 +222,7 @@ TARGETS = {
 }
 
 
-def _stacked(labels, names, makers):
+def _stack_targets(labels, names, makers):
     """The named targets, one channel per name."""
     unknown = [name for name in names if name not in makers]
     if unknown:
@@ -243,7 +243,7 @@ def nuclei_targets(
     ValueError
         A name is unknown, there is none, or `labels` is not a label image.
     """
-    return _stacked(labels, names, TARGETS)
+    return _stack_targets(labels, names, TARGETS)
 
 # %% ../../nbs/data/03_targets.ipynb #e64aaea4
 def edge_targets(
@@ -268,11 +268,11 @@ def edge_targets(
         "inner_edges": lambda labels: inner_edges(labels, connectivity),
         "centroids": lambda labels: centroids(labels, radius_px, pixel_size),
     }
-    return _stacked(labels, names, makers)
+    return _stack_targets(labels, names, makers)
 
 # %% ../../nbs/data/03_targets.ipynb #c92f8d4f
 @njit(cache=True, nogil=True)
-def _remember(squared, near, row, column, distance, label):
+def _update_two_nearest(squared, near, row, column, distance, label):
     """Put a label among the two nearest of a pixel, if it belongs there."""
     if label == near[0, row, column]:
         squared[0, row, column] = min(squared[0, row, column], distance)
@@ -312,11 +312,12 @@ def _along_first_axis(squared, near, step):
                 for which in range(inside, 2):
                     if labels[which, column] != 0:
                         away = (row - rows[which, column]) * step
-                        _remember(squared, near, row, column, away * away, labels[which, column])
+                        label = labels[which, column]
+                        _update_two_nearest(squared, near, row, column, away * away, label)
 
 # %% ../../nbs/data/03_targets.ipynb #403e4412
 @njit(cache=True, nogil=True)
-def _rim(heights, start, stop, weight, sites, begins):
+def _lower_envelope(heights, start, stop, weight, sites, begins):
     """Lower rim of the parabolas `heights[p] + weight * (q - p)**2`, `p` from `start` to `stop`.
 
     Returns how many parabolas it has; `sites` are their places, `begins` where each takes over.
@@ -342,7 +343,7 @@ def _rim(heights, start, stop, weight, sites, begins):
 
 
 @njit(cache=True, nogil=True)
-def _follow(heights, weight, sites, begins, start, stop, distances, places):
+def _write_envelope(heights, weight, sites, begins, start, stop, distances, places):
     """Write the height of the rim, and the place it comes from, for pixels `start` to `stop`."""
     part = 0
     for q in range(start, stop):
@@ -367,10 +368,10 @@ def _along_axis(squared, near, step):
         for column in range(inner):
             first[:], second[:] = squared[0, plane, :, column], squared[1, plane, :, column]
             label_1[:], label_2[:] = near[0, plane, :, column], near[1, plane, :, column]
-            count = _rim(first, 0, length, weight, sites, begins)
+            count = _lower_envelope(first, 0, length, weight, sites, begins)
             if count == 0:
                 continue
-            _follow(first, weight, sites, begins, 0, length, distances, places)
+            _write_envelope(first, weight, sites, begins, 0, length, distances, places)
             for q in range(length):
                 squared[0, plane, q, column] = distances[q]
                 near[0, plane, q, column] = label_1[places[q]]
@@ -392,8 +393,8 @@ def _along_axis(squared, near, step):
                     stop += 1
                 for p in range(lowest, highest):
                     other[p] = first[p] if label_1[p] != label else second[p]
-                if _rim(other, lowest, highest, weight, sites_2, begins_2):
-                    _follow(other, weight, sites_2, begins_2, q, stop, distances, places)
+                if _lower_envelope(other, lowest, highest, weight, sites_2, begins_2):
+                    _write_envelope(other, weight, sites_2, begins_2, q, stop, distances, places)
                     for here in range(q, stop):
                         p = places[here]
                         squared[1, plane, here, column] = distances[here]

@@ -190,7 +190,7 @@ def cut(
     box, mirrored = [], {}
     for axis, (window, size) in enumerate(zip(tile.read, shape), -len(shape)):
         if window.stop > size:
-            places = _reflected(window, size)
+            places = _mirror_indices(window, size)
             window = slice(places.min(), places.max() + 1)
             mirrored[axis] = places - window.start
         box.append(window)
@@ -200,7 +200,7 @@ def cut(
     return pixels
 
 
-def _reflected(window: slice, size: int) -> np.ndarray:
+def _mirror_indices(window: slice, size: int) -> np.ndarray:
     """Pixels of an axis that stand in a window; the edge pixel is repeated, as in a mirror."""
     places = np.arange(window.start, window.stop) % (2 * size)
     return np.minimum(places, 2 * size - 1 - places)
@@ -314,14 +314,14 @@ def find_contrast(
     for block in blocks:
         pixels = image[block]
         least, most = min(least, float(pixels.min())), max(most, float(pixels.max()))
-        upper = upper + np.bincount(_sortable(pixels) >> 16, minlength=1 << 16)
+        upper = upper + np.bincount(_sortable_keys(pixels) >> 16, minlength=1 << 16)
     places = np.array([low, high]) / 100 * (n_pixels - 1)
     ranks = [*np.floor(places).astype(int), *np.ceil(places).astype(int)]
     before = np.cumsum(upper) - upper
     bins = np.searchsorted(np.cumsum(upper), ranks, side="right")
     lower = dict.fromkeys(bins.tolist(), 0)
     for block in blocks:
-        keys = _sortable(image[block])
+        keys = _sortable_keys(image[block])
         for one in lower:
             found = keys[keys >> 16 == one] & 0xFFFF
             lower[one] = lower[one] + np.bincount(found, minlength=1 << 16)
@@ -329,14 +329,14 @@ def find_contrast(
         np.searchsorted(np.cumsum(lower[one]), rank - before[one], side="right")
         for one, rank in zip(bins.tolist(), ranks)
     ]
-    values = _unsortable(bins << 16 | np.array(digits))
+    values = _pixels_of_keys(bins << 16 | np.array(digits))
     dark, bright = (
         float(a + (b - a) * (place % 1)) for a, b, place in zip(values[:2], values[2:], places)
     )
     return Contrast(dark, bright) if dark < bright else Contrast(least, most)
 
 # %% ../../nbs/data/05_tiles.ipynb #c9d8b646
-def _sortable(pixels: np.ndarray) -> np.ndarray:
+def _sortable_keys(pixels: np.ndarray) -> np.ndarray:
     """Whole numbers (int64) in the order of the pixels as float32."""
     pixels = np.ascontiguousarray(pixels, np.float32).ravel() + np.float32(0)  # -0 becomes 0
     if not np.isfinite(pixels).all():
@@ -345,8 +345,8 @@ def _sortable(pixels: np.ndarray) -> np.ndarray:
     return np.where(digits < 0, -1 - (digits & 0x7FFFFFFF), digits) + (1 << 31)
 
 
-def _unsortable(keys: np.ndarray) -> np.ndarray:
-    """The pixels (float64) that belong to the numbers of `_sortable`."""
+def _pixels_of_keys(keys: np.ndarray) -> np.ndarray:
+    """The pixels (float64) that belong to the numbers of `_sortable_keys`."""
     keys = keys.astype(np.int64) - (1 << 31)
     digits = np.where(keys < 0, (-1 - keys) | (1 << 31), keys).astype(np.uint32)
     return digits.view(np.float32).astype(np.float64)

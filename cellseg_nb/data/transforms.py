@@ -174,7 +174,7 @@ def random_scaled_crop(
 
 # %% ../../nbs/data/04_transforms.ipynb #4bdd8409
 @njit(cache=True, nogil=True)
-def _mirrored(index, size):
+def _mirror_index(index, size):
     """Where a pixel beyond the frame is found in the picture, which goes on as its mirror image."""
     if 0 <= index < size:
         return index
@@ -183,7 +183,7 @@ def _mirrored(index, size):
 
 
 @njit(cache=True, nogil=True)
-def _fetch(image, labels, matrix, centre, bend, samples, new_image, new_labels):
+def _sample_crop(image, labels, matrix, centre, bend, samples, new_image, new_labels):
     """Fill the crop: `samples` x `samples` points of brightness a pixel, and one label."""
     height, width = image.shape
     size = len(new_image)
@@ -193,8 +193,8 @@ def _fetch(image, labels, matrix, centre, bend, samples, new_image, new_labels):
             v = column - (size - 1) / 2 + bend[1, row, column]
             y = matrix[0, 0] * u + matrix[0, 1] * v + centre[0]
             x = matrix[1, 0] * u + matrix[1, 1] * v + centre[1]
-            middle_y = _mirrored(int(np.floor(y + 0.5)), height)
-            new_labels[row, column] = labels[middle_y, _mirrored(int(np.floor(x + 0.5)), width)]
+            middle_y = _mirror_index(int(np.floor(y + 0.5)), height)
+            new_labels[row, column] = labels[middle_y, _mirror_index(int(np.floor(x + 0.5)), width)]
             total = 0.0
             for sample in range(samples * samples):
                 u = (sample // samples + 0.5) / samples - 0.5
@@ -203,8 +203,8 @@ def _fetch(image, labels, matrix, centre, bend, samples, new_image, new_labels):
                 sample_x = x + matrix[1, 0] * u + matrix[1, 1] * v
                 top, left = int(np.floor(sample_y)), int(np.floor(sample_x))
                 lower, right = sample_y - top, sample_x - left
-                y0, y1 = _mirrored(top, height), _mirrored(top + 1, height)
-                x0, x1 = _mirrored(left, width), _mirrored(left + 1, width)
+                y0, y1 = _mirror_index(top, height), _mirror_index(top + 1, height)
+                x0, x1 = _mirror_index(left, width), _mirror_index(left + 1, width)
                 upper_row = (1 - right) * image[y0, x0] + right * image[y0, x1]
                 lower_row = (1 - right) * image[y1, x0] + right * image[y1, x1]
                 total += (1 - lower) * upper_row + lower * lower_row
@@ -244,7 +244,7 @@ def warp(
     samples = max(1, int(np.ceil(np.linalg.norm(matrix, 2) / 2 - 1e-9)))
     new_image, new_labels = np.empty(shape, np.float32), np.empty(shape, labels.dtype)
     centre = np.asarray(centre, float)
-    _fetch(image, labels, matrix, centre, bend, samples, new_image, new_labels)
+    _sample_crop(image, labels, matrix, centre, bend, samples, new_image, new_labels)
     return new_image, new_labels
 
 # %% ../../nbs/data/04_transforms.ipynb #0c621adc
@@ -339,13 +339,13 @@ def random_illumination(
     return image + ramp * (image + np.float32(background))
 
 # %% ../../nbs/data/04_transforms.ipynb #e808e565
-def _rising(pair: tuple[float, float]) -> tuple[float, float]:
+def _ordered_range(pair: tuple[float, float]) -> tuple[float, float]:
     if pair[0] > pair[1]:
         raise ValueError("the first number must not be larger than the second")
     return pair
 
 
-FromTo = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_rising)]
+FromTo = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_ordered_range)]
 
 # %% ../../nbs/data/04_transforms.ipynb #06661e7f
 class Augmentation(BaseModel):

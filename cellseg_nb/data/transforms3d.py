@@ -28,7 +28,7 @@ from cellseg_nb.data.transforms import (
 
 # %% ../../nbs/data/08_transforms3d.ipynb #e85bba61
 @njit(cache=True, nogil=True)
-def _mirrored_place(place, size):
+def _mirror_index(place, size):
     """Where a voxel beyond the stack is found in it, when it goes on as its mirror image."""
     if 0 <= place < size:
         return place
@@ -37,7 +37,7 @@ def _mirrored_place(place, size):
 
 
 @njit(cache=True, nogil=True)
-def _sample(image, c, low, high, share):
+def _interpolate(image, c, low, high, share):
     """Brightness of a channel between eight voxels; `share` is how near the higher ones are."""
     total = 0.0
     for z in range(2 if share[0] > 0 else 1):
@@ -52,7 +52,7 @@ def _sample(image, c, low, high, share):
 
 # %% ../../nbs/data/08_transforms3d.ipynb #7f1ef2a6
 @njit(cache=True, nogil=True)
-def _fetch_volume(image, labels, weights, matrix, centre, bend, new_image, new_labels, new_weights):
+def _sample_patch(image, labels, weights, matrix, centre, bend, new_image, new_labels, new_weights):
     """Fill a patch: brightness and weights from between eight voxels, labels from the nearest."""
     size, limits = new_labels.shape, labels.shape
     low, high, nearest = np.zeros(3, np.int64), np.zeros(3, np.int64), np.zeros(3, np.int64)
@@ -70,14 +70,14 @@ def _fetch_volume(image, labels, weights, matrix, centre, bend, new_image, new_l
                         place += matrix[axis, other] * step[other]
                     whole = math.floor(place)
                     share[axis] = place - whole
-                    low[axis] = _mirrored_place(int(whole), limits[axis])
-                    high[axis] = _mirrored_place(int(whole) + 1, limits[axis])
+                    low[axis] = _mirror_index(int(whole), limits[axis])
+                    high[axis] = _mirror_index(int(whole) + 1, limits[axis])
                     nearest[axis] = high[axis] if share[axis] >= 0.5 else low[axis]
                 new_labels[plane, row, column] = labels[nearest[0], nearest[1], nearest[2]]
                 for c in range(len(new_image)):
-                    new_image[c, plane, row, column] = _sample(image, c, low, high, share)
+                    new_image[c, plane, row, column] = _interpolate(image, c, low, high, share)
                 for c in range(len(new_weights)):
-                    new_weights[c, plane, row, column] = _sample(weights, c, low, high, share)
+                    new_weights[c, plane, row, column] = _interpolate(weights, c, low, high, share)
 
 # %% ../../nbs/data/08_transforms3d.ipynb #1ed58ec1
 def _check_volumes(image, labels, weights):
@@ -120,7 +120,7 @@ def warp_volume(
     new_image = np.empty((len(image), *size), np.float32)
     new_labels, new_maps = np.empty(size, labels.dtype), np.empty((len(maps), *size), np.float32)
     matrix, centre = np.asarray(matrix, float), np.asarray(centre, float)
-    _fetch_volume(image, labels, maps, matrix, centre, bend, new_image, new_labels, new_maps)
+    _sample_patch(image, labels, maps, matrix, centre, bend, new_image, new_labels, new_maps)
     return new_image, new_labels, None if weights is None else new_maps[0]
 
 # %% ../../nbs/data/08_transforms3d.ipynb #0e8714eb
@@ -315,7 +315,7 @@ def _random_matrix(settings, steps, rng):
     return matrices
 
 
-def _random_middle(shape, extent, rng):
+def _random_centre(shape, extent, rng):
     """Where a box of this extent lies, whole voxels from the start; centred where it does not fit."""
     middle = []
     for size, length in zip(shape, extent):
@@ -343,7 +343,7 @@ def random_volume_warp(
     """
     edges = np.array(pixel_edges(pixel_size, 3) or (1.0, 1.0, 1.0))
     matrix, upright = _random_matrix(settings, edges / edges[-1], rng)
-    middle = _random_middle(labels.shape, abs(upright) @ np.asarray(size), rng)
+    middle = _random_centre(labels.shape, abs(upright) @ np.asarray(size), rng)
     bend = None
     if settings.elastic_px:
         strength = rng.uniform(0, settings.elastic_px)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['STACK_AXES', 'FILE_COLUMNS', 'Stack', 'choose_channels', 'read_stack', 'StackFile', 'ThresholdedStack', 'open_stack',
-           'Row', 'read_table', 'write_table', 'read_row', 'plan_patches', 'Patch', 'cut_patches', 'write_patches']
+           'Row', 'read_table', 'write_table', 'check_shape', 'same_shape', 'read_row', 'plan_patches', 'Patch',
+           'cut_patches', 'write_patches']
 
 # %% ../../nbs/data/07_volumes.ipynb #13a595ae
 import csv
@@ -363,18 +364,28 @@ def write_table(
     return path
 
 # %% ../../nbs/data/07_volumes.ipynb #0f98fdb9
-def _check_shape(found, shape, what, path):
+def check_shape(
+    found: tuple[int, ...],  # of a mask or map
+    shape: tuple[int, int, int],  # of its stack; (Z, Y, X)
+    what: str,  # it is, for messages, such as "mask"
+    path: str | Path,  # its file, for messages
+) -> None:
     """ValueError where a mask or map does not fit its stack; a single slice may lack its depth."""
     if shape not in (found, (1, *found)):
         raise ValueError(f"the {what} {path} is {found} and the stack {shape} (Z, Y, X)")
 
 
-def _same_shape(pixels, shape, what, path):
+def same_shape(
+    pixels: np.ndarray,  # mask or map
+    shape: tuple[int, int, int],  # of its stack; (Z, Y, X)
+    what: str,  # it is, for messages
+    path: str | Path,  # its file, for messages
+) -> np.ndarray:  # (Z, Y, X)
     """A mask or map in the shape of its stack."""
-    _check_shape(pixels.shape, shape, what, path)
+    check_shape(pixels.shape, shape, what, path)
     return pixels.reshape(shape)
 
-
+# %% ../../nbs/data/07_volumes.ipynb #01306ddc
 def read_row(
     row: Row,  # from `read_table`
     axes: str | None = None,  # of the image: ZYX, CZYX or ZCYX; None = column axes, else the file
@@ -394,10 +405,10 @@ def read_row(
         stack = read_stack(row.image, axes or row.columns.get("axes"), channel, pixel_size_um)
         labels = weights = None
         if row.mask is not None:
-            labels = _same_shape(read_labels(row.mask), stack.shape, "mask", row.mask)
+            labels = same_shape(read_labels(row.mask), stack.shape, "mask", row.mask)
         if row.weight is not None:
             weights = read_image(row.weight).pixels
-            weights = _same_shape(weights, stack.shape, "weight map", row.weight)
+            weights = same_shape(weights, stack.shape, "weight map", row.weight)
             weights = weights.astype(np.float32)
             if not (np.isfinite(weights).all() and weights.min() >= 0):
                 raise ValueError(f"the weight map {row.weight} has numbers below 0, inf or NaN")

@@ -167,6 +167,18 @@ def activate(
     """Turn what a network that counts gives into its map."""
     return ACTIVATIONS[activation](outputs)
 
+# %% ../../nbs/models/01_losses.ipynb #fc589000
+def _pixel_losses(kind: str, activation: str) -> list[PixelLoss]:
+    """The losses that a kind such as "mse+bce" names."""
+    import_all("cellseg_nb.models.additions")
+    names = [] if kind == "mesa" else kind.split("+")
+    if not set(names) <= set(PIXEL_LOSSES):
+        known = ", ".join([*PIXEL_LOSSES, "mesa"])
+        raise ValueError(f"unknown loss {kind!r}; known: {known}, and sums such as mse+bce")
+    if "bce" in names and activation != "sigmoid":
+        raise ValueError(f"the loss {kind!r} needs activation 'sigmoid'; it is {activation!r}")
+    return [PIXEL_LOSSES[name] for name in names]
+
 # %% ../../nbs/models/01_losses.ipynb #e2b7d615
 def _pixel_losses(kind: str, activation: str) -> list[PixelLoss]:
     """The losses that a name such as mse+bce stands for."""

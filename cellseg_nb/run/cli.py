@@ -8,7 +8,6 @@ __all__ = ['app', 'main']
 # %% ../../nbs/run/01_cli.ipynb #9a7fd66b
 import logging
 import pkgutil
-import sys
 import warnings
 from importlib import import_module
 from typing import Annotated
@@ -27,7 +26,7 @@ from cellseg_nb.run.registry import (
     find_task, task_lines,
 )
 
-# %% ../../nbs/run/01_cli.ipynb #2ebdd8da
+# %% ../../nbs/run/01_cli.ipynb #d09d0696
 def _show_warning(message, *_) -> None:
     say(f"warning: {message}")
 
@@ -49,7 +48,7 @@ class LazyTask(TyperCommand):
         made.command(self.name)(task_command(find_task(self.name)))
         return typer.main.get_command(made).make_context(info_name, args, parent, **extra)
 
-
+# %% ../../nbs/run/01_cli.ipynb #2ebdd8da
 class Verbs(TyperGroup):
     """Commands whose errors are one line each."""
 
@@ -76,6 +75,7 @@ class Verbs(TyperGroup):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 warnings.filterwarnings("always", module=r"cellseg_nb\.")
+                warnings.simplefilter("ignore", DeprecationWarning)  # for those who write code
                 warnings.showwarning = _show_warning
                 # what tifffile logs about a damaged file, data.io says in one line
                 logging.getLogger("tifffile").addHandler(logging.NullHandler())

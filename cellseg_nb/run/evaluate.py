@@ -25,7 +25,7 @@ from cellseg_nb.data.io import (
     IMAGE_SUFFIXES, OWN_OUTPUTS, image_stem, read_labels,
 )
 from cellseg_nb.measure.intervals import (
-    draw_images, interval, pool_drawn,
+    resample_images, interval, pool_resampled,
 )
 from cellseg_nb.measure.matching import (
     Matching, match, pool,
@@ -327,7 +327,7 @@ def evaluate_folders(
 # %% ../../nbs/run/03_evaluate.ipynb #77f51352
 def _drawn_scores(matchings, pixels, drawn) -> dict[str, np.ndarray]:
     """The scores of `score_row`, for each draw of the images."""
-    pooled = pool_drawn(matchings, drawn)
+    pooled = pool_resampled(matchings, drawn)
     masks = PixelCounts(*(drawn @ np.array(pixels)).T)
     wrong = [abs(one.n_pred - one.n_truth) for one in matchings]
     at = {round(100 * threshold): place for place, threshold in enumerate(pooled.thresholds)}
@@ -358,7 +358,7 @@ def score_intervals(
     rows = []
     for name, (matchings, pixels) in _members(evaluation.counts).items():
         values = score_row(list(matchings), pixels)
-        drawn = draw_images(len(matchings), n_resamples, seed)
+        drawn = resample_images(len(matchings), n_resamples, seed)
         for score, draws in _drawn_scores(matchings, pixels, drawn).items():
             low, high = interval(draws, level) if len(matchings) > 1 else (np.nan, np.nan)
             rows.append([name, len(matchings), score, values[score], low, high])

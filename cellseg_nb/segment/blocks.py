@@ -22,7 +22,8 @@ from cellseg_nb.data.tiles import (
     plan_blocks,
 )
 from cellseg_nb.segment.partition import (
-    METHODS, RegionGraph, collect_contacts, edge_costs, graph_costs, join_contacts, paint_cells,
+    METHODS, RegionGraph, collect_contacts, edge_costs, graph_costs, join_contacts,
+    label_superpixels,
     partition,
 )
 from cellseg_nb.segment.superpixels import (
@@ -209,7 +210,7 @@ def _partition_volume(volume: _Volume, windows, out, present, costs_of, method, 
     cells = partition_blocks(graph, costs_of(graph), blocks, method)
     cells = np.unique(cells * present, return_inverse=True)[1]
     for window in windows:
-        out[window] = paint_cells(out[window], cells)
+        out[window] = label_superpixels(out[window], cells)
         step()
 
 

@@ -31,7 +31,7 @@ class Ensemble(NamedTuple):
 
 
 def _check_members(bundles: Sequence[Bundle]) -> None:
-    """Models can be averaged when they paint the same maps."""
+    """Models can be averaged when they predict the same maps."""
     if not bundles:
         raise ValueError("an ensemble needs at least one model")
     for bundle in bundles:
@@ -40,7 +40,7 @@ def _check_members(bundles: Sequence[Bundle]) -> None:
     for other in (bundle.specification for bundle in bundles[1:]):
         if set(other.outputs) != set(first.outputs):
             raise ValueError(
-                f"the models {first.name!r} and {other.name!r} cannot be averaged: one paints "
+                f"the models {first.name!r} and {other.name!r} cannot be averaged: one predicts "
                 f"{', '.join(first.outputs)}, the other {', '.join(other.outputs)}"
             )
 
@@ -59,7 +59,7 @@ def predict_ensemble(
     Raises
     ------
     ValueError
-        There is no model, they paint different maps, or as in `segment.predict.predict`.
+        There is no model, they predict different maps, or as in `segment.predict.predict`.
     """
     _check_members(bundles)
     names = bundles[0].specification.outputs

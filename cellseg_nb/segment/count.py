@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TILE_PX', 'OVERLAP_PX', 'SCALES', 'OUT_OF_FOLD', 'needs_density', 'prepare_picture', 'predict_density',
            'predict_views', 'locate_peaks', 'error_scale', 'conformal_rank', 'calibrate', 'count_interval',
-           'is_for_views', 'Counted', 'count_image', 'store_calibration', 'count_statistics', 'unlike_training']
+           'is_for_views', 'CountResult', 'count_image', 'store_calibration', 'count_statistics', 'unlike_training']
 
 # %% ../../nbs/segment/11_count.ipynb #0edf62ef
 import math
@@ -18,6 +18,9 @@ import pandas as pd
 from scipy import ndimage
 from scipy.spatial import KDTree
 
+from cellseg_nb.core import (
+    moved,
+)
 from cellseg_nb.data.io import (
     luminance,
 )
@@ -43,11 +46,11 @@ def needs_density(
     Raises
     ------
     ValueError
-        It paints objects.
+        It predicts objects.
     """
     if not isinstance(specification, CountSpecification):
         raise ValueError(
-            f"the model {specification.name!r} paints objects, not cells per pixel; counting wants "
+            f"the model {specification.name!r} predicts objects, not cells per pixel; counting wants "
             "a model that was trained on points. 'cellseg segment' counts with this one"
         )
 
@@ -91,7 +94,7 @@ def predict_density(
     """Predict how many cells lie on each pixel.
 
     Tiles are blended with weights that add up to one, so the count does not depend on where the
-    tiles lie, as far as the network paints the same in both tiles of an overlap. Of an overlap,
+    tiles lie, as far as the network predicts the same in both tiles of an overlap. Of an overlap,
     seven sixteenths are thrown away on either side: there the network misses what lies beyond.
 
     Raises
@@ -143,8 +146,8 @@ def predict_views(
     how = {"tile_px": tile_px, "overlap_px": overlap_px, "device": device}
     mean, counts = np.zeros(prepared.shape[1:], np.float32), []
     for number in range(8):
-        turned = np.ascontiguousarray(orient(prepared, number, 2))
-        density = _density(turned, bundle, **how)
+        oriented = np.ascontiguousarray(orient(prepared, number, 2))
+        density = _density(oriented, bundle, **how)
         density = orient(density, number, 2, back=True)
         mean += density / 8
         counts.append(density.sum(dtype=float, where=True if within is None else within))
@@ -349,7 +352,7 @@ def is_for_views(
     return bool(calibration.get("flips", calibration.get("scale") == "spread"))
 
 
-class Counted(NamedTuple):
+class CountResult(NamedTuple):
     """What was counted in one picture."""
 
     count: float  # cells, with a fraction; 0 or more
@@ -363,7 +366,7 @@ class Counted(NamedTuple):
     def __repr__(self):
         interval = "" if math.isnan(self.low) else f" [{self.low:.1f}, {self.high:.1f}]"
         warning = ", unlike the training" if self.unlike and self.unlike.unusual else ""
-        return f"Counted({self.count:.1f}{interval}, {len(self.points)} peaks{warning})"
+        return f"CountResult({self.count:.1f}{interval}, {len(self.points)} peaks{warning})"
 
 # %% ../../nbs/segment/11_count.ipynb #586688e4
 def count_image(
@@ -374,7 +377,7 @@ def count_image(
     overlap_px: int = OVERLAP_PX,  # shared by neighbouring tiles; px
     device: str = "auto",  # "auto", "cpu", "cuda", "mps"
     flips: bool | None = None,  # True = mean of eight orientations; None = as it was calibrated
-) -> Counted:
+) -> CountResult:
     """Count and locate the cells of one picture, and say how sure the count is.
 
     Of several models the means count. If they are those of all folds of one calibration, the
@@ -404,7 +407,7 @@ def count_image(
     peaks = bundles[0].specification.peaks
     points = locate_peaks(density, peaks.radius_px, peaks.threshold)
     unlike = unlike_training(image, bundles[0], density)
-    return Counted(float(np.mean(counts)), low, high, level, points, density, unlike)
+    return CountResult(float(np.mean(counts)), low, high, level, points, density, unlike)
 
 # %% ../../nbs/segment/11_count.ipynb #6f6ef0a1
 def _views_of(image, bundle, flips, how) -> tuple[np.ndarray, np.ndarray]:
@@ -483,3 +486,8 @@ def unlike_training(
     """
     known = bundle.specification.training_statistics
     return compare_statistics(count_statistics(image, bundle, density), known) if known else None
+
+# %% ../../nbs/segment/11_count.ipynb #bb4375f0
+__getattr__ = moved(  # names of earlier versions
+    __name__, {"Counted": "cellseg_nb.segment.count:CountResult"}
+)

@@ -15,7 +15,7 @@ from cellseg_nb.core import (
     PixelSize, check_labels, consecutive,
 )
 from cellseg_nb.data.forest import (
-    Forest, ForestFormat, load_forest, plant, save_forest,
+    Forest, ForestFormat, convert_forest, load_forest, save_forest,
 )
 from cellseg_nb.measure.matching import (
     count_pairs,
@@ -160,4 +160,4 @@ def train_edges(
     forest = RandomForestClassifier(n_trees, min_samples_leaf=2, random_state=seed, n_jobs=1)
     forest.fit(edge_features(graph)[known], walls)
     facts = {"n_walls": int(walls.sum()), "n_inside": int((~walls).sum()), "seed": seed}
-    return plant(forest, facts, EdgeModel)
+    return convert_forest(forest, facts, EdgeModel)

@@ -17,10 +17,10 @@ from cellseg_nb.segment.edges import (
     EdgeModel,
 )
 from cellseg_nb.segment.partition import (
-    METHODS, graph_costs, paint_cells, partition, region_graph,
+    METHODS, graph_costs, label_superpixels, partition, region_graph,
 )
 from cellseg_nb.segment.superpixels import (
-    as_probability, check_mask, distance_watershed, hollow_watershed,
+    as_probability, check_mask, distance_watershed, h_minima_watershed,
 )
 
 # %% ../../nbs/segment/09_graph.ipynb #5581098d
@@ -81,7 +81,7 @@ def segment_boundaries(
                 "the method watershed floods the boundaries and uses neither superpixels nor learned "
                 "edges; leave them out, or choose another method"
             )
-        return hollow_watershed(values, sigma_weights, seed_height, min_size, pixel_size_um, mask)
+        return h_minima_watershed(values, sigma_weights, seed_height, min_size, pixel_size_um, mask)
     if method not in METHODS:
         allowed = ", ".join((*METHODS, "watershed"))
         raise ValueError(f"method must be one of {allowed}; it is {method!r}")
@@ -95,4 +95,4 @@ def segment_boundaries(
             superpixels = consecutive(superpixels * mask)[0]
     graph = region_graph(superpixels, values)
     costs = graph_costs(graph, edge_model, beta, weighting_exponent)
-    return paint_cells(superpixels, partition(graph, costs, method))
+    return label_superpixels(superpixels, partition(graph, costs, method))

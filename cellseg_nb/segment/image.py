@@ -184,13 +184,8 @@ def load_models(
         load_bundle(one) if isinstance(one, (str, Path)) else one for one in members(model)
     ]
 
-# %% ../../nbs/segment/12_image.ipynb #ce2b06b6
-NETWORK_ONLY = (
-    "threshold",
-    "nms_threshold",
-    "diameter_px",
-    "flips",
-)  # settings that the classical method lacks
+# %% ../../nbs/segment/12_image.ipynb #37c38615
+NETWORK_ONLY = ("threshold", "nms_threshold", "diameter_px", "flips")  # Otsu's method lacks them
 
 
 def _segment_classically(image: np.ndarray, settings: SegmentSettings) -> Segmentation:
@@ -209,7 +204,7 @@ def _segment_classically(image: np.ndarray, settings: SegmentSettings) -> Segmen
         labels = otsu_watershed(image, **limits)
     return Segmentation(labels, seconds=watch.seconds)
 
-
+# %% ../../nbs/segment/12_image.ipynb #e48dd8a3
 MOST_SCALE = 20  # a picture is enlarged or shrunk no more than so many times
 
 
@@ -282,7 +277,7 @@ def _specification(model: "str | Path | Bundle") -> "Specification":
     named = isinstance(model, (str, Path))
     return read_specification(model) if named else model.specification
 
-# %% ../../nbs/segment/12_image.ipynb #1288e5eb
+# %% ../../nbs/segment/12_image.ipynb #99ccca46
 def check_flat(
     bundle: "Bundle",  # a network
 ) -> None:
@@ -308,7 +303,7 @@ def sees_colours(
         return False
     return _specification(first).network.in_channels == 3
 
-
+# %% ../../nbs/segment/12_image.ipynb #7b74e159
 def _segment_with_stars(
     bundle: "Bundle", image: np.ndarray, settings: SegmentSettings
 ) -> Segmentation:
@@ -341,7 +336,7 @@ def _segment_with_stars(
 def _segment_with(
     bundles: "list[Bundle]", image: np.ndarray, settings: SegmentSettings
 ) -> Segmentation:
-    """Ask the networks, and make objects of what they painted."""
+    """Ask the networks, and make objects of what they predict."""
     first = bundles[0]
     if len(bundles) == 1 and is_star(first):
         return _segment_with_stars(first, image, settings)

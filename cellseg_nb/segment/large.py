@@ -484,7 +484,7 @@ def _how_to_segment(bundle: Bundle, postprocessing: Mapping[str, float] | None) 
         raise ValueError(f"postprocessing has no {unknown[0]!r}; it has: {', '.join(allowed)}")
     if "foreground" not in bundle.specification.outputs:
         raise ValueError(
-            f"the model {bundle.specification.name!r} paints {bundle.specification.outputs} and no "
+            f"the model {bundle.specification.name!r} predicts {bundle.specification.outputs} and no "
             "foreground, so there is nothing to make objects from"
         )
     objects_and_seeds(np.zeros((1, 1)), **how)

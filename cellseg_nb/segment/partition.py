@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STATISTICS', 'METHODS', 'RegionGraph', 'collect_contacts', 'join_contacts', 'region_graph', 'edge_costs',
-           'graph_costs', 'partition', 'energy', 'paint_cells']
+           'graph_costs', 'partition', 'energy', 'label_superpixels']
 
 # %% ../../nbs/segment/05_partition.ipynb #9f229f03
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ import bioimage_cpp as bic
 import numpy as np
 
 from cellseg_nb.core import (
-    check_labels,
+    check_labels, moved,
 )
 from cellseg_nb.data.tiles import (
     plan_blocks,
@@ -217,9 +217,14 @@ def energy(
     return float(np.asarray(costs)[one != other].sum())
 
 # %% ../../nbs/segment/05_partition.ipynb #bb14dc28
-def paint_cells(
+def label_superpixels(
     superpixels: np.ndarray,  # ids; integer; (Z, Y, X) or (Y, X); 0 = none
     cells: np.ndarray,  # cell of superpixel 0, 1, 2 …, as from `partition`
 ) -> np.ndarray:  # cells, ids 1..N; uint32; same shape
     """Give every voxel the cell of its superpixel."""
     return cells.astype(np.uint32)[superpixels]
+
+# %% ../../nbs/segment/05_partition.ipynb #9b08bdae
+__getattr__ = moved(  # names of earlier versions
+    __name__, {"paint_cells": "cellseg_nb.segment.partition:label_superpixels"}
+)

@@ -208,8 +208,8 @@ def predict_parts(
         pixels = cut(image, tile)
         mean = run_network(network, pixels, place, precision, activation)
         for number in range(1, 8 if flips else 1):
-            turned = orient(pixels, number, n_axes)
-            view = run_network(network, turned, place, precision, activation)
+            oriented = orient(pixels, number, n_axes)
+            view = run_network(network, oriented, place, precision, activation)
             mean += orient(view, number, n_axes, back=True)
         if flips:
             mean /= 8

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEPTH_PART', 'LEVELS', 'as_probability', 'smooth', 'distance_to_walls', 'find_deepest', 'fill_landscape',
            'dissolve_small', 'flood', 'check_watershed_settings', 'check_mask', 'distance_watershed',
-           'hollow_watershed']
+           'h_minima_watershed']
 
 # %% ../../nbs/segment/04_superpixels.ipynb #274ba78d
 import bioimage_cpp as bic
@@ -13,7 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from cellseg_nb.core import (
-    PixelSize, pixel_edges,
+    PixelSize, moved, pixel_edges,
 )
 from cellseg_nb.segment.watershed import (
     find_seeds,
@@ -239,7 +239,7 @@ def _numbered(pieces: np.ndarray) -> np.ndarray:
     return (np.cumsum(present, dtype=np.uint32) * present)[pieces]
 
 # %% ../../nbs/segment/04_superpixels.ipynb #394a2ec4
-def hollow_watershed(
+def h_minima_watershed(
     boundaries: np.ndarray,  # probability of a wall; 0..1, or uint8; (Z, Y, X) or (Y, X)
     sigma_weights: float = 1.0,  # smoothing of the landscape; px of the finest axis
     seed_height: float = 0.02,  # a hollow must be deeper than this to be a cell; 0..1
@@ -263,3 +263,8 @@ def hollow_watershed(
         height *= mask
     seeds = find_seeds(height, seed_height).astype(np.uint32)
     return _numbered(flood(landscape, seeds, min_size, mask))
+
+# %% ../../nbs/segment/04_superpixels.ipynb #8ce5f4ec
+__getattr__ = moved(  # names of earlier versions
+    __name__, {"hollow_watershed": "cellseg_nb.segment.superpixels:h_minima_watershed"}
+)

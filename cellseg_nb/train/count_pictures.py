@@ -105,7 +105,7 @@ def _point_folder(name: str) -> Path | None:
 
 def _of_folder(folder: Path, data: Settings) -> list[CountPicture]:
     """Pictures of a folder with points, as its table of quality allows."""
-    from cellseg_nb.data.points import counting_samples
+    from cellseg_nb.data.count_samples import counting_samples
 
     found = []
     for sample in counting_samples(folder, radius_px=data.click_radius_px):

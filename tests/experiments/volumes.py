@@ -23,7 +23,7 @@ from cellseg_nb.measure.overlap import adapted_rand, variation_of_information
 from cellseg_nb.segment.blocks import segment_blocks
 from cellseg_nb.segment.edges import train_edges, true_cells
 from cellseg_nb.segment.graph import segment_boundaries
-from cellseg_nb.segment.partition import METHODS, graph_costs, paint_cells, partition, region_graph
+from cellseg_nb.segment.partition import METHODS, graph_costs, label_superpixels, partition, region_graph
 
 BETAS = np.arange(0.02, 0.99, 0.02).round(2)
 VOXEL_UM = (0.235, 0.15, 0.15)
@@ -45,12 +45,12 @@ class Half:
 
     def score(self, costs: np.ndarray, method: str = "multicut") -> float:
         cells = partition(self.graph, costs, method)
-        return bits(self.truth, paint_cells(self.superpixels, cells))
+        return bits(self.truth, label_superpixels(self.superpixels, cells))
 
     def best(self) -> float:
         """Of all ways to join these superpixels, the one that follows the truth."""
         return bits(
-            self.truth, paint_cells(self.superpixels, true_cells(self.superpixels, self.truth))
+            self.truth, label_superpixels(self.superpixels, true_cells(self.superpixels, self.truth))
         )
 
 

@@ -35,7 +35,9 @@ def explained(
     except Exception as error:  # libraries were seen to raise ten kinds of it on damaged files
         if isinstance(error, ValueError) and str(error).startswith(str(path)):
             raise
-        what = "cut off or damaged" if type(error) is ValueError else "cut off, damaged or another format"
+        what = "cut off or damaged"
+        if type(error) is not ValueError:
+            what = "cut off, damaged or another format"
         raise ValueError(f"{path} cannot be read: {what} ({error})") from error
 
 # %% ../../../nbs/data/formats/00_base.ipynb #46e8d00d
@@ -105,7 +107,7 @@ class Reader:
 
 # %% ../../../nbs/data/formats/00_base.ipynb #16b3c747
 class PlanesOnDemand:
-    """Pixels of which a function reads a rectangle of one plane: `pixels[t, 0:5, c, 10:20, 30:40]`."""
+    """Pixels of which a function reads a rectangle of one plane: `pixels[t, 0:5, 10:20, 30:40]`."""
 
     def __init__(
         self,
@@ -135,7 +137,7 @@ class PlanesOnDemand:
 
 # %% ../../../nbs/data/formats/00_base.ipynb #a9bcb027
 class Format:
-    """One kind of image file. A format of one's own is a subclass and a call of `register_format`."""
+    """One kind of image file; a format more is a subclass and a call of `register_format`."""
 
     suffixes: tuple[str, ...] = ()  # of files that are read; small letters, with the dot
     written: tuple[str, ...] = ()  # endings under which images are written, for messages
@@ -156,7 +158,7 @@ class Format:
         series: int | None = None,  # which image of a file that holds several; 0 is the first
         labels: bool = False,  # True = object ids are wanted; their axes need no name
     ) -> Reader:
-        """Open an image; ValueError where it is damaged, cannot be a label image, or says too little."""
+        """Open an image; ValueError where it is damaged, says too little, or cannot hold labels."""
         raise ValueError(f"{path}: there is no reader for {type(self).__name__}")
 
     def write(

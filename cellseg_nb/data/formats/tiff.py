@@ -182,7 +182,7 @@ def _decoded_piece(page, number, lock):
 
 # %% ../../../nbs/data/formats/01_tiff.ipynb #7ab5eeed
 class _Pieces:
-    """Decodes strips and tiles, and keeps the last ones; the oldest leave when there are too many bytes."""
+    """Decodes strips and tiles, and keeps the last ones; of too many bytes, the oldest leave."""
 
     most_bytes = 96 * 2**20
 

@@ -46,7 +46,7 @@ def points_import(
     Writes points.csv, annotators.json and data_quality.csv. What you enter in data_quality.csv by
     hand is kept by later imports.
     """
-    from cellseg_nb.data.points import import_points
+    from cellseg_nb.data.projects import import_points
 
     how = {"label": label or None, "skip": skip_label or (), "annotator": annotator}
     how |= {"radius_px": radius, "min_f1": min_f1, "skip_absent": skip_absent}
@@ -59,7 +59,8 @@ MOST_ROWS = 40
 
 def _print_project(made: Any) -> None:
     """Print what an import made of each image."""
-    from cellseg_nb.data.points import clicks_by_annotator, trains
+    from cellseg_nb.data.points import clicks_by_annotator
+    from cellseg_nb.data.projects import trains
     from cellseg_nb.run.report import counted
 
     clicks, quality = clicks_by_annotator(made.annotations), made.quality.set_index("image")

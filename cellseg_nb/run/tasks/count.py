@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 # %% ../../../nbs/run/tasks/03_count.ipynb #6bdf4f5d
 from cellseg_nb.core import (
-    PixelSize, Stopwatch, atomic_path,
+    PixelSize, atomic_path,
 )
 from cellseg_nb.data.io import (
     write_image,
@@ -27,13 +27,16 @@ from cellseg_nb.data.planes import (
     PlaneSettings, read_plane,
 )
 from cellseg_nb.run.outputs import (
-    counted, record_path, write_text,
+    counted, write_text,
 )
 from cellseg_nb.run.registry import (
     register,
 )
 from cellseg_nb.run.runner import (
-    Batch, Item, Result, Summary, Task, unlike_note,
+    Batch, Summary,
+)
+from cellseg_nb.run.task import (
+    Item, Result, Task, unlike_note,
 )
 from cellseg_nb.segment.image import (
     Model, bundle_facts, check_tiles, load_models, members,
@@ -225,7 +228,8 @@ class Count(Task):
 @patch
 def process(self: Count, item: Item) -> Result:
     """Count the cells in one image."""
-    from cellseg_nb.data.points import CLASS, points_table
+    from cellseg_nb.data.point_files import CLASS
+    from cellseg_nb.data.points import points_table
     from cellseg_nb.segment.count import count_image
 
     bundles, name = self.bundles, item.name

@@ -27,7 +27,7 @@ from cellseg_nb.run.outputs import (
 from cellseg_nb.run.registry import (
     register,
 )
-from cellseg_nb.run.runner import (
+from cellseg_nb.run.task import (
     Item, Result, Task,
 )
 from cellseg_nb.run.tasks.segment3d import (

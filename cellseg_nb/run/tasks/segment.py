@@ -18,8 +18,11 @@ from fastcore.basics import patch
 from cellseg_nb.core import (
     Stopwatch, pixel_edges,
 )
+from cellseg_nb.data.formats.pictures import (
+    PICTURE_SUFFIXES,
+)
 from cellseg_nb.data.io import (
-    PICTURE_SUFFIXES, Plane, luminance, read_image, read_labels, write_labels,
+    Plane, luminance, read_image, read_labels, write_labels,
 )
 from cellseg_nb.data.planes import (
     open_chosen_plane, read_plane,
@@ -31,7 +34,10 @@ from cellseg_nb.run.registry import (
     register,
 )
 from cellseg_nb.run.runner import (
-    Batch, Item, Result, Task, unlike_note,
+    Batch,
+)
+from cellseg_nb.run.task import (
+    Item, Result, Task, unlike_note,
 )
 from cellseg_nb.segment.image import (
     SegmentSettings, check_flat, chosen_postprocessing, is_classical, is_star, load_models,

@@ -9,7 +9,7 @@ __all__ = ['CELLS_ONLY', 'SCORES_3D', 'Segment3D', 'Volumes', 'stack_result']
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +36,10 @@ from cellseg_nb.run.registry import (
     register,
 )
 from cellseg_nb.run.runner import (
-    Batch, Item, Result, Summary, Task,
+    Batch, Summary,
+)
+from cellseg_nb.run.task import (
+    Item, Result, Task,
 )
 from cellseg_nb.segment.image import (
     bundle_facts,
@@ -52,7 +55,7 @@ if TYPE_CHECKING:  # loaded where they are needed: a command must show its help 
     from cellseg_nb.data.volumes import StackFile
     from cellseg_nb.measure.volumes import VolumeScores
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #1789fd1f
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #d74092f2
 CELLS_ONLY = {  # settings that change the cells, and no map
     *("postprocessing", "method", "beta", "threshold", "min_size", "edges", "pixel_size_um"),
     *("merge_below_px", "min_volume", "max_volume", "min_axis", "max_axis", "min_foreground"),
@@ -101,13 +104,14 @@ class Segment3D(Task):
         how = choose_postprocessing(self.specification, self.settings.changes)
         return {"model": bundle_facts(self.model)[1], "postprocessing": how.model_dump()}
 
-    @property
-    def map_mark(self) -> str:
-        """What decides the maps; SHA-256."""
-        settings = self.settings.model_dump(exclude=CELLS_ONLY | self.no_result)
-        facts = cellseg_nb.__version__, bundle_facts(self.model)[1], settings
-        text = json.dumps(facts, sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #f416c582
+@patch(as_prop=True)
+def map_mark(self: Segment3D) -> str:
+    """What decides the maps; SHA-256."""
+    settings = self.settings.model_dump(exclude=CELLS_ONLY | self.no_result)
+    facts = cellseg_nb.__version__, bundle_facts(self.model)[1], settings
+    text = json.dumps(facts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 # %% ../../../nbs/run/tasks/01_segment3d.ipynb #eea82c22
 @patch
@@ -342,7 +346,7 @@ def stack_result(
 @patch
 def plan(self: Segment3D, item: Item) -> int:
     """Windows of a stack; what cannot be done is said before the network is asked."""
-    from cellseg_nb.data.volumes import _check_shape as check_shape
+    from cellseg_nb.data.volumes import check_shape
     from cellseg_nb.segment.predict import count_windows, fit_window
 
     settings, mask = self.settings, item.row.mask
@@ -392,7 +396,7 @@ def summarise(self: Segment3D, batch: Batch) -> "dict[str, pd.DataFrame | None]"
 
 def _score(batch: Batch, item: Item) -> "VolumeScores":
     """Compare the cells of a finished stack with the true ones; both volumes are loaded."""
-    from cellseg_nb.data.volumes import _check_shape as check_shape, _same_shape as same_shape
+    from cellseg_nb.data.volumes import check_shape, same_shape
     from cellseg_nb.measure.volumes import volume_scores
 
     mask, record = item.row.mask, batch.records[item.name]

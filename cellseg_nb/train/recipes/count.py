@@ -35,7 +35,7 @@ class CountDataSettings(DataSettings):
 
     dataset: str | Annotated[tuple[str, ...], Field(min_length=1)] = setting(
         "simulated-phase-contrast",
-        "A folder of pictures with points (see `data.points`); the name of such a folder in the "
+        "A folder of pictures with points (see `data.count_samples`); the name of such a folder in the "
         'subfolder counting of `CELLSEG_DATA`; "simulated-phase-contrast", "simulated-nuclei", or '
         "a data set of the catalog with labels, whose centres become points. Several are put "
         "together.")
