@@ -11,6 +11,7 @@ import hashlib
 import importlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -289,9 +290,14 @@ def register(recipe: Recipe) -> Recipe:
     return recipe
 
 
+@cache
+def _load_folder() -> None:
+    import_all("cellseg_nb.train.recipes")
+
+
 def all_recipes() -> list[Recipe]:
     """All recipes: those of the folder `train/recipes`, and those that were registered besides."""
-    import_all("cellseg_nb.train.recipes")
+    _load_folder()
     return RECIPES
 
 
