@@ -265,7 +265,7 @@ class Keep(Callback):
 
     def write_model(self, values: dict[str, float]) -> None:
         """Write the bundle, and what it did with the samples that were set aside."""
-        scores = {"epoch": self.done - 1} | self.recipe.noted(values, self.parts)
+        scores = {"epoch": self.done - 1} | self.recipe.validation_scores(values, self.parts)
         about = self.about.model_copy(update={"scores": {"validation": scores}})
         save_bundle(self.out / "model", self.average_weights.average.module, about)
         table = self.score.scorer.table()

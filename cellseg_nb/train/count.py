@@ -79,8 +79,8 @@ def count_on_device(
     pad = (0, -width % step_px, 0, -height % step_px)
     mode = "reflect" if pad[1] < width and pad[3] < height else "replicate"
     with torch.inference_mode():
-        painted = network(F.pad(pixels, pad, mode=mode))[0, 0, :height, :width].float()
-        density = activate(painted, config.target.activation) / config.target.factor
+        outputs = network(F.pad(pixels, pad, mode=mode))[0, 0, :height, :width].float()
+        density = activate(outputs, config.target.activation) / config.target.factor
         return float((density * picture.pixels[-1]).cpu().sum(dtype=torch.float64))
 
 
@@ -102,8 +102,8 @@ class CountScorer(Scorer):
 
     def __init__(self, config: StartSettings, parts: Parts, device: torch.device):
         self.config, self.rows = config, None
-        how = measured_normalisation(parts.train, config) if parts.aside else None
-        middles = [_middle(one, config.scales[0]) for one in parts.aside]
+        how = measured_normalisation(parts.train, config) if parts.validation else None
+        middles = [_middle(one, config.scales[0]) for one in parts.validation]
         self.pictures = [place_on_device(one, config, how, device) for one in middles]
 
     def scores(self, network: torch.nn.Module) -> dict[str, float]:
@@ -160,10 +160,10 @@ def finish_count(config: StartSettings, out: Path, parts: Parts, force: bool = F
     """Describe the training pictures in the model, and refuse one that counts worse than its parent."""
     model = out / "model"
     describe_training(model, parts.train, config.training.device)
-    parent = find_parent(config.start_from, force) if config.start_from and parts.aside else None
+    parent = find_parent(config.start_from, force) if config.start_from and parts.validation else None
     if parent is None:
         return model
-    middles = [_middle(one, config.scales[0]) for one in parts.aside]
+    middles = [_middle(one, config.scales[0]) for one in parts.validation]
     found = count_with([model, parent.folder], middles, config.training.device)
     errors = (found["predicted"] - found["truth"]).abs().groupby(found["model"]).mean()
     child, parent = ({"MAE": error, "pictures": len(middles)} for error in errors)
@@ -274,21 +274,21 @@ def density_pictures(
         row = rows.iloc[number]
         one = by_name[row["image"]]
         truth = density_map(one.points, one.image.shape[:2], sigma_px)
-        painted = predict_density(one.image, bundle, device=config.training.device)
-        _density_row(axes, one.image, one.points, truth, painted)
+        predicted = predict_density(one.image, bundle, device=config.training.device)
+        _density_row(axes, one.image, one.points, truth, predicted)
         axes[0].set_ylabel(row["image"], fontsize=8)
         axes[2].set_title(f"prediction: {row['predicted']:.1f}", fontsize=9)
     return figure
 
 
-def _density_row(axes, image, points, truth, painted) -> None:
+def _density_row(axes, image, points, truth, predicted) -> None:
     """A picture with its points, both densities, and their difference."""
-    most = max(float(truth.max()), float(painted.max()), 1e-9)
+    most = max(float(truth.max()), float(predicted.max()), 1e-9)
     axes[0].imshow(image, cmap="gray")
     axes[0].plot(points[:, 1], points[:, 0], ".", color="#d55e00", markersize=3)
     axes[1].imshow(truth, cmap="magma", vmin=0, vmax=most)
-    axes[2].imshow(painted, cmap="magma", vmin=0, vmax=most)
-    axes[3].imshow(painted - truth, cmap="RdBu_r", vmin=-most, vmax=most)
+    axes[2].imshow(predicted, cmap="magma", vmin=0, vmax=most)
+    axes[3].imshow(predicted - truth, cmap="RdBu_r", vmin=-most, vmax=most)
     titles = ("picture and points", f"truth: {len(points)}", "prediction", "prediction - truth")
     for ax, title in zip(axes, titles):
         ax.set_title(title, fontsize=9)

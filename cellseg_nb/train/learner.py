@@ -234,7 +234,7 @@ def bare_learner(
     training, recipe = config.training, recipe_of(config)
     device = choose_device(training.device)
     precision = Precision(training.precision, device)
-    if training.precision == "auto" and device.type == "cuda" and recipe.half and not precision.active:
+    if training.precision == "auto" and device.type == "cuda" and recipe.float16 and not precision.active:
         precision = MixedPrecision()  # float16 on cards without bfloat16
     loaders = DataLoaders(*recipe.loaders(config, parts, device), device=device)
     loaders.n_inp = 1  # what follows the picture, targets and weights, goes to the loss
@@ -284,10 +284,10 @@ def score_parts(
     losses, compare = [], recipe.loss(config)
     with torch.no_grad():
         for number, batch in enumerate(recipe.loaders(config, parts, device)[1]):
-            shown, *wanted = (one.to(device) for one in batch)
-            painted = network(shown).float()
-            losses.append(float(compare(painted, *wanted)))
-            scorer.see(number, painted)
+            inputs, *targets = (one.to(device) for one in batch)
+            outputs = network(inputs).float()
+            losses.append(float(compare(outputs, *targets)))
+            scorer.see(number, outputs)
         scores = {"valid_loss": np.mean(losses)} if losses else {}
         return scores | scorer.scores(network)
 

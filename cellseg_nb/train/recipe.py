@@ -11,6 +11,7 @@ import hashlib
 import importlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -36,7 +37,7 @@ class Parts(NamedTuple):
     """The samples of a training."""
 
     train: list  # that train
-    aside: list  # that choose the best epoch; may be none
+    validation: list  # that choose the best epoch; may be none
     held_out: list = []  # of the fold that is left out
 
 
@@ -128,20 +129,20 @@ class _Steps:
         """What the specification says besides what is in the configuration."""
         return {"data": data_text(config.data, parts)}
 
-    def noted(self, scores: dict[str, float], parts: Parts) -> dict[str, float]:
+    def validation_scores(self, scores: dict[str, float], parts: Parts) -> dict[str, float]:
         """What the specification says of the validation."""
         return {name: round(value, 4) for name, value in scores.items()}
 
     def check_parent(self, config: Settings, parent: Specification, folder: Path) -> None:
         """Refuse a model that a training cannot start from; the message names what differs."""
-        if self.stranger and not isinstance(parent, self.specification):
-            raise ValueError(f"start_from: the model {parent.name!r} {self.stranger}")
+        if self.lacks and not isinstance(parent, self.specification):
+            raise ValueError(f"start_from: the model {parent.name!r} {self.lacks}")
         names = {key: one for key, one in self.inherited.items() if one in ("outputs", "network")}
         check_fit(config, parent, folder, dict(reversed(names.items())))
 
     def inputs(self, config: Settings, parts: Parts) -> dict[str, Any]:
         """What was learned from: name of a sample → sum of its arrays."""
-        return {one.name: arrays_sha256(one) for one in [*parts.train, *parts.aside]}
+        return {one.name: arrays_sha256(one) for one in [*parts.train, *parts.validation]}
 
 # %% ../../nbs/train/09_recipe.ipynb #58f339bc
 class _Runs:
@@ -203,11 +204,11 @@ class Recipe(_Steps, _Runs):
     digits: ClassVar[int] = 4  # of scores in tables
     checkpoint: ClassVar[str] = "checkpoint.pt"
     checkpoint_seconds: ClassVar[float] = 0  # a checkpoint is written no more often
-    half: ClassVar[bool] = True  # float16 will do on cards that have no bfloat16
+    float16: ClassVar[bool] = True  # float16 will do on cards that have no bfloat16
     inherited: ClassVar[dict[str, str]] = {  # key of a configuration → field of the model it starts from
         "network": "network", "normalisation": "normalisation", "scales": "scales"
     }
-    stranger: ClassVar[str] = ""  # what a model for another task fails to do
+    lacks: ClassVar[str] = ""  # what a model for another task fails to do
     learn: Any = None  # a loop of its own: (config, out, parts, start); None = that of fastai
 
     def claims(self, fields: dict) -> bool:
@@ -246,7 +247,7 @@ def data_text(data: Settings, parts: Parts, what: str = "pictures") -> str:
     chosen = [f"{key} {value}" for key in ("split", "kind") if (value := getattr(data, key, None))]
     chosen += [f"without fold {data.fold} of {data.folds}"] if data.folds else []
     which = f" ({', '.join(chosen)})" if chosen else ""
-    return f"{dataset}{which}: {len(parts.train)} {what}, {len(parts.aside)} aside"
+    return f"{dataset}{which}: {len(parts.train)} {what}, {len(parts.validation)} aside"
 
 # %% ../../nbs/train/09_recipe.ipynb #341fb0d7
 def check_fit(config: Settings, parent: Specification, folder: Path, names: dict[str, str]) -> None:
@@ -289,9 +290,14 @@ def register(recipe: Recipe) -> Recipe:
     return recipe
 
 
+@cache
+def _load_folder() -> None:
+    import_all("cellseg_nb.train.recipes")
+
+
 def all_recipes() -> list[Recipe]:
     """All recipes: those of the folder `train/recipes`, and those that were registered besides."""
-    import_all("cellseg_nb.train.recipes")
+    _load_folder()
     return RECIPES
 
 

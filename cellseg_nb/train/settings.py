@@ -213,7 +213,7 @@ def _inherited(fields: dict) -> dict:
     parent = about.model_dump()
     recipe = find_recipe({"network": parent["network"]} | fields)
     if parent.get("task") != fields.get("task"):
-        does = recipe.stranger or about.other or "is for another task"
+        does = recipe.lacks or about.other or "is for another task"
         raise ValueError(f"start_from: the model {about.name!r} {does}; start from another one")
     return {key: parent[one] for key, one in recipe.inherited.items() if key not in fields}
 

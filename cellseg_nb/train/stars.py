@@ -68,11 +68,11 @@ def star_targets(
     if config.network.n_axes == 3:
         return _solid_targets(crops, config)
     n_rays, grid = config.network.n_rays, config.network.grid
-    shown = np.stack([crop.image for crop in crops]).astype(np.float32)
+    inputs = np.stack([crop.image for crop in crops]).astype(np.float32)
     thinned = [crop.labels[:: grid[0], :: grid[1]].astype(np.int32) for crop in crops]
     probability = np.stack([edt_prob(labels) for labels in thinned])[..., None]
     distances = np.stack([star_distances(crop.labels, n_rays, grid) for crop in crops])
-    return (shown[..., None],), (probability, np.concatenate([distances, probability], axis=-1))
+    return (inputs[..., None],), (probability, np.concatenate([distances, probability], axis=-1))
 
 
 def _solid_targets(crops: Sequence[Picture], config: StartSettings) -> tuple:
@@ -265,15 +265,15 @@ def learn_stars(
     model.optimizer.build(model.trainable_variables)
     first = load_checkpoint(checkpoint, network) if checkpoint.exists() else 0
     crops = Crops(parts.train, config)
-    middle = [middle_crop(picture, training.patch_size) for picture in parts.aside]
+    middle = [middle_crop(picture, training.patch_size) for picture in parts.validation]
     validation = [star_targets(middle[n : n + 8], config) for n in range(0, len(middle), 8)]
     with rough_arithmetic(training.precision), ThreadPoolExecutor(1) as ahead:
         for epoch in range(first, training.epochs):
             started = time.perf_counter()
             scores = _epoch(model, crops, epoch, ahead)
             model.reset_metrics()
-            for shown, wanted in validation:
-                aside_scores = model.test_on_batch(shown, wanted, return_dict=True)
+            for inputs, targets in validation:
+                aside_scores = model.test_on_batch(inputs, targets, return_dict=True)
             scores |= {f"val_{name}": value for name, value in aside_scores.items()}
             _log(out / "log.csv", epoch, scores, time.perf_counter() - started)
             save_checkpoint(checkpoint, network, epoch)
@@ -285,12 +285,12 @@ def _epoch(model: Any, crops: Crops, epoch: int, ahead: ThreadPoolExecutor) -> d
     model.reset_metrics()
     coming = ahead.submit(batch, crops, epoch, 0)
     for step in range(training.steps_per_epoch):
-        shown, wanted = coming.result()
+        inputs, targets = coming.result()
         if step + 1 < training.steps_per_epoch:
             coming = ahead.submit(batch, crops, epoch, step + 1)
         done = epoch * training.steps_per_epoch + step + 1
         model.optimizer.learning_rate = learning_rate(training, done)
-        scores = model.train_on_batch(shown, wanted, return_dict=True)
+        scores = model.train_on_batch(inputs, targets, return_dict=True)
     return scores
 
 # %% ../../nbs/train/06_stars.ipynb #ba10609e

@@ -416,7 +416,7 @@ def run_sweep(
 ) -> Path:  # folder of this experiment
     """Run all trainings of a sweep, score and draw them; what is finished is not done again.
 
-    A training that fails is noted in `failures.csv`, and the others go on.
+    A training that fails is validation_scores in `failures.csv`, and the others go on.
 
     Raises
     ------

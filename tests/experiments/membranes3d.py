@@ -17,7 +17,7 @@ from cellseg_nb.models.bundle import Bundle, StackPostprocessing, load_bundle, w
 from cellseg_nb.train.crops import stack_samples
 from cellseg_nb.train.finish import cut_maps, predict_sample
 from cellseg_nb.train.settings import StackDataSettings
-from cellseg_nb.train.tune import merit, search
+from cellseg_nb.train.tune import mean_score, search
 
 VALUES = {  # what is tried, in this order
     "sigma_seeds": (1.5, 2.0, 2.5, 3.0),
@@ -55,7 +55,7 @@ def tuned(bundle: Bundle, n_stacks: int | None) -> tuple[StackPostprocessing, di
     """Settings that are best on the validation stacks, and their scores there."""
     stacks = painted(bundle, "val", n_stacks)
     start = dict(bundle.specification.postprocessing)
-    best = search(lambda settings: merit(matched(stacks, settings)), start, VALUES)
+    best = search(lambda settings: mean_score(matched(stacks, settings)), start, VALUES)
     return StackPostprocessing(**best), summary(matched(stacks, best))
 
 

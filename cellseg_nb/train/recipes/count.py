@@ -165,7 +165,7 @@ class CountRecipe(Recipe):
     name, config, specification = "count", CountTrainConfig, CountSpecification
     libraries = ("torch", "fastai", "segmentation-models-pytorch", "timm")
     log, best, digits = ("valid_mae", "valid_bias"), "valid_mae", 3
-    checkpoint_seconds, half, stranger = 30, False, "does not count"
+    checkpoint_seconds, float16, lacks = 30, False, "does not count"
     inherited = Recipe.inherited | {"outputs": "outputs", "target": "target", "peaks": "peaks"}
     read = later("train.count_pictures:read_count_pictures")
     loaders = later("train.count_crops:count_loaders")
@@ -185,10 +185,10 @@ class CountRecipe(Recipe):
         weights = (how.count_weight, how.mesa_weight)
         return HeatmapLoss(how.loss, *weights, target.factor, target.activation)
 
-    def noted(self, scores: dict[str, float], parts: Parts) -> dict[str, float]:
-        if not parts.aside:
+    def validation_scores(self, scores: dict[str, float], parts: Parts) -> dict[str, float]:
+        if not parts.validation:
             return {}
-        return {"MAE": round(scores["valid_mae"], 3), "pictures": len(parts.aside)}
+        return {"MAE": round(scores["valid_mae"], 3), "pictures": len(parts.validation)}
 
     def computing(self) -> AbstractContextManager:
         import torch

@@ -112,7 +112,7 @@ class LabelRecipe(Recipe):
         sizes = {picture.pixel_size_um for picture in parts.train}
         return sizes.pop() if len(sizes) == 1 else None
 
-    def noted(self, scores: dict[str, float], parts: Parts) -> dict[str, float]:
+    def validation_scores(self, scores: dict[str, float], parts: Parts) -> dict[str, float]:
         names = {"valid_ap50": "AP@.5", "valid_mean_ap": "mean AP"}
         return {name: round(scores[column], 4) for column, name in names.items()}
 
@@ -121,7 +121,7 @@ class LabelRecipe(Recipe):
         from cellseg_nb.train.learner import parent_of_file
 
         parent = parent_of_file(config, parts, out)
-        return finish(config, out, parts.train, parts.aside, force, parent)
+        return finish(config, out, parts.train, parts.validation, force, parent)
 
 # %% ../../../nbs/train/recipes/00_maps.ipynb #56eba118
 class MapsRecipe(LabelRecipe):
@@ -158,14 +158,14 @@ class MapsRecipe(LabelRecipe):
 
         from cellseg_nb.train.crops import Crops, WholePictures, middle_part
 
-        how, pictures = config.training, [middle_part(picture) for picture in parts.aside]
+        how, pictures = config.training, [middle_part(picture) for picture in parts.validation]
         crops = DataLoader(Crops(parts.train, config), bs=how.batch_size, num_workers=how.workers)
         return crops, DataLoader(WholePictures(pictures, config), bs=1, num_workers=0)
 
     def scorer(self, config: Settings, parts: Parts, device: Any) -> Scorer:
         from cellseg_nb.train.crops import middle_part
 
-        return MapScorer([middle_part(picture) for picture in parts.aside], config)
+        return MapScorer([middle_part(picture) for picture in parts.validation], config)
 
 
 register(MapsRecipe())

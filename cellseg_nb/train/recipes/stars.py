@@ -145,7 +145,7 @@ class StarsRecipe(LabelRecipe):
         from cellseg_nb.train.stars import bundle_checkpoint
 
         if not any((out / name / "model.json").is_file() for name in ("model", "model_refused")):
-            bundle_checkpoint(config, out, parts.aside, specify(config, parts))
+            bundle_checkpoint(config, out, parts.validation, specify(config, parts))
         return super().finish(config, out, parts, force)
 
 
