@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['OPTIMISERS', 'train', 'fit', 'read_weights', 'fill', 'first_network', 'parent_of_file', 'bare_learner',
-           'build_learner', 'score_parts', 'write_facts', 'versions', 'specify', 'LearningRate', 'find_learning_rate']
+           'build_learner', 'score_parts', 'score_left_out', 'write_facts', 'versions', 'specify', 'LearningRate',
+           'find_learning_rate']
 
-# %% ../../nbs/train/02_learner.ipynb #4f9c1f3c
+# %% ../../nbs/train/02_learner.ipynb #2e8ca625
 import json
 import platform
 import sys
@@ -20,6 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
@@ -256,7 +258,7 @@ def bare_learner(
         cbs=callbacks,
     )
 
-# %% ../../nbs/train/02_learner.ipynb #d0d99287
+# %% ../../nbs/train/02_learner.ipynb #8ddc0b29
 def build_learner(
     config: StartSettings,  # all settings
     out: Path,  # folder of the run
@@ -290,6 +292,16 @@ def score_parts(
             scorer.see(number, outputs)
         scores = {"valid_loss": np.mean(losses)} if losses else {}
         return scores | scorer.scores(network)
+
+
+def score_left_out(
+    config: StartSettings,  # all settings, with the fold that is left out
+    model: Path,  # folder of a bundle
+) -> pd.DataFrame:  # one row: fold, pictures, scores
+    """Score a finished model on the fold that it never saw."""
+    parts = recipe_of(config).read(config)
+    scores = score_parts(config, model, Parts(parts.train, parts.held_out))
+    return pd.DataFrame([{"fold": config.data.fold, "pictures": len(parts.held_out)} | scores])
 
 # %% ../../nbs/train/02_learner.ipynb #edf4f440
 def write_facts(config: StartSettings, out: Path, inputs: dict[str, Any], begun: bool) -> None:
