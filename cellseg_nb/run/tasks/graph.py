@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from fastcore.basics import patch
 
-# %% ../../../nbs/run/tasks/02_graph.ipynb #289f84b7
+# %% ../../../nbs/run/tasks/02_graph.ipynb #87009143
 from cellseg_nb.core import (
     PixelSize, pixel_edges,
 )
@@ -31,7 +31,7 @@ from cellseg_nb.run.task import (
     Item, Result, Task,
 )
 from cellseg_nb.run.tasks.segment3d import (
-    stack_result,
+    stack_axes_only, stack_result, whole_stack_result,
 )
 from cellseg_nb.segment.stack import (
     StackSettings, VolumeSettings, check_stack_axes, refuse_in_pieces, refuse_unused, tidy_on_disk,
@@ -55,7 +55,7 @@ class GraphSettings(VolumeSettings):
         None, "Over-segmentation to start from, a label volume.", metavar="FILE", usual="a watershed"
     )
 
-# %% ../../../nbs/run/tasks/02_graph.ipynb #cc8dd28d
+# %% ../../../nbs/run/tasks/02_graph.ipynb #281b19ba
 def _open_walls(path, axes, channel) -> "StackFile":
     """A boundary probability, not loaded yet."""
     from cellseg_nb.data.volumes import open_stack
@@ -76,16 +76,16 @@ def _read_walls(path, superpixels, axes, channel, pixel_size_um) -> "tuple[Stack
 
     with _open_walls(path, axes, channel):
         stack = read_stack(path, axes, channel, pixel_size_um)
-    return stack, _fitting(superpixels, stack)
+    return stack, _fitting(superpixels, stack.shape, stack.path)
 
 
-def _fitting(path: str | Path | None, stack: "Stack") -> np.ndarray | None:
+def _fitting(path: str | Path | None, shape: tuple, place: Any) -> np.ndarray | None:
     """A label volume of the shape of a stack."""
     if path is None:
         return None
     labels = read_labels(path)
-    if labels.shape != stack.shape:
-        raise ValueError(f"{path} is {labels.shape} and {stack.path} is {stack.shape} (Z, Y, X)")
+    if labels.shape != shape:
+        raise ValueError(f"{path} is {labels.shape} and {place} is {shape} (Z, Y, X)")
     return labels
 
 # %% ../../../nbs/run/tasks/02_graph.ipynb #eff7a24c
@@ -154,7 +154,7 @@ def _partition_large(
     segment_blocks(file, writer.level, pixel_size_um=edges, **how)
     return writer
 
-# %% ../../../nbs/run/tasks/02_graph.ipynb #d4b5d497
+# %% ../../../nbs/run/tasks/02_graph.ipynb #7ee8c98a
 def train_edges_file(
     boundaries: str | Path,  # boundary probability; a stack
     labels: str | Path,  # true cells; label volume; 0 = unknown
@@ -182,7 +182,7 @@ def train_edges_file(
         raise ValueError(f"{out}: learned edges are written as .safetensors")
     refuse_unused(watershed, superpixels=superpixels is not None)
     stack, pieces = _read_walls(boundaries, superpixels, axes, channel, pixel_size_um)
-    truth = _fitting(labels, stack)
+    truth = _fitting(labels, stack.shape, stack.path)
     edge_um = stack.pixel_size_um
     model = train_edges(stack.pixels, truth, pieces, pixel_size_um=edge_um, **watershed)
     return save_edges(model, out)
@@ -227,34 +227,46 @@ class Graph(Task):
     def process(self, item: Item) -> Result:
         return _process(self, item)
 
-# %% ../../../nbs/run/tasks/02_graph.ipynb #e5f17504
+# %% ../../../nbs/run/tasks/02_graph.ipynb #6432ce01
 def _process(task: Graph, item: Item) -> Result:
-    """Cut one boundary probability into cells, and measure them."""
-    from cellseg_nb.measure.objects import object_table
-    from cellseg_nb.segment.graph import segment_boundaries
-
-    settings, how = task.settings, task.settings.cut | {"edge_model": task.edge_model}
+    """Cut one boundary probability into cells, and measure them; a large one block by block."""
+    settings, image = task.settings, item.image
+    if image is not None:
+        stack_axes_only(image)
+        edges = pixel_edges(settings.pixel_size_um, 3) or image.pixel_size_um
+        pieces = _fitting(settings.superpixels, image.pixels.shape, "the stack")
+        return _cut(task, item, image.pixels, pieces, edges)
     places = settings.axes, settings.channel
     with _open_walls(item.path, *places) as file:
-        edges = pixel_edges(settings.pixel_size_um, 3) or file.pixel_size_um
         if settings.superpixels is None and math.prod(file.shape) > settings.large_mvox * 1e6:
-            item.begin([f"{item.name}_labels.zarr"])
-            out = item.file("_labels.zarr")
-            with item.watch("cells"):
-                writer = _partition_large(file, out, edges, how, settings.large_mvox)
-                cells = tidy_on_disk(writer.level, StackSettings(), edges)
-            middle = slice(file.shape[0] // 2, file.shape[0] // 2 + 1)
-            labels = np.asarray(writer.level[middle])
-            writer.close()
-            return stack_result(cells, file[middle, :, :], labels, edges, file.shape)
+            return _cut_large(task, item, file)
     stack, pieces = _read_walls(item.path, settings.superpixels, *places, settings.pixel_size_um)
-    edges = stack.pixel_size_um
+    return _cut(task, item, stack.pixels, pieces, stack.pixel_size_um)
+
+
+def _cut(task: Graph, item: Item, pixels: np.ndarray, pieces: Any, edges: PixelSize) -> Result:
+    """Cut a boundary probability that is in memory."""
+    from cellseg_nb.segment.graph import segment_boundaries
+
+    how = task.settings.cut | {"edge_model": task.edge_model}
     with item.watch("cells"):
-        labels = segment_boundaries(stack.pixels, superpixels=pieces, pixel_size_um=edges, **how)
-    result = stack_result(object_table(labels, stack.pixels, edges), stack.pixels, labels, edges)
-    write = partial(write_labels, labels=labels, pixel_size_um=edges)
-    result.files = {f"{item.name}_labels.ome.tif": write}
-    return result
+        labels = segment_boundaries(pixels, superpixels=pieces, pixel_size_um=edges, **how)
+    return whole_stack_result(item.name, pixels, labels, edges)
+
+
+def _cut_large(task: Graph, item: Item, file: "StackFile") -> Result:
+    """Cut a boundary probability block by block."""
+    settings, how = task.settings, task.settings.cut | {"edge_model": task.edge_model}
+    edges = pixel_edges(settings.pixel_size_um, 3) or file.pixel_size_um
+    item.begin([f"{item.name}_labels.zarr"])
+    with item.watch("cells"):
+        out = item.file("_labels.zarr")
+        writer = _partition_large(file, out, edges, how, settings.large_mvox)
+        cells = tidy_on_disk(writer.level, StackSettings(), edges)
+    middle = slice(file.shape[0] // 2, file.shape[0] // 2 + 1)
+    labels = np.asarray(writer.level[middle])
+    writer.close()
+    return stack_result(cells, file[middle, :, :], labels, edges, file.shape)
 
 # %% ../../../nbs/run/tasks/02_graph.ipynb #ced310a1
 @patch
