@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['UNITS', 'UNIT_SIGNS', 'setting', 'Settings', 'SettingFacts', 'facts_of', 'settings_table']
 
-# %% ../nbs/01_settings.ipynb #dbdae53e
+# %% ../nbs/01_settings.ipynb #34182f59
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-# %% ../nbs/01_settings.ipynb #b64c484b
+# %% ../nbs/01_settings.ipynb #06fda442
 from cellseg_nb.core import (
-    explain_settings,
+    checked_settings,
 )
 
-# %% ../nbs/01_settings.ipynb #13c3b08d
+# %% ../nbs/01_settings.ipynb #63c3ac0d
 def setting(
     default: Any,  # value when nothing is chosen; None = what the help says; ... = must be given
     help: str,  # what it does, for a reader; ends with a full stop
@@ -54,10 +54,7 @@ class Settings(BaseModel):
         ValueError
             A name is unknown or a value not allowed; the message names it and what is allowed.
         """
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            raise ValueError(explain_settings(error, cls)) from error
+        return checked_settings(cls, values)
 
 # %% ../nbs/01_settings.ipynb #5cd9019d
 UNITS = ("_px", "_um")  # endings of names that an option does without

@@ -48,7 +48,7 @@ class LazyTask(TyperCommand):
         made.command(self.name)(task_command(find_task(self.name)))
         return typer.main.get_command(made).make_context(info_name, args, parent, **extra)
 
-# %% ../../nbs/run/01_cli.ipynb #2ebdd8da
+# %% ../../nbs/run/01_cli.ipynb #925ffc47
 class Verbs(TyperGroup):
     """Commands whose errors are one line each."""
 
@@ -83,7 +83,7 @@ class Verbs(TyperGroup):
         except KeyboardInterrupt:
             say(
                 "stopped; what was finished is kept: 'cellseg segment', 'cellseg segment3d', "
-                "'cellseg count' and 'cellseg experiment' go on when they are called again, "
+                "'cellseg graph', 'cellseg count' and 'cellseg experiment' go on when they are called again, "
                 "'cellseg train' goes on with --resume"
             )
             raise typer.Exit(130) from None

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXPORTS', 'FEW', 'write_overlay', 'export_paths', 'write_exports', 'write_text', 'record_path', 'write_record',
-           'read_record', 'refuse_foreign', 'refuse_namesake', 'check_out', 'collect_inputs', 'counted',
+           'read_record', 'refuse_foreign', 'refuse_namesake', 'table_makers', 'check_out', 'collect_inputs', 'counted',
            'rough_duration']
 
 # %% ../../nbs/run/04_outputs.ipynb #3f3e98df
@@ -104,7 +104,7 @@ def remove_files(
         else:
             path.unlink(missing_ok=True)
 
-# %% ../../nbs/run/04_outputs.ipynb #03436e0f
+# %% ../../nbs/run/04_outputs.ipynb #3daf8496
 def write_text(
     path: Path,  # a file
     text: str,  # its content
@@ -131,7 +131,14 @@ def write_record(
     command: str = "",  # that keeps it
 ) -> None:
     """Keep the record of an image."""
-    write_text(record_path(out, name, ".json", command), json.dumps(record, indent=1))
+    write_text(record_path(out, name, ".json", command), json.dumps(record, indent=1, default=_plain_number))
+
+
+def _plain_number(value: Any) -> int | float:
+    """A number of NumPy as one of Python."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{value!r} cannot be kept in a record")
 
 
 def read_record(
@@ -182,10 +189,20 @@ def refuse_namesake(
             "another output folder, or overwrite"
         )
 
-# %% ../../nbs/run/04_outputs.ipynb #6e7710d4
+# %% ../../nbs/run/04_outputs.ipynb #f4c8374d
+def table_makers(
+    out: Path,  # folder of the results
+) -> dict[str, str]:  # name of a table → command that made it
+    """Say who made the tables of a folder, as its `run.json` has it; empty = nobody knows."""
+    try:
+        return json.loads((out / "run.json").read_text(encoding="utf-8")).get("tables", {})
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
 def check_out(
     out: Path,  # folder of the results
-    command: str,  # "segment" or "count"
+    command: str,  # name of a task
     tables: Iterable[str],  # that will be written there
     overwrite: bool,  # True = also over what others made
 ) -> None:
@@ -198,12 +215,9 @@ def check_out(
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"the output {out} is a file; name a folder")
-    try:
-        facts = json.loads((out / "run.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        facts = {"command": None}
-    if not overwrite and facts.get("command", "segment") != command:
-        refuse_foreign(out / name for name in tables)
+    makers = table_makers(out)
+    if not overwrite:
+        refuse_foreign(out / name for name in tables if makers.get(name) != command)
 
 # %% ../../nbs/run/04_outputs.ipynb #83112afe
 def _rows(one: str | Path, tables: bool) -> "list[Row]":

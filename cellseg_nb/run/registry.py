@@ -11,14 +11,14 @@ import pkgutil
 from ast import get_docstring, parse
 from pathlib import Path
 
-# %% ../../nbs/run/18_registry.ipynb #72df74d8
+# %% ../../nbs/run/18_registry.ipynb #d83fb568
 _registered: dict[str, type] = {}
 
 
 def register(
     task: type,  # a class with a name
 ) -> type:  # the same
-    """Make a task known by its name: it becomes a command. May stand above the class as `@register`."""
+    """Make a task known by its name, as `@register` above the class; a command, where its module is loaded."""
     _registered[task.name] = task
     return task
 

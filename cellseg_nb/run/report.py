@@ -188,7 +188,7 @@ def _warning(title: str, reasons: dict[str, str], advice: str = "") -> str:
     advice = advice and f"<p>{advice}</p>"
     return f'<section class="box warn"><h2>{title}: {len(reasons)}</h2>{advice}<ul>{rows}</ul></section>'
 
-# %% ../../nbs/run/02_report.ipynb #d46028af
+# %% ../../nbs/run/02_report.ipynb #23bf3fc6
 def _cell(value: float | str | None) -> str:
     """A number or a text, ready for the page."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -197,15 +197,16 @@ def _cell(value: float | str | None) -> str:
 
 def _table(table: pd.DataFrame, measure: str) -> str:
     """Every item with its numbers; a bar compares the first one at a glance."""
-    largest = max(float(table[measure].max()), 1)
+    largest = max(float(table[measure].fillna(0).max()), 1)
+    shares = 100 * table[measure].fillna(0) / largest
     extra = [name for name in table.columns if name not in ("image", measure)]
     head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in extra)
     rows = "".join(
-        f"<tr><td>{html.escape(str(row['image']))}</td><td>{row[measure]:,}</td>"
-        f'<td class="meter"><i style="width:{100 * row[measure] / largest:.1f}%"></i></td>'
+        f"<tr><td>{html.escape(str(row['image']))}</td><td>{_cell(row[measure])}</td>"
+        f'<td class="meter"><i style="width:{share:.1f}%"></i></td>'
         + "".join(f"<td>{_cell(row[name])}</td>" for name in extra)
         + "</tr>"
-        for row in table.to_dict("records")
+        for row, share in zip(table.to_dict("records"), shares)
     )
     return (
         f'<div class="box"><table><thead><tr><th>image</th><th>{measure.replace("_", " ")}</th>'
@@ -213,14 +214,23 @@ def _table(table: pd.DataFrame, measure: str) -> str:
     )
 
 
+def _counted(number: float | None, found: str) -> str:
+    """How many there are, in words."""
+    if number is None or number != number:
+        return "–"
+    whole = number == round(number)
+    return counted(int(number), found) if whole else f"{number:,.1f} {found}s"
+
+
 def _gallery(numbers: dict[str, str], thumbnails: dict[str, str], link: str) -> str:
     """Every picture that has a thumbnail, with its name and what was found in it."""
-    cards = "".join(
-        f'<figure class="card"><a href="{link.format(name=quote(name)) or uri}"><img src="{uri}" '
-        f'loading="lazy" alt="what was found in {html.escape(name)}"></a><figcaption>{html.escape(name)}'
-        f"<small>{numbers.get(name, '')}</small></figcaption></figure>"
-        for name, uri in thumbnails.items()
-    )
+    cards = ""
+    for name, uri in thumbnails.items():
+        text = html.escape(name)
+        image = f'<img src="{uri}" loading="lazy" alt="what was found in {text}">'
+        image = f'<a href="{link.format(name=quote(name))}">{image}</a>' if link else image
+        small = f"<small>{numbers.get(name, '')}</small>"
+        cards += f'<figure class="card">{image}<figcaption>{text}{small}</figcaption></figure>'
     missing = len(numbers) - len(thumbnails)
     rest = (
         f'<p class="soft">{missing} more are in the folder beside this page.</p>' if missing else ""
@@ -228,7 +238,7 @@ def _gallery(numbers: dict[str, str], thumbnails: dict[str, str], link: str) -> 
     size = "gallery few" if len(thumbnails) <= FEW else "gallery"
     return f'<div class="{size}">{cards}</div>{rest}'
 
-# %% ../../nbs/run/02_report.ipynb #e92eb9e8
+# %% ../../nbs/run/02_report.ipynb #e4c18243
 def report_page(
     table: pd.DataFrame,  # one row per item: image, what is measured, then columns to show
     thumbnails: dict[str, str],  # name of an item → data URI of its picture
@@ -242,17 +252,16 @@ def report_page(
     subtitle: str = "",  # model, version and date in plain words
     numbers: dict[str, str] | None = None,  # large numbers: what it is → text
     details: str = "",  # settings and versions, shown folded
-    link: str = "",  # file that a picture opens; {name} stands for the item; "" = the picture
+    link: str = "",  # file that a picture opens; {name} stands for the item; "" = none
     advice: str = "Look here first: a merged or missed object shows.",  # above the pictures
 ) -> str:  # a complete HTML page
     """Compose the report; the page needs no other file, no script and no network."""
-    if len(table) > 2:
+    measured = table[measure].dropna()
+    if len(measured) > 2:
         axes = f"{found}s in {'an' if noun[0] in 'aeiou' else 'a'} {noun}", f"{noun}s"
-        plots += histogram_svg(table[measure], f"Count per {noun}", *axes)
+        plots += histogram_svg(measured, f"Count per {noun}", *axes)
     count_of = dict(zip(table["image"], table[measure]))
-    texts = {
-        name: counted(n, found) if n == round(n) else f"{n:,.1f} {found}s" for name, n in count_of.items()
-    }
+    texts = {name: _counted(n, found) for name, n in count_of.items()}
     gallery = ""
     if thumbnails:
         gallery = f'<h2>{noun.capitalize()}s</h2><p class="soft">{advice}</p>'

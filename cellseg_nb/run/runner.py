@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from fastcore.basics import patch
 from tqdm import tqdm
 
-# %% ../../nbs/run/14_runner.ipynb #42381ee8
+# %% ../../nbs/run/14_runner.ipynb #79339e42
 from cellseg_nb.core import (
     Stopwatch, atomic_path, one_line, package_versions, write_csv,
 )
@@ -28,7 +28,7 @@ from cellseg_nb.data.io import (
 )
 from cellseg_nb.run.outputs import (
     FEW, check_out, collect_inputs, counted, read_record, record_path, refuse_foreign,
-    refuse_namesake, write_text,
+    refuse_namesake, table_makers, write_text,
 )
 from cellseg_nb.run.task import (
     Item, Result, Task,
@@ -135,8 +135,8 @@ class Summary:
             f"{self.report}"
         )
 
-# %% ../../nbs/run/14_runner.ipynb #3d5f972e
-def _look(batch: Batch, item: Item, mark: str, overwrite: bool) -> bool:
+# %% ../../nbs/run/14_runner.ipynb #6629ec6e
+def _is_finished(batch: Batch, item: Item, fingerprint: str, overwrite: bool) -> bool:
     """Whether an item is finished. Raises OSError or ValueError where it must not be touched."""
     if not item.path.exists():
         raise FileNotFoundError(f"there is no file {item.path}")
@@ -152,7 +152,7 @@ def _look(batch: Batch, item: Item, mark: str, overwrite: bool) -> bool:
         refuse_foreign(batch.out / name for name in needed if name not in own)
     if item.before:
         refuse_namesake(batch.out, item.before, item.path, item.sha256)
-    if item.before.get("sha256") != item.sha256 or item.before.get("fingerprint") != mark:
+    if item.before.get("sha256") != item.sha256 or item.before.get("fingerprint") != fingerprint:
         return False
     item.record = item.before
     there = [item.kept(f".{name}.csv") for name in item.record["tables"]]
@@ -165,10 +165,10 @@ def _look(batch: Batch, item: Item, mark: str, overwrite: bool) -> bool:
 
 def _look_for_finished(batch: Batch, overwrite: bool) -> tuple[list[Item], str]:
     """Hash every input; the items to compute, and what identifies the settings."""
-    todo, mark = [], batch.task.fingerprint()
+    todo, fingerprint = [], batch.task.fingerprint()
     for item in batch.items.values():
         try:
-            finished = _look(batch, item, mark, overwrite)
+            finished = _is_finished(batch, item, fingerprint, overwrite)
         except (OSError, ValueError) as error:
             batch.note_failure(item, error)
             continue
@@ -178,9 +178,9 @@ def _look_for_finished(batch: Batch, overwrite: bool) -> tuple[list[Item], str]:
         else:
             item.record = {"file": str(item.path.resolve()), "sha256": item.sha256}
             todo.append(item)
-    return todo, mark
+    return todo, fingerprint
 
-# %% ../../nbs/run/14_runner.ipynb #9e2b4fb3
+# %% ../../nbs/run/14_runner.ipynb #c73a4fb7
 SMALL_PX, LARGE_PX = 360, 1000  # longest edge of a thumbnail, in a report of many or few images
 
 
@@ -191,7 +191,7 @@ def _thumbnail_path(item: Item, longest_px: int) -> Path:
 def keep(
     item: Item,  # of a batch
     result: Result,  # what was found in it
-    mark: str,  # `Task.fingerprint`
+    fingerprint: str,  # from `Task.fingerprint`
 ) -> None:
     """Write the files of an item, then its record. What is written last makes it finished."""
     from cellseg_nb.run.report import thumbnail
@@ -209,9 +209,9 @@ def keep(
         write_csv(item.kept(f".{name}.csv"), table)
     kept = {"row": result.row, "unlike": result.unlike, "tables": list(result.tables)}
     kept |= {"picture": result.picture is not None, **result.facts}
-    item.note(**kept, fingerprint=mark, seconds=item.watch.split())
+    item.note(**kept, fingerprint=fingerprint, seconds=item.watch.split())
 
-# %% ../../nbs/run/14_runner.ipynb #5b6107c1
+# %% ../../nbs/run/14_runner.ipynb #04352617
 def _plan(batch: Batch, todo: list[Item]) -> dict[str, int]:
     """How much there is to do for each item; one that cannot be done is noted."""
     plan = {}
@@ -223,7 +223,7 @@ def _plan(batch: Batch, todo: list[Item]) -> dict[str, int]:
     return plan
 
 
-def _compute(batch: Batch, plan: dict[str, int], mark: str, unit: str) -> None:
+def _compute(batch: Batch, plan: dict[str, int], fingerprint: str, unit: str) -> None:
     """Work on one item after the other; one that fails is noted and passed over."""
     task = batch.task
     with tqdm(total=sum(plan.values()), desc=task.name, unit=unit, disable=None) as bar:
@@ -231,7 +231,7 @@ def _compute(batch: Batch, plan: dict[str, int], mark: str, unit: str) -> None:
             item, until = batch.items[name], bar.n + amount
             item.watch, item.advance = Stopwatch(), bar.update
             try:
-                keep(item, task.process(item), mark)
+                keep(item, task.process(item), fingerprint)
                 batch.records[name] = item.record
                 spent = {part: s for part, s in item.record["seconds"].items() if part != "rest"}
                 batch.watch.add(spent)  # the batch has a rest of its own
@@ -259,7 +259,7 @@ def _other_items_note(batch: Batch) -> str:
         "them in one table: what is finished is not computed again"
     )
 
-# %% ../../nbs/run/14_runner.ipynb #6400436a
+# %% ../../nbs/run/14_runner.ipynb #c62a20b2
 def _tables(batch: Batch) -> "dict[str, pd.DataFrame | None]":
     """The main table, one row per item, and the further tables; each row names its image."""
     import pandas as pd
@@ -267,14 +267,20 @@ def _tables(batch: Batch) -> "dict[str, pd.DataFrame | None]":
     task, records = batch.task, {name: batch.records[name] for name in batch.finished}
     if task.cumulative:
         records = _earlier(batch) | records
-    rows = [{"image": name, **one["row"], "file": one["file"]} for name, one in records.items()]
+    rows = [{"image": name, **_row(one), "file": one["file"]} for name, one in records.items()]
     tables = {task.table: pd.DataFrame(rows, columns=None if rows else ["image", task.measure])}
     for part in task.tables:
         paths = [record_path(batch.out, name, f".{part}.csv", task.name) for name in records]
         parts = [_part_table(path, name) for path, name in zip(paths, records) if path.exists()]
         filled = [one for one in parts if len(one)]
-        tables[part] = pd.concat(filled or parts[:1], ignore_index=True) if parts else pd.DataFrame()
+        tables[part] = pd.concat(filled or parts[:1], ignore_index=True) if parts else pd.DataFrame(columns=["image"])
     return tables
+
+
+def _row(record: dict[str, Any]) -> dict[str, Any]:
+    """The row of an item; the time it took is known when everything is written."""
+    taken = {"seconds": round(sum(record["seconds"].values()), 3)}
+    return record["row"] | (taken if "seconds" in record["row"] else {})
 
 
 def _part_table(path: Path, name: str) -> "pd.DataFrame":
@@ -285,21 +291,25 @@ def _part_table(path: Path, name: str) -> "pd.DataFrame":
     table.insert(0, "image", name)
     return table
 
-# %% ../../nbs/run/14_runner.ipynb #68febdd3
+# %% ../../nbs/run/14_runner.ipynb #ae5edf3a
 def _run_facts(batch: Batch) -> dict[str, Any]:
     """Everything needed to repeat the run."""
     task, device = batch.task, "cpu"
-    if task.model is not None and "device" in task.Settings.model_fields and task.model != "otsu":
+    if task.uses_device():
         from cellseg_nb.segment.predict import choose_device
 
         device = str(choose_device(task.settings.device))
-    kept = ("file", "mask", "sha256", "seconds")
+    kept = ("file", "sha256", "seconds")
     inputs = [
-        {"image": name} | {key: batch.records[name][key] for key in kept if key in batch.records[name]}
-        for name in batch.finished
+        {"image": name} | {key: batch.records[name][key] for key in kept} for name in batch.finished
     ]
+    for one in inputs:
+        mask = batch.items[one["image"]].row.mask
+        one |= {"mask": str(mask.resolve())} if mask is not None else {}
+    tables = {f"{name}.csv": task.name for name in (task.table, *task.tables)}
     return {
         "command": task.name,
+        "tables": table_makers(batch.out) | tables,
         **task.facts(),
         "settings": task.settings.model_dump(mode="json"),
         "device": device,
@@ -364,13 +374,23 @@ def headline(
         return f"{number:.1f} {task.found}s in {counted(len(main), task.noun)}"
     return f"{counted(int(number), task.found)} in {counted(len(main), task.noun)}"
 
-# %% ../../nbs/run/14_runner.ipynb #4a75f6bb
+# %% ../../nbs/run/14_runner.ipynb #5a3d4571
 def _write_tables(batch: Batch) -> "dict[str, pd.DataFrame | None]":
     """Write the tables, `run.json` and the report, if anything was finished."""
-    tables = _tables(batch)
-    tables |= batch.task.summarise(batch)
-    if not batch.records:
+    task, tables = batch.task, _tables(batch)
+    tables |= task.summarise(batch)
+    if batch.records:
+        _write_files(batch, tables)
+    if not task.cumulative:
         return tables
+    return {
+        name: table[table["image"].isin(batch.finished)].reset_index(drop=True)
+        for name, table in tables.items()
+    }
+
+
+def _write_files(batch: Batch, tables: "dict[str, pd.DataFrame | None]") -> None:
+    """Write `run.json`, the tables and the report."""
     facts = _run_facts(batch)
     write_text(batch.out / "run.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     for name, table in tables.items():
@@ -381,14 +401,8 @@ def _write_tables(batch: Batch) -> "dict[str, pd.DataFrame | None]":
             write_csv(path, table)
     batch.task.after(batch, tables)
     _write_report(batch, tables, facts)
-    if not batch.task.cumulative:
-        return tables
-    return {
-        name: table[table["image"].isin(batch.finished)].reset_index(drop=True)
-        for name, table in tables.items()
-    }
 
-# %% ../../nbs/run/14_runner.ipynb #831ac6f1
+# %% ../../nbs/run/14_runner.ipynb #4f036205
 def run(
     task: Task,  # with its settings and model
     inputs: str | Path | Sequence[str | Path],  # files, folders of them, and where it takes them tables
@@ -409,7 +423,7 @@ def run(
     with watch("imports"):
         task.import_libraries()
     check_out(out, task.name, [f"{name}.csv" for name in (task.table, *task.tables)], overwrite)
-    task.check()
+    task.check(out)
     inputs = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
     rows, failures = collect_inputs(inputs, task.first_file, task.takes_tables)
     items = {
@@ -418,18 +432,18 @@ def run(
     batch = Batch(
         task=task, out=out, items=items, failures=failures, watch=watch
     )
-    todo, mark = _look_for_finished(batch, overwrite)
+    todo, fingerprint = _look_for_finished(batch, overwrite)
     if todo:
         task.load(batch.watch)
         plan = _plan(batch, todo)
         announcement = task.announce(plan) if plan and say is not None else ""
         if announcement:
             say(announcement)
-        _compute(batch, plan, mark, "window" if announcement else task.noun)
+        _compute(batch, plan, fingerprint, task.unit or task.noun)
     tables = _write_tables(batch)
     for note in (*task.notes(batch), _other_items_note(batch)):
         if note:
-            warnings.warn(note, stacklevel=2)
+            warnings.warn(note, stacklevel=3)
     return Summary(
         out, tables, headline(task, tables), batch.failures, batch.resumed, batch.tracebacks
     )

@@ -144,7 +144,7 @@ class Result:
     unlike: list[str] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
-# %% ../../nbs/run/19_task.ipynb #efd52892
+# %% ../../nbs/run/19_task.ipynb #27396fac
 class Task:
     """A kind of job. Subclasses say what is theirs; `run.registry.register` makes the command.
 
@@ -169,6 +169,7 @@ class Task:
     several_models: ClassVar[bool] = False  # whether the mean of several is one
     model_help: ClassVar[str] = "Name of a model or its folder."
     default_out: ClassVar[str] = "cellseg_out"
+    unit: ClassVar[str] = ""  # what `plan` counts; "" = items
     first_file: ClassVar[str] = "_labels.tif"  # what is written for an item, in messages
     picture_file: ClassVar[str] = ""  # file that a picture of the report opens, as "{name}.png"
     cumulative: ClassVar[bool] = False  # whether tables also hold items of earlier runs
@@ -183,10 +184,10 @@ class Task:
         """Find what there is in one item."""
         raise NotImplementedError
 
-# %% ../../nbs/run/19_task.ipynb #0248ab74
+# %% ../../nbs/run/19_task.ipynb #a0bca3ab
 @patch
-def check(self: Task) -> None:
-    """Refuse settings that cannot work, before any file is read."""
+def check(self: Task, out: Path | None = None) -> None:
+    """Refuse settings, and what lies in the output folder, that cannot work; before any file is read."""
 
 
 @patch
@@ -197,6 +198,12 @@ def import_libraries(self: Task) -> None:
 @patch
 def load(self: Task, watch: Stopwatch) -> None:
     """Load models; called once, and only when there is something to do."""
+
+
+@patch
+def uses_device(self: Task) -> bool:
+    """Whether something is computed where the setting `device` says."""
+    return self.model is not None and "device" in self.Settings.model_fields
 
 
 @patch

@@ -335,7 +335,7 @@ def cells_from_maps(
         pixel_size_um=pixel_size_um,
     )
 
-# %% ../../nbs/segment/13_stack.ipynb #07d14f42
+# %% ../../nbs/segment/13_stack.ipynb #010e582b
 def segment_stack(
     image: np.ndarray,  # stack; any number type; (Z, Y, X), or (C, Z, Y, X) as the model takes
     model: "str | Path | Bundle" = "membranes3d",  # name, folder or loaded bundle
@@ -362,8 +362,8 @@ def segment_stack(
     walls = boundary_output(specification)
     check_settings(specification, settings)
     edges = pixel_edges(pixel_size_um or settings.pixel_size_um, 3)
-    painted = predict_stack(image, bundle, **window_arguments(settings), report=report)
-    maps = dict(zip(specification.outputs, painted))
+    predicted = predict_stack(image, bundle, **window_arguments(settings), report=report)
+    maps = dict(zip(specification.outputs, predicted))
     labels = cells_from_maps(maps, specification, settings, edges, edge_model)
     return StackSegmentation(labels, maps[walls], maps)
 

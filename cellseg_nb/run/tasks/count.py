@@ -186,7 +186,7 @@ def count_row(
         "unlike_because": "" if found.unlike is None else "; ".join(found.unlike.reasons),
     }
 
-# %% ../../../nbs/run/tasks/03_count.ipynb #bb91c638
+# %% ../../../nbs/run/tasks/03_count.ipynb #d3c5096e
 @register
 class Count(Task):
     """Count cells in images, each with an interval that says how sure the count is.
@@ -212,8 +212,11 @@ class Count(Task):
     cumulative = True
     libraries = ("cellseg_nb", "numpy", "scipy", "torch", "tifffile", "segmentation-models-pytorch")
 
-    def check(self) -> None:
+    def check(self, out: Path | None = None) -> None:
         from cellseg_nb.segment.predict import choose_device
+
+        if out is not None:
+            read_counts(out / "counts.json")  # other entries are kept, so it must be readable
 
         choose_device(self.settings.device)
         self.bundles = load_counters(self.model)

@@ -187,7 +187,7 @@ def train_edges_file(
     model = train_edges(stack.pixels, truth, pieces, pixel_size_um=edge_um, **watershed)
     return save_edges(model, out)
 
-# %% ../../../nbs/run/tasks/02_graph.ipynb #32daede5
+# %% ../../../nbs/run/tasks/02_graph.ipynb #a7253443
 @register
 class Graph(Task):
     """Cut a boundary probability into cells, without any network.
@@ -205,9 +205,11 @@ class Graph(Task):
     inputs = "Boundary probability, 0 to 1; or bytes, 0 to 255. Files, or folders of them."
     Settings = GraphSettings
     default_out = "cellseg_out/graph"
+    first_file = "_labels"
+    no_result = frozenset({"edges", "superpixels"})  # their content decides, see `identity`
     libraries = ("cellseg_nb", "numpy", "scipy", "tifffile", "zarr", "bioimage-cpp")
 
-    def check(self) -> None:
+    def check(self, out: Path | None = None) -> None:
         from cellseg_nb.segment.edges import load_edges
 
         settings = self.settings

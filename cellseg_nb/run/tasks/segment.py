@@ -50,7 +50,7 @@ if TYPE_CHECKING:  # loaded where they are needed: a command must show its help 
     from cellseg_nb.models.bundle import Bundle
     from cellseg_nb.segment.large import LargeSettings
 
-# %% ../../../nbs/run/tasks/00_segment.ipynb #c595e3f3
+# %% ../../../nbs/run/tasks/00_segment.ipynb #0e8345cf
 VERSIONS_OF = ("cellseg_nb", "numpy", "scipy", "scikit-image", "tifffile", "torch")
 STAR_VERSIONS_OF = ("stardist", "tensorflow")
 BOOTSTRAP_SEED = 0
@@ -82,9 +82,12 @@ class Segment(Task):
         stars = not is_classical(self.model) and any(map(is_star, members(self.model)))
         return VERSIONS_OF + (STAR_VERSIONS_OF if stars else ())
 
-    def check(self) -> None:
+    def check(self, out: Path | None = None) -> None:
         if "disagreement" in self.settings.exports and len(members(self.model)) < 2:
             raise ValueError(NO_DISAGREEMENT)
+
+    def uses_device(self) -> bool:
+        return not is_classical(self.model)
 
     def identity(self) -> dict[str, Any]:
         return {"model": model_facts(self.model)}

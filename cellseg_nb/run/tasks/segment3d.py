@@ -55,7 +55,7 @@ if TYPE_CHECKING:  # loaded where they are needed: a command must show its help 
     from cellseg_nb.data.volumes import StackFile
     from cellseg_nb.measure.volumes import VolumeScores
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #d74092f2
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #32fccf5c
 CELLS_ONLY = {  # settings that change the cells, and no map
     *("postprocessing", "method", "beta", "threshold", "min_size", "edges", "pixel_size_um"),
     *("merge_below_px", "min_volume", "max_volume", "min_axis", "max_axis", "min_foreground"),
@@ -82,10 +82,11 @@ class Segment3D(Task):
     Settings = StackSettings
     default_model = "membranes3d"
     first_file = "_labels"
+    unit = "window"
     libraries = ("cellseg_nb", "numpy", "scipy", "torch", "tifffile", "zarr", "bioimage-cpp")
     no_result = frozenset({"device", "zarr", "edges"})
 
-    def check(self) -> None:
+    def check(self, out: Path | None = None) -> None:
         from cellseg_nb.models.bundle import find_bundle, read_specification
         from cellseg_nb.segment.predict import choose_device
 
@@ -94,6 +95,7 @@ class Segment3D(Task):
         check_stack_axes(self.settings.axes)
         check_settings(self.specification, self.settings)
         choose_device(self.settings.device)
+        self.map_fingerprint = _map_fingerprint(self)
         self.windows: dict[str, tuple[int, ...]] = {}
 
     def identity(self) -> dict[str, Any]:
@@ -102,18 +104,17 @@ class Segment3D(Task):
 
     def facts(self) -> dict[str, Any]:
         how = choose_postprocessing(self.specification, self.settings.changes)
-        return {"model": bundle_facts(self.model)[1], "postprocessing": how.model_dump()}
+        return self.identity() | {"postprocessing": how.model_dump()}
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #f416c582
-@patch(as_prop=True)
-def map_mark(self: Segment3D) -> str:
-    """What decides the maps; SHA-256."""
-    settings = self.settings.model_dump(exclude=CELLS_ONLY | self.no_result)
-    facts = cellseg_nb.__version__, bundle_facts(self.model)[1], settings
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #21b002ad
+def _map_fingerprint(task: Segment3D) -> str:
+    """Identify everything but the stack that decides the maps; SHA-256."""
+    settings = task.settings.model_dump(exclude=CELLS_ONLY | task.no_result)
+    facts = cellseg_nb.__version__, bundle_facts(task.model)[1], settings
     text = json.dumps(facts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #eea82c22
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #c70ad298
 @patch
 def load(self: Segment3D, watch: Stopwatch) -> None:
     """Load the network and the learned edges."""
@@ -127,13 +128,12 @@ def load(self: Segment3D, watch: Stopwatch) -> None:
 
 @patch
 def outputs(self: Segment3D, item: Item) -> list[str]:
-    """Labels and maps, in the format of the last run, or in both where nothing is known."""
+    """The labels, in the format of the last run; where nothing is known, all that there may be."""
     shape = item.before.get("shape")
     if shape is None:
         kinds = ("labels", "boundaries", "foreground")
         return [f"{item.name}_{kind}{end}" for kind in kinds for end in (".ome.tif", ".zarr")]
-    files = Volumes(self, item, shape)
-    return [files.labels.name, *(path.name for path in files.maps.values())]
+    return [Volumes(self, item, shape).labels.name]  # maps may be deleted once the cells are there
 
 # %% ../../../nbs/run/tasks/01_segment3d.ipynb #6fb4bc4e
 def _is_large(shape: Sequence[int], settings: StackSettings) -> bool:
@@ -172,7 +172,7 @@ def _other_format(path: Path) -> Path:
     suffix = ".ome.tif" if path.suffix == ".zarr" else ".zarr"
     return path.with_name(image_stem(path) + suffix)
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #8360e2c6
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #05541073
 def _open(task: Segment3D, item: Item) -> "StackFile":
     """A stack of the batch, read by window; the first channel of a model that takes several."""
     from cellseg_nb.data.volumes import open_stack
@@ -184,14 +184,15 @@ def _open(task: Segment3D, item: Item) -> "StackFile":
 
 def _begin(task: Segment3D, item: Item, files: Volumes) -> bool:
     """Note what is about to be written; whether the maps of an earlier run can be used."""
-    before, mark = item.before, task.map_mark
-    same = before.get("sha256") == item.sha256 and before.get("maps_from") == mark
+    before, fingerprint = item.before, task.map_fingerprint
+    same = before.get("sha256") == item.sha256 and before.get("maps_from") == fingerprint
     known = same and all(path.exists() for path in files.stored.values())
-    item.begin({*files.names, *(path.name for path in files.stored.values() if known)})
-    item.note(mask=item.row.mask and str(item.row.mask.resolve()), maps_from=mark if known else None)
+    item.record["maps_from"] = fingerprint if known else None
+    stored = [path.name for path in files.stored.values() if known]
+    item.begin(dict.fromkeys([*files.names, *stored]))
     return known
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #18bc03d0
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #420dbbfa
 @patch
 def process(self: Segment3D, item: Item) -> Result:
     """Predict, cut and measure a stack."""
@@ -213,7 +214,8 @@ def _process_array(task: Segment3D, item: Item) -> Result:
     """A stack in memory; nothing is written."""
     from cellseg_nb.segment.stack import segment_stack
 
-    image, edges = item.image, task.settings.pixel_size_um or item.image.pixel_size_um
+    image = item.image
+    edges = pixel_edges(task.settings.pixel_size_um, 3) or image.pixel_size_um
     stack_axes_only(image)
     with item.watch("network"):
         found = segment_stack(image.pixels, task.bundle, task.settings, edges, task.edge_model)
@@ -227,7 +229,7 @@ def stack_axes_only(
     if image.axes != "ZYX":
         raise ValueError(f"a stack in memory must be ZYX; it is {image.axes}")
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #93e61edc
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #5743dd60
 def _process_whole(
     task: Segment3D, item: Item, files: Volumes, edges: Any, file: "StackFile"
 ) -> Result:
@@ -244,18 +246,18 @@ def _process_whole(
             maps = {name: values.reshape(stack.shape) for name, values in maps.items()}
         else:
             how, report = window_arguments(settings), lambda *_: item.advance(1)
-            painted = predict_stack(stack.pixels, task.bundle, **how, report=report)
-            maps = dict(zip(outputs, painted))
+            predicted = predict_stack(stack.pixels, task.bundle, **how, report=report)
+            maps = dict(zip(outputs, predicted))
     for name, values in maps.items():
         if not (known and files.maps[name].exists()):
             write_image(files.maps[name], values, "ZYX", edges)
-    item.note(maps_from=task.map_mark)
+    item.note(maps_from=task.map_fingerprint)
     with item.watch("cells"):
         labels = cells_from_maps(maps, task.specification, settings, edges, task.edge_model)
     pixels = stack.pixels if stack.pixels.ndim == 3 else np.moveaxis(stack.pixels, 0, -1)
     return whole_stack_result(item.name, pixels, labels, edges, files.labels.name)
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #db476794
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #4f1467d2
 def _process_large(
     task: Segment3D, item: Item, files: Volumes, edges: Any, file: "StackFile"
 ) -> Result:
@@ -267,7 +269,7 @@ def _process_large(
     if not _begin(task, item, files):
         with item.watch("network"):
             _predict_to_disk(task, item, files, edges, file)
-    item.note(maps_from=task.map_mark)
+    item.note(maps_from=task.map_fingerprint)
     with item.watch("cells"), ExitStack() as opened:
         made_from = f"{item.sha256} {task.fingerprint()}"
         writer = VolumeWriter(files.labels, file.shape, np.uint32, edges, True, made_from)
@@ -281,7 +283,7 @@ def _process_large(
         writer.close()
     return stack_result(cells, file[middle : middle + 1, :, :], labels, edges, file.shape)
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #752c0765
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #5d3e4b29
 def _predict_to_disk(
     task: Segment3D, item: Item, files: Volumes, edges: Any, file: "StackFile"
 ) -> None:
@@ -290,7 +292,7 @@ def _predict_to_disk(
     from cellseg_nb.data.writers import VolumeWriter
     from cellseg_nb.segment.predict import stack_parts
 
-    made_from = f"{item.sha256} {task.map_mark}"
+    made_from = f"{item.sha256} {task.map_fingerprint}"
     writers = [
         VolumeWriter(path, file.shape, np.float32, edges, False, made_from)
         for path in files.maps.values()
