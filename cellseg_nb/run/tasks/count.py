@@ -53,7 +53,7 @@ if TYPE_CHECKING:  # loaded where they are needed: a command must show its help 
 
 # %% ../../../nbs/run/tasks/03_count.ipynb #b377eb07
 DEFAULT_MODEL = "count-cells"
-TILE_PX, OVERLAP_PX = 512, 192  # as in `segment.count`
+TILE_PX, OVERLAP_PX = 1024, 192  # as in `segment.count`, which takes seconds to load
 
 
 class CountSettings(PlaneSettings):
@@ -233,7 +233,8 @@ def process(self: Count, item: Item) -> Result:
     """Count the cells in one image."""
     from cellseg_nb.data.point_files import CLASS
     from cellseg_nb.data.points import points_table
-    from cellseg_nb.segment.count import count_image
+    from cellseg_nb.segment import count as segment_count
+from cellseg_nb.segment.count import count_image
 
     bundles, name = self.bundles, item.name
     image = read_plane(item.image or item.path, self.settings)
