@@ -233,8 +233,7 @@ def process(self: Count, item: Item) -> Result:
     """Count the cells in one image."""
     from cellseg_nb.data.point_files import CLASS
     from cellseg_nb.data.points import points_table
-    from cellseg_nb.segment import count as segment_count
-from cellseg_nb.segment.count import count_image
+    from cellseg_nb.segment.count import count_image
 
     bundles, name = self.bundles, item.name
     image = read_plane(item.image or item.path, self.settings)
