@@ -211,7 +211,7 @@ def keep(
     kept |= {"picture": result.picture is not None, **result.facts}
     item.note(**kept, fingerprint=fingerprint, seconds=item.watch.split())
 
-# %% ../../nbs/run/14_runner.ipynb #04352617
+# %% ../../nbs/run/14_runner.ipynb #58c993b3
 def _plan(batch: Batch, todo: list[Item]) -> dict[str, int]:
     """How much there is to do for each item; one that cannot be done is noted."""
     plan = {}
@@ -231,7 +231,8 @@ def _compute(batch: Batch, plan: dict[str, int], fingerprint: str, unit: str) ->
             item, until = batch.items[name], bar.n + amount
             item.watch, item.advance = Stopwatch(), bar.update
             try:
-                keep(item, task.process(item), fingerprint)
+                work = task.process_large if task.is_large(item) else task.process
+                keep(item, work(item), fingerprint)
                 batch.records[name] = item.record
                 spent = {part: s for part, s in item.record["seconds"].items() if part != "rest"}
                 batch.watch.add(spent)  # the batch has a rest of its own

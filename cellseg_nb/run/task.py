@@ -144,7 +144,7 @@ class Result:
     unlike: list[str] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
-# %% ../../nbs/run/19_task.ipynb #27396fac
+# %% ../../nbs/run/19_task.ipynb #1303ba32
 class Task:
     """A kind of job. Subclasses say what is theirs; `run.registry.register` makes the command.
 
@@ -181,7 +181,15 @@ class Task:
         self.model = self.default_model if model is None else model
 
     def process(self, item: Item) -> Result:
-        """Find what there is in one item."""
+        """Find what there is in one item, which fits into the memory."""
+        raise NotImplementedError
+
+    def is_large(self, item: Item) -> bool:
+        """Whether an item is too large for that; then the runner asks `process_large`."""
+        return False
+
+    def process_large(self, item: Item) -> Result:
+        """Find what there is in one item, piece by piece; its files are written on the way."""
         raise NotImplementedError
 
 # %% ../../nbs/run/19_task.ipynb #a0bca3ab

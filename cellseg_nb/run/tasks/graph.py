@@ -7,7 +7,6 @@ __all__ = ['VOLUME_SUFFIXES', 'GraphSettings', 'partition_file', 'train_edges_fi
 
 # %% ../../../nbs/run/tasks/02_graph.ipynb #951ae2cf
 import math
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,7 +186,7 @@ def train_edges_file(
     model = train_edges(stack.pixels, truth, pieces, pixel_size_um=edge_um, **watershed)
     return save_edges(model, out)
 
-# %% ../../../nbs/run/tasks/02_graph.ipynb #a7253443
+# %% ../../../nbs/run/tasks/02_graph.ipynb #f1f31229
 @register
 class Graph(Task):
     """Cut a boundary probability into cells, without any network.
@@ -229,20 +228,26 @@ class Graph(Task):
     def process(self, item: Item) -> Result:
         return _process(self, item)
 
-# %% ../../../nbs/run/tasks/02_graph.ipynb #6432ce01
+    def is_large(self, item: Item) -> bool:
+        with _open_walls(item.path, self.settings.axes, self.settings.channel) as file:
+            too_large = math.prod(file.shape) > self.settings.large_mvox * 1e6
+        return too_large and self.settings.superpixels is None
+
+    def process_large(self, item: Item) -> Result:
+        with _open_walls(item.path, self.settings.axes, self.settings.channel) as file:
+            return _cut_large(self, item, file)
+
+# %% ../../../nbs/run/tasks/02_graph.ipynb #6e960595
 def _process(task: Graph, item: Item) -> Result:
-    """Cut one boundary probability into cells, and measure them; a large one block by block."""
+    """Cut one boundary probability into cells, and measure them."""
     settings, image = task.settings, item.image
     if image is not None:
         stack_axes_only(image)
         edges = pixel_edges(settings.pixel_size_um, 3) or image.pixel_size_um
         pieces = _fitting(settings.superpixels, image.pixels.shape, "the stack")
         return _cut(task, item, image.pixels, pieces, edges)
-    places = settings.axes, settings.channel
-    with _open_walls(item.path, *places) as file:
-        if settings.superpixels is None and math.prod(file.shape) > settings.large_mvox * 1e6:
-            return _cut_large(task, item, file)
-    stack, pieces = _read_walls(item.path, settings.superpixels, *places, settings.pixel_size_um)
+    how = settings.superpixels, settings.axes, settings.channel, settings.pixel_size_um
+    stack, pieces = _read_walls(item.path, *how)
     return _cut(task, item, stack.pixels, pieces, stack.pixel_size_um)
 
 

@@ -129,12 +129,10 @@ def load(self: Segment, watch: Stopwatch) -> None:
         check_flat(bundle)
         scale_to_model(bundle, self.settings)
 
-# %% ../../../nbs/run/tasks/00_segment.ipynb #613557c4
+# %% ../../../nbs/run/tasks/00_segment.ipynb #5470873c
 @patch
 def process(self: Segment, item: Item) -> Result:
-    """Read, segment, measure and draw an image; a large one piece by piece."""
-    if item.image is None and _is_large(item.path, self.model, self.settings):
-        return _process_large(self, item)
+    """Read, segment, measure and draw an image."""
     from cellseg_nb.measure.objects import object_table
     from cellseg_nb.measure.plots import overlay
 
@@ -192,10 +190,12 @@ def _result(
     unlike = None if known is None else list(known.reasons) if known.unusual else []
     return Result(row=row, tables={"objects": objects}, unlike=unlike, facts={"pixel_size_um": edges})
 
-# %% ../../../nbs/run/tasks/00_segment.ipynb #5cbc40e1
-def _is_large(path: Path, model: Any, settings: SegmentSettings) -> bool:
+# %% ../../../nbs/run/tasks/00_segment.ipynb #66639e72
+@patch
+def is_large(self: Segment, item: Item) -> bool:
     """Whether an image is worked on piece by piece."""
-    if is_classical(model):
+    path, settings = item.path, self.settings
+    if is_classical(self.model):
         return False
     if path.suffix.lower() in PICTURE_SUFFIXES:
         from PIL import Image as Picture
@@ -283,17 +283,18 @@ def _only_model(model: Any, settings: SegmentSettings) -> "Bundle":
         )
     return bundles[0]
 
-# %% ../../../nbs/run/tasks/00_segment.ipynb #fdd623df
-def _process_large(task: Segment, item: Item) -> Result:
+# %% ../../../nbs/run/tasks/00_segment.ipynb #2507c838
+@patch
+def process_large(self: Segment, item: Item) -> Result:
     """Segment, measure and draw an image piece by piece."""
     from cellseg_nb.data.transforms import rescale
     from cellseg_nb.segment.certainty import familiarity
     from cellseg_nb.segment.large import segment_large
 
-    bundle, name = _only_model(task.model, task.settings), item.name
-    with open_chosen_plane(item.path, task.settings) as plane:
-        edges = pixel_edges(task.settings.pixel_size_um, 2) or plane.pixel_size_um
-        settings = task.settings.model_copy(update={"pixel_size_um": edges})
+    bundle, name = _only_model(self.model, self.settings), item.name
+    with open_chosen_plane(item.path, self.settings) as plane:
+        edges = pixel_edges(self.settings.pixel_size_um, 2) or plane.pixel_size_um
+        settings = self.settings.model_copy(update={"pixel_size_um": edges})
         how, scale = _large_settings(settings, bundle), scale_to_model(bundle, settings)
         labels = f"{name}_labels{'.zarr' if how.zarr else '.ome.tif'}"
         exports = tuple(one for one in settings.exports if one in ("roi", "geojson"))

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['CELLS_ONLY', 'SCORES_3D', 'Segment3D', 'Volumes', 'stack_axes_only', 'stack_result', 'whole_stack_result']
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #9147d4a3
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #c95c8505
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -192,17 +192,31 @@ def _begin(task: Segment3D, item: Item, files: Volumes) -> bool:
     item.begin(dict.fromkeys([*files.names, *stored]))
     return known
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #420dbbfa
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #6dcf75aa
 @patch
 def process(self: Segment3D, item: Item) -> Result:
-    """Predict, cut and measure a stack."""
-    if item.image is not None:
-        return _process_array(self, item)
+    """Predict, cut and measure a stack that fits into the memory."""
+    return _process_array(self, item) if item.row is None else _process_file(self, item, _cut_whole)
+
+
+@patch
+def is_large(self: Segment3D, item: Item) -> bool:
+    """Whether a stack is worked on piece by piece."""
     with _open(self, item) as file:
-        files, edges = Volumes(self, item, file.shape), pixel_edges(self.settings.pixel_size_um, 3)
-        how = self, item, files, edges or file.pixel_size_um, file
-        large = _is_large(file.shape, self.settings)
-        result = _process_large(*how) if large else _process_whole(*how)
+        return _is_large(file.shape, self.settings)
+
+
+@patch
+def process_large(self: Segment3D, item: Item) -> Result:
+    """Predict, cut and measure a stack piece by piece; volumes as OME-Zarr."""
+    return _process_file(self, item, _cut_pieces)
+
+
+def _process_file(task: Segment3D, item: Item, work: Callable[..., Result]) -> Result:
+    """What is the same for a stack in a file, whether it fits into the memory or not."""
+    with _open(task, item) as file:
+        files, edges = Volumes(task, item, file.shape), pixel_edges(task.settings.pixel_size_um, 3)
+        result = work(task, item, files, edges or file.pixel_size_um, file)
         result.facts |= {"labels": files.labels.name, "shape": list(file.shape)}
     others = (_other_format(path).name for path in (files.labels, *files.maps.values()))
     remove_files(item.out, others)  # volumes in the other format are old
@@ -229,8 +243,8 @@ def stack_axes_only(
     if image.axes != "ZYX":
         raise ValueError(f"a stack in memory must be ZYX; it is {image.axes}")
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #5743dd60
-def _process_whole(
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #b9587b84
+def _cut_whole(
     task: Segment3D, item: Item, files: Volumes, edges: Any, file: "StackFile"
 ) -> Result:
     """Predict, cut and measure a stack that fits into the memory."""
@@ -257,8 +271,8 @@ def _process_whole(
     pixels = stack.pixels if stack.pixels.ndim == 3 else np.moveaxis(stack.pixels, 0, -1)
     return whole_stack_result(item.name, pixels, labels, edges, files.labels.name)
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #4f1467d2
-def _process_large(
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #fba9f4cd
+def _cut_pieces(
     task: Segment3D, item: Item, files: Volumes, edges: Any, file: "StackFile"
 ) -> Result:
     """Predict, cut and measure a stack piece by piece; volumes as OME-Zarr."""
