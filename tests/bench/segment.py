@@ -45,7 +45,7 @@ def main():
             write_image(folder / f"{name}.tif", image, "YX", pixel_size_um=0.5)
         segment(folder / "small.tif", folder / "warm", model)
         seconds = segment(folder / "large.tif", folder / "out", model)
-        n_objects = json.loads((folder / "out" / ".resume" / "large.json").read_text())["summary"]["n_objects"]
+        n_objects = json.loads((folder / "out" / ".resume" / "segment" / "large.json").read_text())["row"]["count"]
     megapixels = edge**2 / 1e6
     working = sum(seconds.values()) - seconds["imports"]
     print(f"cellseg segment, model {model}, {edge} x {edge} px, {n_objects} objects found")
