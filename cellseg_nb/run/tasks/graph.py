@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from fastcore.basics import patch
 
-# %% ../../../nbs/run/tasks/02_graph.ipynb #87009143
+# %% ../../../nbs/run/tasks/02_graph.ipynb #83c0f472
 from cellseg_nb.core import (
     PixelSize, pixel_edges,
 )
@@ -30,7 +30,7 @@ from cellseg_nb.run.task import (
     Item, Result, Task,
 )
 from cellseg_nb.run.tasks.segment3d import (
-    stack_axes_only, stack_result, whole_stack_result,
+    stack_axes_only, stack_report, stack_result, whole_stack_result,
 )
 from cellseg_nb.segment.stack import (
     StackSettings, VolumeSettings, check_stack_axes, refuse_in_pieces, refuse_unused, tidy_on_disk,
@@ -186,7 +186,7 @@ def train_edges_file(
     model = train_edges(stack.pixels, truth, pieces, pixel_size_um=edge_um, **watershed)
     return save_edges(model, out)
 
-# %% ../../../nbs/run/tasks/02_graph.ipynb #f1f31229
+# %% ../../../nbs/run/tasks/02_graph.ipynb #b09ad0c7
 @register
 class Graph(Task):
     """Cut a boundary probability into cells, without any network.
@@ -225,17 +225,26 @@ class Graph(Task):
         names = [f"{item.name}{ending}" for ending in endings]
         return item.before.get("files") or names
 
+    def report(self, batch: Any, tables: dict[str, Any]) -> dict[str, Any]:
+        return stack_report(tables)
+
     def process(self, item: Item) -> Result:
         return _process(self, item)
 
-    def is_large(self, item: Item) -> bool:
-        with _open_walls(item.path, self.settings.axes, self.settings.channel) as file:
-            too_large = math.prod(file.shape) > self.settings.large_mvox * 1e6
-        return too_large and self.settings.superpixels is None
+# %% ../../../nbs/run/tasks/02_graph.ipynb #db13155f
+@patch
+def is_large(self: Graph, item: Item) -> bool:
+    """Whether a volume is cut block by block."""
+    with _open_walls(item.path, self.settings.axes, self.settings.channel) as file:
+        too_large = math.prod(file.shape) > self.settings.large_mvox * 1e6
+    return too_large and self.settings.superpixels is None
 
-    def process_large(self, item: Item) -> Result:
-        with _open_walls(item.path, self.settings.axes, self.settings.channel) as file:
-            return _cut_large(self, item, file)
+
+@patch
+def process_large(self: Graph, item: Item) -> Result:
+    """Cut a boundary probability block by block."""
+    with _open_walls(item.path, self.settings.axes, self.settings.channel) as file:
+        return _cut_large(self, item, file)
 
 # %% ../../../nbs/run/tasks/02_graph.ipynb #6e960595
 def _process(task: Graph, item: Item) -> Result:
