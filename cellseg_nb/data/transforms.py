@@ -28,7 +28,7 @@ from scipy.interpolate import BSpline
 from cellseg_nb.core import (
     consecutive,
 )
-from cellseg_nb.data.tiles import (
+from cellseg_nb.data.contrast import (
     normalised,
 )
 
@@ -47,7 +47,7 @@ def normalise_percentile(
     ValueError
         The picture is empty or holds NaN or infinity, or the percentiles are not in order.
     """
-    return normalised(image, low, high)[(slice(None),) * image.ndim]
+    return normalised(image, low, high, robust=False)[(slice(None),) * image.ndim]
 
 # %% ../../nbs/data/04_transforms.ipynb #0145dc01
 def rescale(
