@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLENDINGS', 'GAUSSIAN_WIDTH', 'tile_starts', 'tile_weights', 'Tile', 'plan_tiles', 'cut', 'Part', 'weigh', 'stitch',
-           'stitch_in_order', 'plan_blocks', 'Resized', 'scaled_shape', 'shrink_part']
+           'stitch_in_order', 'plan_blocks', 'Resized', 'neighbours', 'scaled_shape', 'shrink_part']
 
 # %% ../../nbs/data/05_tiles.ipynb #086ed751
 import math
@@ -303,7 +303,7 @@ class Resized:
         sizes, ratios = self.image.shape, np.divide(self.shape, self.image.shape)
         sigmas = np.maximum(0, (1 / ratios - 1) / 2) * (ratios.min() < 0.5)
         margins = np.ceil(4 * sigmas + 1).astype(int)
-        places = [_neighbours(*one) for one in zip(sizes, self.shape, spans)]
+        places = [neighbours(*one) for one in zip(sizes, self.shape, spans)]
         box = [
             slice(max(0, first[0] - margin), second[-1] + 1 + margin)
             for (first, second, _), margin in zip(places, margins)
@@ -318,7 +318,7 @@ class Resized:
         return pixels
 
 # %% ../../nbs/data/05_tiles.ipynb #fd081495
-def _neighbours(size: int, new_size: int, window: slice) -> tuple[np.ndarray, ...]:
+def neighbours(size: int, new_size: int, window: slice) -> tuple[np.ndarray, ...]:
     """For each new pixel of a window: the old pixels beside it, and how far it is between them."""
     place = (np.arange(window.start, window.stop) + 0.5) * (size / new_size) - 0.5
     first = np.floor(place).astype(int)
@@ -350,7 +350,7 @@ def shrink_part(
             int(np.clip((at + reach) * new_size / size, 0, new_size))
             for at, reach in ((along.start, -2), (along.stop, 3))
         )
-        first, second, fraction = _neighbours(size, new_size, slice(start, stop))
+        first, second, fraction = neighbours(size, new_size, slice(start, stop))
         weights = [
             (share * ((place >= along.start) & (place < along.stop))).astype(np.float32)
             for place, share in ((first, 1 - fraction), (second, fraction))
