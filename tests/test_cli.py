@@ -464,15 +464,15 @@ def test_large_images_give_the_same_piece_by_piece(images, out, tmp_path):
 
 def test_images_unlike_the_training_are_flagged(images, out, tmp_path):
     from cellseg_nb.models.bundle import load_bundle, save_bundle
-    from cellseg_nb.segment.certainty import picture_statistics, training_statistics
-    from cellseg_nb.segment.predict import predict
+    from cellseg_nb.segment.familiarity import describe, learn_pictures
+    from cellseg_nb.segment.image import segment_image
 
     bundle, known = load_bundle("nuclei"), []
-    for seed in range(10, 22):
+    for seed in range(10, 40):
         image, _ = simulate_nuclei((96, 112), n_nuclei=4 + seed % 8, seed=seed)
         prepared = bundle.specification.normalisation.prepare(image)
-        known.append(picture_statistics(prepared, predict(image, bundle)))
-    about = {"training_statistics": training_statistics(known)}
+        known.append(describe(prepared, segment_image(image, bundle).labels, 20))
+    about = {"known_pictures": learn_pictures(known)}
     save_bundle(tmp_path / "m", bundle.network, bundle.specification.model_copy(update=about))
     inverted = 65_535 - tifffile.imread(images / "cell1.tif")
     write_image(images / "inverted.tif", inverted, "YX", pixel_size_um=0.5)
@@ -485,9 +485,9 @@ def test_images_unlike_the_training_are_flagged(images, out, tmp_path):
         "cell2": False,
         "inverted": True,
     }
-    assert "background" in counts["unlike_because"]["inverted"]
+    assert "try --invert" in counts["unlike_because"]["inverted"]
     assert "Unlike the training images: 1" in (out / "report.html").read_text()
-    about = {"training_statistics": {}}  # a model that does not know gives no flag
+    about = {"known_pictures": None}  # a model that does not know gives no flag
     save_bundle(tmp_path / "m", bundle.network, bundle.specification.model_copy(update=about))
     shown = run("segment", images, "--out", out, "--model", tmp_path / "m")
     assert "warning: " not in shown.stderr

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Scale', 'Scales', 'Target', 'VoxelSize', 'SegmentationSetting', 'DECODER', 'KINDS', 'NetworkSettings',
-           'Normalisation', 'Specification', 'register_kind', 'all_kinds', 'specification_class', 'architecture',
-           'needs_maps', 'Bundle', 'with_brightness', 'weight_arrays', 'save_bundle', 'write_specification']
+           'Normalisation', 'KnownPictures', 'Specification', 'register_kind', 'all_kinds', 'specification_class',
+           'architecture', 'needs_maps', 'Bundle', 'with_brightness', 'weight_arrays', 'save_bundle',
+           'write_specification']
 
 # %% ../../nbs/models/05_specification.ipynb #1cb2c66d
 import json
@@ -97,6 +98,24 @@ class Normalisation(Settings):
         return normalised(image, **self.model_dump())[(slice(None),) * image.ndim]
 
 # %% ../../nbs/models/05_specification.ipynb #db84e8f8
+class KnownPictures(Settings):
+    """What training pictures and the objects in them look like: a cloud of points, one for each picture."""
+
+    quantiles: dict[str, tuple[float, float, float, float, float]] = setting(...,
+        "Name of a number → 1, 25, 50, 75 and 99 % of it over the pictures.")
+    middle: tuple[float, ...] = setting(..., "Of the cloud, in usual widths (logarithmic).")
+    precision: tuple[tuple[float, ...], ...] = setting(..., "Inverse of its covariance matrix.")
+    limit: float = setting(..., "Pictures farther from the middle are unusual.", ge=0)
+    pictures: int = setting(..., "So many were described.", ge=1)
+
+    @model_validator(mode="after")
+    def _fits_together(self):
+        n = len(self.quantiles)
+        if len(self.middle) != n or [len(row) for row in self.precision] != [n] * n:
+            raise ValueError(f"middle and precision must have {n} numbers, one for each of quantiles")
+        return self
+
+
 class Specification(Settings):
     """Everything about a model but its weights."""
 
@@ -118,9 +137,10 @@ class Specification(Settings):
     citation: str = setting("", "What to cite.")
     training: dict[str, Any] = setting({}, "Command, configuration, seed, versions, duration.")
     scores: dict[str, Any] = setting({}, "Where it was scored, and how well.")
-    training_statistics: dict[str, list[float]] = setting({},
-        "What the training pictures look like: name of a statistic → its quantiles over them, from "
-        "`segment.certainty`; tells whether a new picture resembles them. Empty = not measured.")
+    known_pictures: KnownPictures | None = setting(None,
+        "What the training pictures look like, from `segment.familiarity`; tells whether a new picture "
+        "resembles them.", usual="not measured")
+    training_statistics: dict[str, list[float]] = setting({}, "The same in models of older versions; not used.")
     format_version: int = setting(2, "The oldest version of this page that has all its fields.")
 
     @classmethod

@@ -30,8 +30,8 @@ from cellseg_nb.data.tiles import (
 from cellseg_nb.models.bundle import (
     Bundle, CountSpecification, read_specification, write_specification,
 )
-from cellseg_nb.segment.certainty import (
-    Familiarity, compare_statistics, picture_statistics,
+from cellseg_nb.segment.familiarity import (
+    Familiarity, busiest_window, compare, picture_statistics,
 )
 from cellseg_nb.segment.predict import (
     bundle_parts, orient,
@@ -457,8 +457,12 @@ def count_statistics(
     image: np.ndarray,  # picture; any number type; (Y, X), or (Y, X, 3) for colours
     bundle: Bundle,  # model that was trained to count
     density: np.ndarray,  # its prediction; cells per pixel; (Y, X)
-) -> dict[str, float]:  # as in `segment.certainty.picture_statistics`
+) -> dict[str, float]:  # as in `segment.familiarity.picture_statistics`, and more
     """Describe a picture and its density map; of colours the mean counts.
+
+    `covered`: part where the density reaches half the peak of a lone cell; `contrast`: how much brighter it is
+    there; `agreement`: how much of it is bright; `crowd`: log of the cells per 400 px; `peaks`: log of the
+    count / the number of peaks.
 
     Raises
     ------
@@ -467,9 +471,20 @@ def count_statistics(
     """
     about = bundle.specification
     lone_peak = 1 / (2 * math.pi * (about.target.sigma_px / about.scales[0]) ** 2)
-    foreground = np.clip(density / lone_peak, 0, 1)
+    count, peaks = float(density.sum(dtype=float)), about.peaks
+    n_peaks = len(locate_peaks(density, peaks.radius_px, peaks.threshold))
     gray = prepare_picture(image, about).mean(axis=0)
-    return picture_statistics(gray, foreground[None])
+    window = busiest_window(density > lone_peak / 2)
+    gray, inside = gray[window], density[window] > lone_peak / 2
+    statistics, bright = picture_statistics(gray)
+    seen, part = np.clip(gray, 0, 1), float(inside.mean())
+    return statistics | {
+        "covered": part,
+        "contrast": float(seen[inside].mean() - seen[~inside].mean()) if 0 < part < 1 else 0.0,
+        "agreement": float(bright[inside].mean()) if part else 1.0,
+        "crowd": math.log(max(count, 0.01) * 400 / density.size),
+        "peaks": math.log((max(count, 0) + 1) / (n_peaks + 1)),
+    }
 
 
 def unlike_training(
@@ -484,8 +499,8 @@ def unlike_training(
     ValueError
         As in `count_statistics`.
     """
-    known = bundle.specification.training_statistics
-    return compare_statistics(count_statistics(image, bundle, density), known) if known else None
+    known = bundle.specification.known_pictures
+    return known and compare(count_statistics(image, bundle, density), known)
 
 # %% ../../nbs/segment/11_count.ipynb #bb4375f0
 __getattr__ = moved(  # names of earlier versions

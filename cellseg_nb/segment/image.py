@@ -29,7 +29,7 @@ from cellseg_nb.settings import (
 
 if TYPE_CHECKING:  # loaded where they are needed: a command must show its help at once
     from cellseg_nb.models.bundle import Bundle, Specification
-    from cellseg_nb.segment.certainty import Familiarity
+    from cellseg_nb.segment.familiarity import Familiarity
 
 # %% ../../nbs/segment/12_image.ipynb #896bae89
 OTSU = "otsu"  # the classical method: threshold and watershed, no network
@@ -193,6 +193,7 @@ NETWORK_ONLY = ("threshold", "nms_threshold", "diameter_px", "flips")  # Otsu's 
 def _segment_classically(image: np.ndarray, settings: SegmentSettings) -> Segmentation:
     """Otsu threshold and watershed."""
     from cellseg_nb.models.specification import Normalisation
+    from cellseg_nb.segment.familiarity import USUAL_PX, compare, describe, otsu_pictures
     from cellseg_nb.segment.watershed import otsu_watershed
 
     unused = [name for name in NETWORK_ONLY if getattr(settings, name)]
@@ -206,7 +207,8 @@ def _segment_classically(image: np.ndarray, settings: SegmentSettings) -> Segmen
     with watch("postprocessing"):
         seen = Normalisation().chosen(settings.percentiles, settings.invert).prepare(image)
         labels = otsu_watershed(np.clip(seen, 0, 1), **limits)
-    return Segmentation(labels, seconds=watch.seconds)
+    known = compare(describe(seen, labels, USUAL_PX), otsu_pictures())
+    return Segmentation(labels, familiarity=known, seconds=watch.seconds)
 
 # %% ../../nbs/segment/12_image.ipynb #e48dd8a3
 MOST_SCALE = 20  # a picture is enlarged or shrunk no more than so many times
@@ -312,6 +314,8 @@ def _segment_with_stars(
     bundle: "Bundle", image: np.ndarray, settings: SegmentSettings
 ) -> Segmentation:
     """Let the network propose objects, and choose among them."""
+    from cellseg_nb.data.transforms import rescale, resize
+    from cellseg_nb.segment.familiarity import familiarity
     from cellseg_nb.segment.stars import (
         large_enough,
         objects_from_proposals,
@@ -332,8 +336,14 @@ def _segment_with_stars(
         found = objects_from_proposals(proposals, bundle, **how)
         found = large_enough(found, smallest_area_px(settings) or 0)
         polygons = polygon_parts(found)
+    seen, labels = bundle.specification.normalisation.prepare(image), found.labels
+    if scale != 1:
+        seen = np.moveaxis(seen, -1, 0) if image.ndim == 3 else seen[None]
+        seen = np.stack([rescale(one, scale) for one in seen], -1)
+        labels = resize(labels, seen.shape[:2], order=0)
+    known = familiarity(seen, labels, bundle.specification, scale)
     return Segmentation(
-        found.labels, None, found.probabilities, seconds=watch.seconds, polygons=polygons
+        found.labels, None, found.probabilities, None, known, watch.seconds, polygons
     )
 
 # %% ../../nbs/segment/12_image.ipynb #805cd6ca
@@ -345,7 +355,8 @@ def _segment_with(
     if len(bundles) == 1 and is_star(first):
         return _segment_with_stars(first, image, settings)
     from cellseg_nb.data.transforms import rescale, resize
-    from cellseg_nb.segment.certainty import familiarity, predict_ensemble
+    from cellseg_nb.segment.certainty import predict_ensemble
+    from cellseg_nb.segment.familiarity import familiarity
     from cellseg_nb.segment.watershed import object_confidence, objects_from_probabilities, tidy
 
     scales = [scale_to_model(one, settings) for one in bundles]
@@ -364,7 +375,8 @@ def _segment_with(
     with watch("postprocessing"):
         named = dict(zip(first.specification.outputs, maps))
         labels = objects_from_probabilities(**named, **chosen_postprocessing(first, settings, scales[0]))
-    known = familiarity(scaled, first, maps)
+    about = first.specification
+    known = familiarity(about.normalisation.prepare(scaled), labels, about, scales[0])
     if scales[0] != 1:
         labels = tidy(resize(labels, image.shape, order=0), smallest_area_px(settings) or 0)
         maps = np.stack([resize(one, image.shape) for one in maps])

@@ -35,11 +35,11 @@ from cellseg_nb.models.bundle import (
 from cellseg_nb.models.losses import (
     activate,
 )
-from cellseg_nb.segment.certainty import (
-    training_statistics,
-)
 from cellseg_nb.segment.count import (
     calibrate, conformal_rank, count_statistics, predict_density, predict_views, store_calibration,
+)
+from cellseg_nb.segment.familiarity import (
+    learn_pictures,
 )
 from cellseg_nb.train.count_crops import (
     CountBatches, DevicePicture, measured_normalisation, place_on_device,
@@ -182,7 +182,7 @@ def describe_training(model: Path, pictures: Sequence[CountPicture], device: str
     for one in (pictures[place] for place in places):
         density = predict_density(one.image, bundle, device=device)
         described.append(count_statistics(one.image, bundle, density))
-    changes = {"training_statistics": training_statistics(described)}
+    changes = {"known_pictures": learn_pictures(described)}
     write_specification(model, bundle.specification.model_copy(update=changes))
 
 # %% ../../nbs/train/07_count.ipynb #12a2d035

@@ -287,8 +287,7 @@ def _only_model(model: Any, settings: SegmentSettings) -> "Bundle":
 @patch
 def process_large(self: Segment, item: Item) -> Result:
     """Segment, measure and draw an image piece by piece."""
-    from cellseg_nb.data.transforms import rescale
-    from cellseg_nb.segment.certainty import familiarity
+    from cellseg_nb.segment.image import segment_image
     from cellseg_nb.segment.large import segment_large
 
     bundle, name = _only_model(self.model, self.settings), item.name
@@ -308,8 +307,7 @@ def process_large(self: Segment, item: Item) -> Result:
         progress.bar.close()
         sample, colour = _sample_of(plane), plane.brightness
     with item.watch("network"):
-        sample = sample if scale == 1 else rescale(sample.astype(np.float32), scale)
-        known = familiarity(sample, bundle)
+        known = segment_image(sample, bundle, settings.model_copy(update={"flips": False})).familiarity
     result = _result(found.table, found.shape, found.covered_percent, edges, known)
     result.facts |= {"colour": colour, "labels": labels}
     if outlines:

@@ -1,0 +1,182 @@
+"""How well each model tells pictures that are unlike its training: `python tests/experiments/strangers.py [MODEL…]`.
+
+CELLSEG_DATA names a folder that holds `dsb2018`, `counting`, `phase_cells` and `volumes`. False alarms are counted on pictures
+of the kind that a model is for, detections on others: stained tissue, phase contrast, blood, noise, and pictures of its own kind
+that are inverted, blank, overexposed, out of focus, or three times as large or small. Nothing is chosen here: limits come from
+the training pictures alone, and the pictures named here are those of the splits for testing.
+
+`--learn` describes the training pictures again and writes what is learned into the shipped models; `--split train` looks at
+other parts of the training sets instead, which is where the method was chosen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import time
+import zlib
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from cellseg_nb.data.catalog import data_folder, samples
+from cellseg_nb.data.io import luminance, read_image
+from cellseg_nb.data.transforms import rescale
+from cellseg_nb.models.bundle import Normalisation, list_bundles, load_bundle, write_specification
+from cellseg_nb.segment.count import count_image
+from cellseg_nb.segment.familiarity import OTSU_PICTURES, USUAL_PX, describe, learn_pictures
+from cellseg_nb.segment.image import segment_image
+from cellseg_nb.segment.stack import segment_stack
+from cellseg_nb.segment.watershed import otsu_watershed
+from cellseg_nb.train.count import describe_training
+from cellseg_nb.train.count_pictures import SIMULATED, read_count_pictures
+from cellseg_nb.train.crops import stack_samples
+from cellseg_nb.train.finish import MOST_DESCRIBED, describe_pictures
+from cellseg_nb.train.settings import StackDataSettings, read_config
+from scipy import ndimage
+
+MODELS = ("nuclei", "stars", "otsu", "count-cells", "membranes3d")
+FLUORESCENT = partial(samples, "dsb2018", kind="fluorescence")
+
+
+def learn(model: str) -> None:
+    """Describe the training pictures of a shipped model, and keep what is learned with it."""
+    if model == "otsu":
+        chosen = FLUORESCENT(split="train")
+        chosen = chosen[:: len(chosen) // MOST_DESCRIBED]
+        prepared = [Normalisation().prepare(gray(one.image())) for one in chosen]
+        found = [describe(one, otsu_watershed(one.clip(0, 1)), USUAL_PX) for one in prepared]
+        OTSU_PICTURES.write_text(learn_pictures(found).model_dump_json() + "\n", encoding="utf-8")
+        return
+    folder = list_bundles()[model]
+    if model == "count-cells":
+        describe_training(folder, read_count_pictures(read_config("count-cells")).train)
+        return
+    bundle = load_bundle(model)
+    chosen = stack_samples(StackDataSettings(split="train")) if model == "membranes3d" else FLUORESCENT(split="train")
+    known = describe_pictures(bundle, chosen)
+    changes = {"known_pictures": known, "training_statistics": {}}
+    write_specification(folder, bundle.specification.model_copy(update=changes))
+
+
+def gray(image: np.ndarray) -> np.ndarray:
+    """Brightness of a picture."""
+    return luminance(image) if image.ndim == 3 else image
+
+
+def spoilt(image: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """The same picture, or stack, in ways that no model can be right on; and others of its size."""
+    plain = image.astype(np.float32)
+    low, high = np.percentile(plain, [50, 99.8])
+    bright = np.clip((plain - low) / max(0.15 * (high - low), 1e-6), -0.1, 1)
+    flat = (0,) * (plain.ndim - 2)
+    smooth = ndimage.gaussian_filter(rng.normal(size=plain.shape), (*flat, *[rng.uniform(1, 6)] * 2))
+    return {
+        "inverted": plain.max() - plain,
+        "noise": rng.poisson(rng.uniform(3, 60), plain.shape),
+        "smooth noise": np.rint(100 + 30 * smooth / smooth.std()),
+        "blank": np.full(plain.shape, rng.integers(0, 255)),
+        "overexposed": np.rint(255 * (bright + 0.1)),
+        "out of focus": ndimage.gaussian_filter(plain, (*flat, 10, 10)),
+    }
+
+
+def resized(image: np.ndarray) -> dict[str, np.ndarray]:
+    """Objects three times as large and as small."""
+    part = image[:340, :340].astype(np.float32)
+    return {"3 x larger": rescale(part, 3.0), "3 x smaller": rescale(image.astype(np.float32), 1 / 3)}
+
+
+def folder_pictures(folder: Path, split: str) -> list[np.ndarray]:
+    """Pictures of a data set, of one split if it has splits."""
+    with (folder / "index.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    name = "image" if "image" in rows[0] else "file"
+    wanted = [row[name] for row in rows if row.get("split", split) == split]
+    paths = {path.stem: path for path in sorted(folder.rglob("images/*"))}
+    return [gray(read_image(paths[Path(one).name]).pixels) for one in wanted]
+
+
+def pictures_for(model: str, split: str, most: int) -> dict[str, list[np.ndarray]]:
+    """Pictures by name of their set; sets that a model is for end with an asterisk."""
+    root = data_folder()
+    if model == "membranes3d":
+        return stacks(split, most)
+    own = [gray(one.image()) for one in FLUORESCENT(split=split)]
+    own = own if split == "test" else own[1 :: max(1, len(own) // most)]
+    sets = {"dsb2018 fluorescence *": own}
+    if model == "count-cells":
+        for name, simulate in SIMULATED.items():
+            sets[f"{name} *"] = [simulate(number).image for number in range(77_000, 77_000 + most)]
+        for name in ("mbm", "adi", "chula_rbc", "bccd", "phase_contrast"):
+            sets[name] = folder_pictures(root / "counting" / name, split)[:most]
+        sets["phase_cells"] = folder_pictures(root / "phase_cells", split)[:most]
+    else:
+        for kind in ("purple_on_white", "purple_on_purple", "brightfield_gray"):
+            found = [gray(one.image()) for one in samples("dsb2018", split=split, kind=kind)]
+            sets[kind] = found[:most]
+    for image in own[:: max(1, len(own) // most)][:most]:
+        rng = np.random.default_rng(zlib.crc32(image.tobytes()))
+        changed = spoilt(image, rng) | ({} if model == "count-cells" else resized(image))
+        for name, one in changed.items():
+            sets.setdefault(name, []).append(one)
+    return sets
+
+
+def stacks(split: str, most: int) -> dict[str, list[np.ndarray]]:
+    """Stacks for a model of membranes."""
+    chosen = stack_samples(StackDataSettings(split={"train": "val"}.get(split, split)))[: min(most, 12)]
+    own, volumes = [one.read().image for one in chosen], data_folder() / "volumes"
+    sets = {"simulated germline *": own}
+    for name in ("ovule", "fibsem_train", "ovule_nuclei_a", "mouse_embryo_16cell"):
+        sets[name] = [read_image(volumes / f"{name}_image.tif").pixels]
+    for number, stack in enumerate(own[:5]):
+        for name, one in spoilt(stack, np.random.default_rng(number)).items():
+            sets.setdefault(name, []).append(one)
+    return sets
+
+
+def asked(model: str):
+    """What tells whether a picture is unusual."""
+    if model == "otsu":
+        return lambda image: segment_image(image, "otsu").familiarity.unusual
+    bundle = load_bundle(model)
+    if model == "count-cells":
+        return lambda image: count_image(image, bundle, flips=False).unlike.unusual
+    if model == "membranes3d":
+        return lambda image: segment_stack(image, bundle).familiarity.unusual
+    return lambda image: segment_image(image, bundle).familiarity.unusual
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", default=MODELS, metavar="MODEL", help=f"of {', '.join(MODELS)}")
+    parser.add_argument("--learn", action="store_true", help="describe the training pictures first")
+    parser.add_argument("--split", default="test", choices=("test", "train"))
+    parser.add_argument("--most", type=int, default=20, help="pictures of a set, but those that a model is for")
+    given = parser.parse_args()
+    if unknown := set(given.models) - set(MODELS):
+        sys.exit(f"error: no model {', '.join(unknown)}; there are {', '.join(MODELS)}")
+    if data_folder() is None:
+        sys.exit("error: set CELLSEG_DATA to the folder with the data sets (see data/README.md)")
+    print(f"{'model':12} {'set':28} {'named unlike':>14}")
+    for model in given.models:
+        started, totals = time.perf_counter(), {True: [], False: []}
+        if given.learn:
+            learn(model)
+        is_unusual = asked(model)
+        for name, pictures in pictures_for(model, given.split, given.most).items():
+            named = [bool(is_unusual(one)) for one in pictures]
+            totals[name.endswith("*")] += named
+            print(f"{model:12} {name:28} {sum(named):5} of {len(named):4}", flush=True)
+        alarms, detected = totals[True], totals[False]
+        print(
+            f"{model:12} {'':28} false alarms {np.mean(alarms):.1%} of {len(alarms)}, "
+            f"detected {np.mean(detected):.1%} of {len(detected)} ({time.perf_counter() - started:.0f} s)\n",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
