@@ -35,16 +35,24 @@ MANY = 2.0  # parts per id, on average, from which an image is a mask
 BROKEN = 4.0  # parts per id from which they are no pieces of one broken object
 
 
-def _counted_parts(compact, n_ids):
-    """How many parts there are, specks left out, and the radius of the median one; px."""
+def _counted_parts(compact, n_ids, join_cut=False):
+    """How many parts there are, specks left out, and the radius of the median one; px.
+
+    `join_cut` counts all parts of an id that reach the border of the image as one.
+    """
     parts = bic.segmentation.label(compact)
     areas, owner = np.bincount(parts.ravel()), np.zeros(int(parts.max()) + 1, int)
     owner[parts] = compact
     largest = np.zeros(n_ids + 1)
     np.maximum.at(largest, owner[1:], areas[1:])
-    counted = areas[1:][areas[1:] >= SPECK * largest[owner[1:]]]
+    counted = 1 + np.flatnonzero(areas[1:] >= SPECK * largest[owner[1:]])
     ball = np.pi if compact.ndim == 2 else 4 / 3 * np.pi
-    return len(counted), float((np.median(counted) / ball) ** (1 / compact.ndim))
+    radius = float((np.median(areas[counted]) / ball) ** (1 / compact.ndim))
+    if join_cut:
+        ends = [parts.take((0, -1), axis).ravel() for axis in range(parts.ndim)]
+        cut = np.isin(counted, np.concatenate(ends))
+        return (~cut).sum() + len(np.unique(owner[counted[cut]])), radius
+    return len(counted), radius
 
 
 def count_parts(
@@ -60,12 +68,13 @@ def count_parts(
     n_parts, radius = _counted_parts(compact, len(ids))
     if not MANY <= n_parts / len(ids) < BROKEN:
         return len(ids), n_parts, n_parts
-    return len(ids), n_parts, _counted_parts(expand_labels(compact, radius / 2), len(ids))[0]
+    together = expand_labels(compact, radius / 2)
+    return len(ids), n_parts, int(_counted_parts(together, len(ids), join_cut=True)[0])
 
 # %% ../../nbs/data/23_masks.ipynb #fafd58dc
 ADVICE = (
     "Make an object of each part with --label-parts (label_parts=True; parts that touch become one), "
-    "or read it as it is with --keep-ids (label_parts=False)"
+    "or read it as it is with --no-label-parts (label_parts=False)"
 )
 
 
@@ -112,8 +121,8 @@ def objects_of(
         )
     if n_parts >= MANY * max(n_ids, 1):
         warnings.warn(
-            f"{name}: {n_parts} parts close to each other have {n_ids} {'id' if n_ids == 1 else 'ids'} "
-            "and are read as pieces of broken objects; if they are objects, use --label-parts "
-            "(label_parts=True)"
+            f"{name}: {n_parts} parts, close to each other or cut by the border, have {n_ids} "
+            f"{'id' if n_ids == 1 else 'ids'} and are read as pieces of broken objects; if they are "
+            "objects, use --label-parts (label_parts=True)"
         )
     return labels

@@ -393,7 +393,7 @@ def draw_results(
     for row in scores["images"]:
         name = row["image"]
         truth = read_labels(prepared / "test" / "masks" / f"{name}.tif")
-        found = read_labels(files[name])
+        found = read_labels(files[name], label_parts=False)
         groups.setdefault(row["group"], []).append((truth, found))
         kinds = [kind for kind, names in chosen.items() if name in names]
         for kind in kinds:
