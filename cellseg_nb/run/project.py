@@ -69,6 +69,11 @@ class ProcessingSection(Settings):
     )
     test: tuple[str, ...] = setting(("test",), "Images to be tested on, in the same way.")
     group_by: str = setting("kind", "Column of the table of images; its values get scores each.")
+    label_parts: bool | None = setting(
+        None,
+        "Labels that are masks: true makes an object of each part, false reads them as they are.",
+        usual="masks are refused",
+    )
     rescale_to_magnification: float | None = setting(
         None, "Magnification that all images are resized to.", usual="as they are", gt=0
     )
@@ -151,6 +156,7 @@ def training_config(
     fields["training"] = getattr(training, model.method)
     fields["augmentation"] = settings.augmentations.model_dump()
     data = {"dataset": str(dataset), "validation_fraction": training.validation_fraction}
+    data["label_parts"] = False  # checked when they were prepared
     return make_config(fields | {"data": data}, f"{place}, method {model.method}")
 
 # %% ../../nbs/run/07_project.ipynb #3dbce4de

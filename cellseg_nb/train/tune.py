@@ -72,6 +72,7 @@ def data_to_tune(
     split: str | None = None,  # only samples of this split
     kind: str | None = None,  # only samples of this kind
     channel: int | str | None = None,  # of stacks; index from 0, or name
+    label_parts: bool | None = None,  # masks: True = each part is an object; False = as they are
 ) -> DataSettings:  # for `labelled_samples`
     """Name the pictures or stacks on which settings may be chosen.
 
@@ -86,6 +87,7 @@ def data_to_tune(
             f"the model {bundle.specification.name} is for pictures; channel is for stacks"
         )
     own = {} if wanted is DataSettings else {"channel": channel}
+    own["label_parts"] = label_parts
     return wanted.checked(dataset=dataset, split=split, kind=kind, **own)
 
 
