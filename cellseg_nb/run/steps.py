@@ -53,7 +53,7 @@ from cellseg_nb.run.outputs import (
 )
 from cellseg_nb.run.project import (
     DataSection, EvaluationSection, PicturesSection, ProcessingSection, ProjectSettings,
-    training_config,
+    training_config, used_as_is,
 )
 
 # %% ../../nbs/run/08_steps.ipynb #e7fa8696
@@ -266,8 +266,9 @@ def train_model(
     augmentations: Path,  # from `set_augmentations`
     model: Mapping[str, Any],  # `ModelSection`
     training: Mapping[str, Any],  # `TrainingSection`
+    force: bool = False,  # keep a model that is worse than the one it started from
 ) -> None:
-    """Train the model, from its checkpoint if there is one.
+    """Train the model, from its checkpoint if there is one; or copy one that is used as it is.
 
     Raises
     ------
@@ -282,8 +283,12 @@ def train_model(
         model=dict(model),
         training=dict(training),
     )
+    ready = used_as_is(settings)
+    if ready is not None:
+        shutil.copytree(ready, folder / "model", dirs_exist_ok=True)
+        return
     config = training_config(settings, (prepared / "train").absolute())
-    train(config, folder, resume=(folder / "config.yml").is_file())
+    train(config, folder, (folder / "config.yml").is_file(), force)
 
 # %% ../../nbs/run/08_steps.ipynb #6c20db90
 def segment_test(
