@@ -142,6 +142,8 @@ def tune(
     bundle = load_bundle(model)
     data = dataset and data_to_tune(bundle, dataset, *chosen)
     pictures = predict_samples(bundle, labelled_samples(bundle, data), device)
+    if len(pictures) == 1:
+        print("one labelled picture or stack: it is cut in two, and either half checks the other")
     tuned = choose(pictures, bundle.specification.postprocessing)
     print(tuned.scores.to_string())
     print(yaml.safe_dump({"postprocessing": tuned.settings}, sort_keys=False), end="")
