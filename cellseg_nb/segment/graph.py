@@ -20,7 +20,7 @@ from cellseg_nb.segment.partition import (
     METHODS, graph_costs, label_superpixels, partition, region_graph,
 )
 from cellseg_nb.segment.superpixels import (
-    as_probability, check_mask, distance_watershed, h_minima_watershed,
+    as_probability, check_mask, check_walls, distance_watershed, h_minima_watershed,
 )
 
 # %% ../../nbs/segment/09_graph.ipynb #5581098d
@@ -74,6 +74,8 @@ def segment_boundaries(
         sense.
     """
     values = as_probability(boundaries)
+    by_threshold = superpixels is None and method != "watershed"
+    check_walls(float(values.min()), float(values.max()), threshold if by_threshold else None)
     check_mask(mask, values.shape)
     if method == "watershed":
         if superpixels is not None or edge_model is not None:
