@@ -78,7 +78,7 @@ def check_labels(
         )
     return labels
 
-
+# %% ../nbs/00_core.ipynb #3337812f
 def _instead_of_integers(labels: np.ndarray) -> str:
     """What to do with an image that holds no integers, without merging objects that touch."""
     if labels.dtype == bool:

@@ -407,8 +407,7 @@ class Sample:
     magnification
         Of the objective, such as 20; None = unknown.
     label_parts
-        True = the labels are masks whose parts are objects, False = they are read as they are; None
-        = masks are refused.
+        Labels that are masks: True = each part is an object; False = as they are; None = refused.
     """
 
     name: str
@@ -423,10 +422,7 @@ class Sample:
     label_parts: bool | None = None
 
     def image(self) -> np.ndarray:  # type as stored; (Y, X), or (Y, X, 3) in colour
-        """Read the image; a colour file with three equal channels is gray.
-
-        One of several channels, depths or times is a ValueError.
-        """
+        """Read the image; three equal colours are gray, several planes are a ValueError."""
         if self.image_path is None:
             return _simulated(self.seed)[0].copy()
         return read_pixels(self.image_path)

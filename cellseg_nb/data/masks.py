@@ -85,7 +85,7 @@ def _is_black_and_white(pixels):
         return False
     return bool(((pixels == 0) | (pixels == white)).all())
 
-
+# %% ../../nbs/data/23_masks.ipynb #723e86d4
 def objects_of(
     labels: np.ndarray,  # label image, perhaps a mask; integer; (Y, X) or (Z, Y, X)
     name: str = "labels",  # its file, for messages

@@ -192,7 +192,7 @@ def read_csv_table(
     table.attrs["row"] = rows.tolist()
     return table, separator != ","
 
-
+# %% ../../nbs/data/24_point_base.ipynb #7519cd9a
 def coordinates(
     path: Path,  # of the table, for messages
     table: pd.DataFrame,  # text, with columns x and y; from `read_csv_table`

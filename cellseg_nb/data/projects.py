@@ -338,7 +338,7 @@ def _copy_images(paths, folder):
         with atomic_path(folder / path.name) as temporary:
             shutil.copyfile(path, temporary)
 
-
+# %% ../../nbs/data/19_projects.ipynb #0b920d51
 @dataclass(frozen=True, eq=False)
 class Imported:
     """What `import_points` made.
@@ -379,8 +379,8 @@ def import_points(
 ) -> Imported:
     """Bring annotations and images together in a project folder.
 
-    Clicks of one annotator within `radius_px` are one cell (`data.points.double_clicks`). Everything is checked before anything is written. The status of images that the files say
-    nothing about stays.
+    Clicks of one annotator within `radius_px` are one cell. All is checked before anything is
+    written. The status of images that the files say nothing about stays.
 
     Raises
     ------
@@ -399,10 +399,8 @@ def import_points(
     how = dict(label=label, skip=skip, annotator=annotator, skip_absent=skip_absent)
     together = _read_all(files, sizes, **how)
     if not len(together.points) and not allow_empty:
-        raise ValueError(
-            f"there is no point in {', '.join(map(str, files))}; if the images are truly empty, "
-            "say so (--allow-empty)"
-        )
+        named = ", ".join(map(str, files))
+        raise ValueError(f"there is no point in {named}; if that is right, say so (--allow-empty)")
     touched = set().union(*together.looked.values())
     if (out / "points.csv").exists():
         together = join_annotations(read_project(out), together)

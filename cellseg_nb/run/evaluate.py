@@ -184,7 +184,7 @@ def _score_files(
     classes = size_edges_px and match_by_size(*both, size_edges_px, ignore=unknown)
     return flat._replace(volume=volume_scores(*both, ignore=unknown), classes=classes)
 
-
+# %% ../../nbs/run/03_evaluate.ipynb #e5bcd432
 def score_row(
     matchings: list[Matching],  # one per image
     pixels: Sequence[PixelCounts] = (),  # one per image; empty = leave their scores out
@@ -305,9 +305,8 @@ def evaluate_folders(
 ) -> Evaluation:
     """Score predicted label images against the truth, pooled over the images of each group.
 
-    An image that cannot be scored (a file is not a label image, two files differ in size) is
-    listed in `failures`, and the others are scored. Pixels to ignore are not counted, and
-    predicted objects that lie mostly on them are neither right nor wrong.
+    An image that cannot be scored is listed in `failures`, and the others are scored. Pixels to
+    ignore are not counted; predicted objects mostly on them are neither right nor wrong.
 
     Raises
     ------

@@ -213,7 +213,7 @@ def _partition_volume(volume: _Volume, windows, out, present, costs_of, method, 
         out[window] = label_superpixels(out[window], cells)
         step()
 
-
+# %% ../../nbs/segment/08_blocks.ipynb #8d13a6f8
 class _Bits:
     """A byte map of 0 and 1 as bool, block by block."""
 
@@ -232,7 +232,7 @@ def _checked_walls(boundaries: Any, windows: Sequence, threshold: float) -> Any:
         ends += [float(block.min()), float(block.max())]
     in_bytes = block.dtype == np.uint8
     scale = 255 if in_bytes and max(ends) > 1 else 1
-    check_walls(min(ends) / scale, max(ends) / scale, threshold)
+    check_walls(np.array(ends) / scale, threshold)
     return _Bits(boundaries) if in_bytes and scale == 1 else boundaries
 
 

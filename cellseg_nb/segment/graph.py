@@ -70,18 +70,16 @@ def segment_boundaries(
     Raises
     ------
     ValueError
-        `boundaries` is no probability map, another array does not fit it, or a setting makes no
-        sense.
+        `boundaries` is no map of walls, another array does not fit it, or a setting is wrong.
     """
     values = as_probability(boundaries)
-    by_threshold = superpixels is None and method != "watershed"
-    check_walls(float(values.min()), float(values.max()), threshold if by_threshold else None)
+    check_walls(values, None if method == "watershed" or superpixels is not None else threshold)
     check_mask(mask, values.shape)
     if method == "watershed":
         if superpixels is not None or edge_model is not None:
             raise ValueError(
-                "the method watershed floods the boundaries and uses neither superpixels nor learned "
-                "edges; leave them out, or choose another method"
+                "the method watershed floods the boundaries and uses neither superpixels nor learned edges; "
+                "leave them out, or choose another method"
             )
         return h_minima_watershed(values, sigma_weights, seed_height, min_size, pixel_size_um, mask)
     if method not in METHODS:

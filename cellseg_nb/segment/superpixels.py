@@ -23,8 +23,7 @@ from cellseg_nb.segment.watershed import (
 
 # %% ../../nbs/segment/04_superpixels.ipynb #f58d3c1d
 def check_walls(
-    lowest: float,  # value of a boundary map
-    highest: float,  # value of it
+    values: np.ndarray,  # boundary map, or its smallest and largest value; 0..1
     threshold: float | None = None,  # above it a voxel is wall; None = not asked
 ) -> None:
     """Say where a boundary map can give no cells.
@@ -39,6 +38,7 @@ def check_walls(
     UserWarning
         No voxel is wall, or all are.
     """
+    lowest, highest = float(np.min(values)), float(np.max(values))
     if lowest == highest:
         raise ValueError(
             f"the boundary map is {highest:.3g} everywhere: there is no wall in it, and so no cells "
@@ -50,7 +50,7 @@ def check_walls(
             f"{lowest:.3g} to {highest:.3g}, and walls are above {threshold:g} (--threshold)"
         )
 
-
+# %% ../../nbs/segment/04_superpixels.ipynb #227e141e
 def as_probability(
     boundaries: np.ndarray,  # float in 0..1, bool, or uint8 in 0..255
     name: str = "boundaries",  # what to call it in an error

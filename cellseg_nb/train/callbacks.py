@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STEP_DOWN', 'LEAST_GAIN', 'Precision', 'AverageWeights', 'Score', 'Accumulate', 'check_loss', 'WatchLoss',
-           'write_row', 'WriteLog', 'epochs_left', 'write_checkpoint', 'fill_learner', 'Keep', 'encoder_of',
-           'encoder_stages', 'freeze', 'KeepStatistics', 'parameter_groups', 'rate_factors', 'schedule', 'plateau_rate',
-           'ReduceOnPlateau']
+           'write_row', 'WriteLog', 'epochs_left', 'write_checkpoint', 'fill_learner', 'Keep', 'what_is_kept',
+           'encoder_of', 'encoder_stages', 'freeze', 'KeepStatistics', 'parameter_groups', 'rate_factors', 'schedule',
+           'plateau_rate', 'ReduceOnPlateau']
 
 # %% ../../nbs/train/10_callbacks.ipynb #90082c4b
 import csv
@@ -287,16 +287,6 @@ class Keep(Callback):
         if over and self.done < self.training.epochs:
             raise CancelFitException
 
-    @property
-    def kept(self) -> str:
-        """What there is of the epochs so far, as a sentence."""
-        if not self.done:
-            return "No epoch was finished"
-        checkpoint = f"The checkpoint is that of epoch {self.done - 1}"
-        if self.best is None:
-            return checkpoint
-        return f"{checkpoint}; the best model so far, of epoch {self.best_done - 1}, is in {self.out / 'model'}"
-
     def write_model(self, values: dict[str, float]) -> None:
         """Write the bundle, and what it did with the samples that were set aside."""
         scores = {"epoch": self.done - 1} | self.recipe.validation_scores(values, self.parts)
@@ -305,6 +295,17 @@ class Keep(Callback):
         table = self.score.scorer.table()
         if table is not None:
             write_csv(self.out / "validation.csv", table)
+
+# %% ../../nbs/train/10_callbacks.ipynb #16cf0f19
+def what_is_kept(
+    keep: Keep,  # of a training that ended early
+) -> str:  # one sentence
+    """Say what there is of the epochs so far."""
+    if not keep.done:
+        return "No epoch was finished"
+    checkpoint = f"The checkpoint is that of epoch {keep.done - 1}"
+    best = f"; the best model so far, of epoch {keep.best_done - 1}, is in {keep.out / 'model'}"
+    return checkpoint if keep.best is None else checkpoint + best
 
 # %% ../../nbs/train/10_callbacks.ipynb #de1e030c
 def encoder_of(network: torch.nn.Module) -> torch.nn.Module | None:
