@@ -222,7 +222,7 @@ def _read_csv(path, shapes, annotator) -> Iterator[ImageAnnotation]:
         places = points[rows.index]
         there = ~np.isnan(places[:, 0])
         place = f"rows {rows['row'].iloc[0]} to {rows['row'].iloc[-1]}"
-        names = own["names"] or (image,)
+        names, place = own["names"] or (image,), path.name if own["names"] else place
         yield ImageAnnotation(names, place, who, places[there], tuple(rows["class"][there]))
 
 # %% ../../nbs/data/18_point_files.ipynb #55a8bab4
@@ -272,7 +272,8 @@ def _read_roi_points(path, shapes, annotator) -> Iterator[ImageAnnotation]:
     if not rois:
         raise ValueError(f"{path} holds no points; in ImageJ, use the multi-point tool")
     if len(rois) < len(stored):
-        warnings.warn(f"{path}: {len(stored) - len(rois)} selections that are no points are left out")
+        others = len(stored) - len(rois)
+        warnings.warn(f"{path}: selections that are no points are left out: {others}")
     points = np.concatenate([one.coordinates() for one in rois]).astype(float)[:, ::-1]
     none = (np.zeros(one.n_coordinates, int) for one in rois)
     counters = [zero if one.counters is None else one.counters for one, zero in zip(rois, none)]

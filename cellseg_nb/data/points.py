@@ -194,6 +194,8 @@ def _report_absent(path, absent, skip_absent, known):
     if not skip_absent:
         near = likely_names(name, known)
         likely = f" (did you mean {' or '.join(map(repr, near))}? Then rename one of them)" if near else ""
+        if place == path.name:
+            likely += ": this file names no image, so it must be called like one"
         raise ValueError(
             f"{path}: image {name} ({place}){more} is not among the images{likely}; add the file, or "
             "leave out what is absent (--skip-absent)"
