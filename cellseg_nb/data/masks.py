@@ -32,7 +32,7 @@ def number_parts(
 SPECK = 0.1  # a smaller part, as a share of the largest of its id, does not count
 MOST_IDS = 255  # of a mask; where there are more, they are ids of objects
 MANY = 2.0  # parts per id, on average, from which an image is a mask
-BROKEN = 4.0  # parts per id from which they are no pieces of one broken object
+BROKEN = 3.0  # parts per id from which they are no pieces of one broken object
 
 
 def _counted_parts(compact, n_ids, join_cut=False):
@@ -68,8 +68,8 @@ def count_parts(
     n_parts, radius = _counted_parts(compact, len(ids))
     if not MANY <= n_parts / len(ids) < BROKEN:
         return len(ids), n_parts, n_parts
-    together = expand_labels(compact, radius / 2)
-    return len(ids), n_parts, int(_counted_parts(together, len(ids), join_cut=True)[0])
+    together = expand_labels(compact, radius / 4)
+    return len(ids), n_parts, int(_counted_parts(together, len(ids), join_cut=len(ids) > 1)[0])
 
 # %% ../../nbs/data/23_masks.ipynb #fafd58dc
 ADVICE = (
