@@ -51,7 +51,7 @@ def pixel_edges(
         raise ValueError(f"pixel_size_um must be positive, in µm; it is {pixel_size_um}")
     return edges
 
-# %% ../nbs/00_core.ipynb #a6822c7a
+# %% ../nbs/00_core.ipynb #326bdb52
 def check_labels(
     labels: np.ndarray,  # label image; integer; (Y, X) or (Z, Y, X); 0 = background
     name: str = "labels",  # what to call it in an error
@@ -66,14 +66,30 @@ def check_labels(
     labels = np.asarray(labels)
     if labels.dtype.kind not in "iu":
         raise ValueError(
-            f"{name} must hold integer object ids (0 = background), but it is {labels.dtype}. "
-            "A mask becomes a label image with skimage.measure.label(mask > 0)."
+            f"{name} must hold integer object ids (0 = background), but it is {labels.dtype}"
+            f"{_instead_of_integers(labels)}"
         )
     if labels.ndim not in (2, 3):
         raise ValueError(f"{name} must be (Y, X) or (Z, Y, X), but its shape is {labels.shape}")
     if labels.dtype.kind == "i" and labels.size and labels.min() < 0:
-        raise ValueError(f"{name} has the negative id {labels.min()}; ids start at 0 (background)")
+        raise ValueError(
+            f"{name} has the negative id {labels.min()}; ids start at 0 (background). A truth in which "
+            f"{labels.min()} is not labelled is scored with --ignore {labels.min()}"
+        )
     return labels
+
+# %% ../nbs/00_core.ipynb #3337812f
+def _instead_of_integers(labels: np.ndarray) -> str:
+    """What to do with an image that holds no integers, without merging objects that touch."""
+    if labels.dtype == bool:
+        return "; data.masks.number_parts numbers the parts of a mask"
+    if labels.dtype.kind != "f" or not (np.isfinite(labels) & (labels == np.round(labels))).all():
+        return ", with fractions or NaN: a picture or a probability, not ids of objects"
+    kind = label_dtype(int(labels.max(initial=0)))
+    return (
+        f"; its values are whole numbers, so convert them as they are, with labels.astype('{kind}'). "
+        "A threshold would merge objects that touch"
+    )
 
 
 def label_dtype(

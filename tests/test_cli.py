@@ -869,6 +869,47 @@ def test_evaluate_refuses(images, out, tmp_path):
     assert "has no row for 1 image: cell2" in error_of(*index, "--by", "kind")
 
 
+def test_evaluate_masks_and_unlabelled_pixels(images, tmp_path):
+    labels = read_labels(images.parent / "masks" / "cell1_masks.tif").astype(np.int32)
+    partly = np.where(np.arange(labels.shape[1]) < 60, labels, -1)
+    for name, pixels in (("mask", (labels > 0).astype(np.uint8)), ("partly", partly), ("pred", labels)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", pixels)
+    files = {name: tmp_path / f"{name}.tif" for name in ("mask", "partly", "pred")}
+    for pair in (("mask", "pred"), ("pred", "mask")):
+        line = error_of("evaluate", "--truth", files[pair[0]], "--pred", files[pair[1]])
+        assert line.startswith(f"error: {files['mask']} is a mask of two values") and "--label-parts" in line
+    shown = run("evaluate", "--truth", files["mask"], "--pred", files["mask"], "--label-parts").stdout
+    assert shown.splitlines()[1].split()[4] == "1.000"
+    whole = run("evaluate", "--truth", files["mask"], "--pred", files["mask"], "--no-label-parts").stdout
+    assert whole.splitlines()[1].split()[2:4] == ["1", "1"]
+    line = ["evaluate", "--truth", files["partly"], "--pred", files["pred"]]
+    assert "is scored with --ignore -1" in error_of(*line)
+    row = run(*line, "--ignore", "-1", "--json", tmp_path / "s.json").stdout.splitlines()[1].split()
+    n_known = str(len(np.unique(partly)) - 2)
+    assert row[2:5] == [n_known, n_known, "1.000"]
+    assert json.loads((tmp_path / "s.json").read_text())["scored_part_of_pixels"]["partly"] < 1
+    same = ["evaluate", "--truth", files["pred"], "--pred", files["pred"], "--ignore", "-1"]
+    assert "1 of 1 true images have no pixel to ignore" in run(*same).stderr
+
+
+def test_training_refuses_masks(tmp_path):
+    from cellseg_nb.data.simulate import write_simulated
+
+    write_simulated(tmp_path / "data", 2, shape=(96, 96), n_nuclei=8)
+    for path in (tmp_path / "data" / "masks").iterdir():
+        tifffile.imwrite(path, (read_labels(path) > 0).astype(np.uint8))
+    (tmp_path / "c.yml").write_text(f"name: x\ndata: {{dataset: {tmp_path / 'data'}}}\n")
+    line = error_of("train", tmp_path / "c.yml", "--out", tmp_path / "run")
+    assert "is a mask of two values, not a label image" in line and "--label-parts" in line
+    line = error_of("tune", "nuclei", "--dataset", tmp_path / "data")
+    assert "is a mask of two values" in line
+    from cellseg_nb.train.crops import chosen_samples
+    from cellseg_nb.train.settings import read_config
+
+    config = read_config(tmp_path / "c.yml", ["data.label_parts=true"])
+    assert [sample.labels().max() for sample in chosen_samples(config.data)] == [4, 3]
+
+
 def test_evaluate_goes_on_after_a_bad_file(images, tmp_path):
     labels = read_labels(tmp_path / "masks" / "cell1_masks.tif")
     for name in ("cell1", "cell2"):

@@ -154,7 +154,7 @@ def test_agree_says_who_misses_what(tmp_path, images, export):
         ("a.json", json.dumps([task(4, "one.png", eva=[])]), [], "there is no point in"),
         ("a.csv", "image,x,y\none,1,two\n", [], "row 2: y is 'two'"),
         ("a.csv", "image,x,y\n", [], "has no rows, so no points"),
-        ("a.txt", "one", [], "points are read from Label Studio"),
+        ("a.xlsx", "one", [], "points are read from Label Studio"),
         (
             "a.csv",
             "image,x,y\none,1,2\n",

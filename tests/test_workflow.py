@@ -329,6 +329,35 @@ def test_errors_are_one_line_each(study, tmp_path):
     assert "conf/base/parameters_pictures.yml" in line and "pictures.wurst: unknown key" in line
 
 
+@pytest.mark.parametrize("change", ["training.fine_tune=false", "training.unet.epochs=0"])
+def test_a_model_is_used_as_it_is(study, change):
+    at = ("--project", study, "--resume", "--params", change)
+    assert "model.start_from names the model that is used as it is" in error_of("pipeline", "run", *at)
+    result = run("pipeline", "run", *at, "--params", "model.start_from=nuclei")
+    assert ran(result) == set(ORDER) - {"download_data", "process_data", "set_augmentations"}
+    about = json.loads((study / "data/06_models/trained/model/model.json").read_text())
+    assert about["name"] == "nuclei"
+    scores = pd.read_csv(study / "data/08_reporting/metrics.csv").set_index("group")
+    assert scores.loc["all", "f1_50"] > 0.9  # one epoch of training gives nothing like it
+    assert "numbers agree" in run("verify", study).stdout
+    line = error_of("pipeline", "run", *at, "--params", "model.start_from=no-such-model")
+    assert "no model 'no-such-model'" in line
+
+
+def test_a_worse_model_is_kept_by_force(study, tmp_path, monkeypatch):
+    parent = shutil.copytree(study / "data/06_models/trained/model", tmp_path / "parent")
+    at = ("pipeline", "run", "model_training", "--project", study, "--params", f"model.start_from={parent}")
+    monkeypatch.setattr("cellseg_nb.train.finish.refusal", lambda *_, **__: "the new model is worse")
+    line = error_of(*at)
+    assert line.startswith("error: the new model is worse") and "--resume --force" in line
+    before = file_sha256(study / "data/06_models/.partial-trained/model_refused/weights.safetensors")
+    log = (study / "data/06_models/.partial-trained/log.csv").read_bytes()
+    run(*at, "--resume", "--force")
+    trained = study / "data/06_models/trained"
+    assert file_sha256(trained / "model/weights.safetensors") == before
+    assert (trained / "log.csv").read_bytes() == log  # not trained again
+
+
 def test_missing_extra_is_named(monkeypatch, tmp_path):
     for name in [one for one in sys.modules if one.split(".")[0] == "kedro"]:
         monkeypatch.delitem(sys.modules, name)

@@ -406,6 +406,8 @@ class Sample:
         Seed of a computed image; None = read from files.
     magnification
         Of the objective, such as 20; None = unknown.
+    label_parts
+        Labels that are masks: True = each part is an object; False = as they are; None = refused.
     """
 
     name: str
@@ -417,12 +419,10 @@ class Sample:
     labels_path: Path | None = None
     seed: int | None = None
     magnification: float | None = None
+    label_parts: bool | None = None
 
     def image(self) -> np.ndarray:  # type as stored; (Y, X), or (Y, X, 3) in colour
-        """Read the image; a colour file with three equal channels is gray.
-
-        One of several channels, depths or times is a ValueError.
-        """
+        """Read the image; three equal colours are gray, several planes are a ValueError."""
         if self.image_path is None:
             return _simulated(self.seed)[0].copy()
         return read_pixels(self.image_path)
@@ -431,7 +431,7 @@ class Sample:
         """Read the true labels."""
         if self.labels_path is None:
             return _simulated(self.seed)[1].copy()
-        return read_labels(self.labels_path)
+        return read_labels(self.labels_path, label_parts=self.label_parts)
 
 # %% ../../nbs/data/01_catalog.ipynb #723caf15
 def index_table(
@@ -628,6 +628,7 @@ def samples(
     name: str | Path = "sample",  # data set, or a folder of pictures and label images
     split: str | None = None,  # part of it, such as "train"; None = all
     kind: str | None = None,  # kind of image, such as "fluorescence"; None = all
+    label_parts: bool | None = None,  # masks: True = each part is an object; False = as they are
 ) -> list[Sample]:  # in a fixed order
     """List the images of a data set.
 
@@ -656,7 +657,7 @@ def samples(
         if value is not None and value not in known:
             raise ValueError(f"{name} has no {word} {value!r}; it has {', '.join(known)}")
     return [
-        one
+        replace(one, label_parts=label_parts)
         for one in (_all_samples(str(name)) if found is None else found)
         if split in (None, one.split) and kind in (None, one.kind)
     ]

@@ -340,7 +340,8 @@ def _trained_classifier(project, scribbles, images, channel):
     if lone:
         raise ValueError(f"{lone[0]}: there is no image of this name in {project / 'images'}")
     pictures, strokes = [read_pixels(images[name], channel) for name in painted], painted.values()
-    classifier = learn_foreground(pictures, map(read_labels, strokes), names=map(str, strokes))
+    painted = [read_labels(path, label_parts=False) for path in strokes]
+    classifier = learn_foreground(pictures, painted, names=map(str, strokes))
     save_forest(classifier, stored, PIXEL_FORMAT)
     return classifier
 

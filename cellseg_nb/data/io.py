@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'OWN_OUTPUTS', 'OTHER_IMAGE_SUFFIXES', 'Image', 'open_image', 'read_image', 'image_sha256',
-           'write_image', 'read_labels', 'label_shape', 'write_labels', 'select_plane', 'read_pixels', 'luminance',
-           'Plane', 'open_plane', 'find_images']
+           'write_image', 'read_labels', 'read_truth', 'label_shape', 'write_labels', 'select_plane', 'read_pixels',
+           'luminance', 'Plane', 'open_plane', 'find_images']
 
-# %% ../../nbs/data/00_io.ipynb #2fa58ae4
+# %% ../../nbs/data/00_io.ipynb #eafa88db
 import hashlib
 import re
 import warnings
@@ -24,6 +24,9 @@ from cellseg_nb.core import (
 from cellseg_nb.data.formats.base import (
     FORMATS, Format, Reader, explained, fitting_facts, format_of, gray_if_equal, image_stem,
     load_formats, named_axes, register_format,
+)
+from cellseg_nb.data.masks import (
+    objects_of,
 )
 from cellseg_nb.data.writers import (
     LabelWriter,
@@ -221,20 +224,11 @@ def write_image(
     (format_of(path) or Format()).write(path, pixels, axes, edges, channels)
     return path
 
-# %% ../../nbs/data/00_io.ipynb #25353b1f
-def _is_mask(pixels):
-    """Black and white: only 0 and the largest number of the pixel type, or True and False."""
-    if pixels.dtype.kind not in "iu" or not pixels.size:
-        return pixels.dtype == bool
-    white = np.iinfo(pixels.dtype).max
-    if pixels.min() != 0 or pixels.max() != white:
-        return False
-    return bool(((pixels == 0) | (pixels == white)).all())
-
-# %% ../../nbs/data/00_io.ipynb #c0b3b821
+# %% ../../nbs/data/00_io.ipynb #e0e65fa9
 def read_labels(
     path: str | Path,  # TIFF, PNG or OME-Zarr (the label image, or the image that it belongs to)
     series: int | None = None,  # which image of a file that holds several; 0 is the first
+    label_parts: bool | None = None,  # a mask: True = each part is an object; False = as it is
 ) -> np.ndarray:  # label image; integer; (Y, X) or (Z, Y, X); ids as stored
     """Read a label image: 0 is background, every object has its own id.
 
@@ -243,16 +237,29 @@ def read_labels(
     FileNotFoundError
         There is no such file.
     ValueError
-        The file is damaged or holds something else: floats, colours, or a mask of one value.
+        The file is damaged or holds something else: floats, colours, or a mask (`data.masks`) and
+        `label_parts` does not say what to do with it.
     """
+    return objects_of(_stored_ids(path, series), str(path), label_parts)
+
+
+def read_truth(
+    path: str | Path,  # as for `read_labels`
+    ignore: int | None = None,  # id of the pixels that are not labelled, such as -1; None = there are none
+    label_parts: bool | None = None,  # as for `read_labels`
+) -> tuple[np.ndarray, np.ndarray | None]:  # label image; unknown pixels, bool, None = all are known
+    """Read a label image of which some pixels are unknown; these are 0. Raises as `read_labels`."""
+    labels, unknown = _stored_ids(path), None
+    if ignore is not None:
+        unknown = labels == ignore
+        labels = np.where(unknown, 0, labels).astype(labels.dtype)
+    return objects_of(labels, str(path), label_parts), unknown
+
+
+def _stored_ids(path, series=None):
+    """The numbers of a label image as they are stored."""
     with _open_labels(path, series) as file:
-        pixels, path = file.read().reshape(_label_shape(file)), file.path
-    if _is_mask(pixels):
-        raise ValueError(
-            f"{path} is a mask of two values, not a label image: it does not say which pixels "
-            "belong to the same object. skimage.measure.label(mask > 0) numbers its connected parts"
-        )
-    return check_labels(_native(pixels), str(path))
+        return _native(file.read().reshape(_label_shape(file)))
 
 # %% ../../nbs/data/00_io.ipynb #af2975c1
 def label_shape(

@@ -11,7 +11,7 @@ __all__ = ['ANNOTATION_STATUS', 'FGMASK_STATUS', 'QUALITY_COLUMNS', 'trains', 'm
 import json
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from cellseg_nb.data.point_files import (
 )
 from cellseg_nb.data.points import (
     Annotations, Looked, clicks_by_annotator, join_annotations, points_of, points_table,
-    read_annotations, write_points,
+    read_annotations, without_doubles, write_points,
 )
 
 # %% ../../nbs/data/19_projects.ipynb #6e61fb2d
@@ -338,7 +338,7 @@ def _copy_images(paths, folder):
         with atomic_path(folder / path.name) as temporary:
             shutil.copyfile(path, temporary)
 
-
+# %% ../../nbs/data/19_projects.ipynb #0b920d51
 @dataclass(frozen=True, eq=False)
 class Imported:
     """What `import_points` made.
@@ -353,12 +353,15 @@ class Imported:
         The table of trust.
     by_hand
         Images whose status was entered by hand and differs from what the files say.
+    doubles
+        Image → clicks left out, because they repeat one of the same annotator.
     """
 
     folder: Path
     annotations: Annotations
     quality: pd.DataFrame
     by_hand: tuple[str, ...]
+    doubles: dict[str, int] = field(default_factory=dict)
 
 # %% ../../nbs/data/19_projects.ipynb #2da2d705
 def import_points(
@@ -376,8 +379,8 @@ def import_points(
 ) -> Imported:
     """Bring annotations and images together in a project folder.
 
-    Everything is checked before anything is written. The status of images that the files say
-    nothing about stays.
+    Clicks of one annotator within `radius_px` are one cell. All is checked before anything is
+    written. The status of images that the files say nothing about stays.
 
     Raises
     ------
@@ -396,13 +399,12 @@ def import_points(
     how = dict(label=label, skip=skip, annotator=annotator, skip_absent=skip_absent)
     together = _read_all(files, sizes, **how)
     if not len(together.points) and not allow_empty:
-        raise ValueError(
-            f"there is no point in {', '.join(map(str, files))}; if the images are truly empty, "
-            "say so (--allow-empty)"
-        )
+        named = ", ".join(map(str, files))
+        raise ValueError(f"there is no point in {named}; if that is right, say so (--allow-empty)")
     touched = set().union(*together.looked.values())
     if (out / "points.csv").exists():
         together = join_annotations(read_project(out), together)
+    together, doubles = without_doubles(together, radius_px, touched)
     before = read_quality(out / "data_quality.csv") if (out / "data_quality.csv").exists() else None
     quality = make_quality(together, sizes, status, radius_px, min_f1, before, touched)
     _copy_images(new, out / "images")
@@ -410,4 +412,4 @@ def import_points(
     write_points(out / "points.csv", together.points)
     write_quality(out / "data_quality.csv", quality)
     changed = quality.loc[quality["annotation_status"] != quality["proposed"], "image"]
-    return Imported(out, together, quality, tuple(changed))
+    return Imported(out, together, quality, tuple(changed), doubles)

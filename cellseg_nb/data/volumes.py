@@ -391,6 +391,7 @@ def read_row(
     axes: str | None = None,  # of the image: ZYX, CZYX or ZCYX; None = column axes, else the file
     channel: int | str | Sequence[int | str] | None = None,  # index from 0, or name; or several
     pixel_size_um: PixelSize = None,  # voxel edges (z, y, x); µm; None = as the file says
+    label_parts: bool | None = None,  # a mask: True = each part is an object; False = as it is
 ) -> tuple[Stack, np.ndarray | None, np.ndarray | None]:  # stack; labels; weights, float32
     """Read a stack and what belongs to it.
 
@@ -405,7 +406,8 @@ def read_row(
         stack = read_stack(row.image, axes or row.columns.get("axes"), channel, pixel_size_um)
         labels = weights = None
         if row.mask is not None:
-            labels = same_shape(read_labels(row.mask), stack.shape, "mask", row.mask)
+            labels = read_labels(row.mask, label_parts=label_parts)
+            labels = same_shape(labels, stack.shape, "mask", row.mask)
         if row.weight is not None:
             weights = read_image(row.weight).pixels
             weights = same_shape(weights, stack.shape, "weight map", row.weight)
@@ -491,13 +493,13 @@ def cut_patches(
         yield Patch(start, cut(image, tile), cells, maps)
 
 # %% ../../nbs/data/07_volumes.ipynb #d4d1cd58
-def _checked_rows(table, size, axes, channel, pixel_size_um):
+def _checked_rows(table, size, *how):
     """Read every row once; an error names the row."""
     rows = read_table(table)
     for row in rows:
         if row.mask is None:
             raise ValueError(f"{row.place} names no mask; patches for training need one")
-        stack, *_ = read_row(row, axes, channel, pixel_size_um)
+        stack, *_ = read_row(row, *how)
         try:
             plan_patches(stack.shape, size)
         except ValueError as error:
@@ -529,6 +531,7 @@ def write_patches(
     axes: str | None = None,  # of the images: ZYX, CZYX or ZCYX; None = as table or file say
     channel: int | str | None = None,  # index from 0, or name; None = all
     pixel_size_um: PixelSize = None,  # voxel edges (z, y, x); µm; None = as the file says
+    label_parts: bool | None = None,  # masks: True = each part is an object; False = as they are
     w0: float = 10.0,  # weight added where two cells touch
     sigma_px: float = 5.0,  # how far that reaches; px of the last axis
     progress: bool = False,  # show a bar
@@ -544,12 +547,13 @@ def write_patches(
         named), or no patch is left.
     """
     out, written = Path(out), []
-    rows = _checked_rows(table, size, axes, channel, pixel_size_um)
+    how = axes, channel, pixel_size_um, label_parts
+    rows = _checked_rows(table, size, *how)
     stems = Counter(image_stem(row.image) for row in rows)
     own = dict.fromkeys(name for row in rows for name in row.columns if name != "axes")
     weighed = weight_map or any(row.weight for row in rows)
     for row in tqdm(rows, desc="stacks", disable=not progress):
-        stack, labels, weights = read_row(row, axes, channel, pixel_size_um)
+        stack, labels, weights = read_row(row, *how)
         if weights is None and weighed:
             weights = border_weights(labels, w0, sigma_px, stack.pixel_size_um, inside=True)
         name = stack.name if stems[stack.name] == 1 else f"{stack.name}_row{row.number}"

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cellseg_nb.measure.matching import (
-    count_pairs, pairs_table,
+    checked_ignore, count_pairs, pairs_table,
 )
 
 # %% ../../nbs/measure/01_overlap.ipynb #09b38bb1
@@ -51,17 +51,21 @@ def _share(part, whole):
 def pixel_counts(
     truth: np.ndarray,  # mask or label image; bool or integer; any axes; 0 = background
     pred: np.ndarray,  # mask or label image; bool or integer; same shape
+    ignore: np.ndarray | None = None,  # unknown pixels, left out; bool; same shape
 ) -> PixelCounts:
     """Count the pixels of two masks, and those in both.
 
     Raises
     ------
     ValueError
-        A mask is neither bool nor integer, or the shapes differ.
+        A mask is neither bool nor integer, `ignore` is not bool, or the shapes differ.
     """
     truth, pred = _mask(truth, "truth"), _mask(pred, "pred")
     if truth.shape != pred.shape:
         raise ValueError(f"truth {truth.shape} and pred {pred.shape} must have the same shape")
+    if ignore is not None:
+        ignore = checked_ignore(ignore, truth.shape)
+        truth, pred = truth & ~ignore, pred & ~ignore
     return PixelCounts(*map(np.count_nonzero, (truth & pred, truth, pred)))
 
 
@@ -75,6 +79,7 @@ def pool_pixels(
 def dice(
     truth: np.ndarray,  # mask or label image; bool or integer; any axes; 0 = background
     pred: np.ndarray,  # mask or label image; bool or integer; same shape
+    ignore: np.ndarray | None = None,  # unknown pixels, left out; bool; same shape
 ) -> float:  # 2 |both| / (|truth| + |pred|); 1 when both are empty
     """Dice coefficient of two masks.
 
@@ -83,12 +88,13 @@ def dice(
     ValueError
         A mask is neither bool nor integer, or the shapes differ.
     """
-    return pixel_counts(truth, pred).f1
+    return pixel_counts(truth, pred, ignore).f1
 
 
 def iou(
     truth: np.ndarray,  # mask or label image; bool or integer; any axes; 0 = background
     pred: np.ndarray,  # mask or label image; bool or integer; same shape
+    ignore: np.ndarray | None = None,  # unknown pixels, left out; bool; same shape
 ) -> float:  # |both| / |either|; 1 when both are empty
     """Intersection over union (Jaccard index) of two masks.
 
@@ -97,12 +103,13 @@ def iou(
     ValueError
         A mask is neither bool nor integer, or the shapes differ.
     """
-    return pixel_counts(truth, pred).iou
+    return pixel_counts(truth, pred, ignore).iou
 
 # %% ../../nbs/measure/01_overlap.ipynb #fdb6f334
 def aggregated_jaccard(
     truth: np.ndarray,  # label image; integer; (Y, X) or (Z, Y, X); 0 = background
     pred: np.ndarray,  # label image; integer; same shape
+    ignore: np.ndarray | None = None,  # unknown pixels, left out; bool; same shape
 ) -> float:  # between 0 and 1; 1 when both are empty
     """Aggregated Jaccard index (AJI).
 
@@ -111,7 +118,7 @@ def aggregated_jaccard(
     ValueError
         An image is not a label image, or the shapes differ.
     """
-    table = pairs_table(truth, pred)
+    table = pairs_table(truth, pred, ignore)
     order = np.lexsort((-table.ious, table.truth_index))
     found, first = np.unique(table.truth_index[order], return_index=True)
     best = order[first]
@@ -121,9 +128,11 @@ def aggregated_jaccard(
     return float(table.intersections[best].sum() / either) if either else 1.0
 
 # %% ../../nbs/measure/01_overlap.ipynb #795eafbd
-def _pixels(truth: np.ndarray, pred: np.ndarray, ignore_labels: Collection[int]) -> tuple:
+def _pixels(
+    truth: np.ndarray, pred: np.ndarray, ignore_labels: Collection[int], ignore: np.ndarray | None
+) -> tuple:
     """Pixels of each pair of objects, and for each pair those of its two objects."""
-    truth_ids, pred_ids, pixels = count_pairs(truth, pred)
+    truth_ids, pred_ids, pixels = count_pairs(truth, pred, ignore)
     kept = ~np.isin(truth_ids, list(ignore_labels))
     pixels = pixels[kept].astype(float)
     _, truth_index = np.unique(truth_ids[kept], return_inverse=True)
@@ -141,6 +150,7 @@ def variation_of_information(
     truth: np.ndarray,  # label image; integer; (Y, X) or (Z, Y, X)
     pred: np.ndarray,  # label image; integer; same shape
     ignore_labels: Collection[int] = (),  # pixels with these *true* ids are left out
+    ignore: np.ndarray | None = None,  # unknown pixels, left out; bool; same shape
 ) -> tuple[float, float]:  # split, merge; bits
     """Variation of information: loss by splits, H(pred | truth), and by merges, H(truth | pred).
 
@@ -149,7 +159,9 @@ def variation_of_information(
     ValueError
         An image is not a label image, or the shapes differ.
     """
-    pixels, truth_areas, pred_areas, truth_index, pred_index = _pixels(truth, pred, ignore_labels)
+    pixels, truth_areas, pred_areas, truth_index, pred_index = _pixels(
+        truth, pred, ignore_labels, ignore
+    )
     total = max(pixels.sum(), 1)
     split = (pixels * np.log2(truth_areas[truth_index] / pixels)).sum() / total
     merge = (pixels * np.log2(pred_areas[pred_index] / pixels)).sum() / total
@@ -160,6 +172,7 @@ def pixel_pairs(
     truth: np.ndarray,  # label image; integer; (Y, X) or (Z, Y, X)
     pred: np.ndarray,  # label image; integer; same shape
     ignore_labels: Collection[int] = (0,),  # pixels with these *true* ids are left out
+    ignore: np.ndarray | None = None,  # unknown pixels, left out; bool; same shape
 ) -> tuple[float, float, float]:  # together in both images, in the truth, in the prediction
     """Count the pairs of pixels that lie in one object; pairs of several images may be added up.
 
@@ -168,7 +181,7 @@ def pixel_pairs(
     ValueError
         An image is not a label image, or the shapes differ.
     """
-    pixels, truth_areas, pred_areas, _, _ = _pixels(truth, pred, ignore_labels)
+    pixels, truth_areas, pred_areas, _, _ = _pixels(truth, pred, ignore_labels, ignore)
     return tuple(float((n * (n - 1)).sum()) for n in (pixels, truth_areas, pred_areas))
 
 
@@ -188,6 +201,7 @@ def adapted_rand(
     truth: np.ndarray,  # label image; integer; (Y, X) or (Z, Y, X)
     pred: np.ndarray,  # label image; integer; same shape
     ignore_labels: Collection[int] = (0,),  # pixels with these *true* ids are left out
+    ignore: np.ndarray | None = None,  # unknown pixels, left out; bool; same shape
 ) -> tuple[float, float, float]:  # error, precision, recall
     """Adapted Rand error, with its precision (lowered by merges) and recall (lowered by splits).
 
@@ -196,4 +210,4 @@ def adapted_rand(
     ValueError
         An image is not a label image, or the shapes differ.
     """
-    return rand_from_pairs(*pixel_pairs(truth, pred, ignore_labels))
+    return rand_from_pairs(*pixel_pairs(truth, pred, ignore_labels, ignore))

@@ -79,6 +79,7 @@ def match_by_size(
     edges: Sequence[float],  # limits between the classes, rising; µm³, or voxels
     thresholds: Iterable[float] = IOU_THRESHOLDS,  # IoU at which a pair counts as a hit
     pixel_size_um: PixelSize = None,  # edges of a voxel; µm; None = `edges` are in voxels
+    ignore: np.ndarray | None = None,  # unknown voxels; bool; same shape
 ) -> dict[str, Matching]:  # name of the size class → counts and scores
     """Match predicted with true cells, and count them by size class.
 
@@ -89,7 +90,7 @@ def match_by_size(
     """
     known = pixel_size_um is not None
     names = size_names(edges, "voxels" if not known else "µm³" if np.ndim(truth) == 3 else "µm²")
-    table, whole = pairs_table(truth, pred), match(truth, pred, thresholds)
+    table, whole = pairs_table(truth, pred, ignore), match(truth, pred, thresholds, ignore)
     voxel = _voxel(pixel_size_um, np.ndim(truth))
     true_class, own_class = (
         np.searchsorted(edges, areas * voxel, side="right")
@@ -173,6 +174,7 @@ def volume_scores(
     pred: np.ndarray,  # label volume; integer; same shape
     thresholds: Iterable[float] = IOU_THRESHOLDS,  # IoU at which a pair counts as a hit
     ignore_labels: Sequence[int] = (0,),  # voxels with these true ids enter neither VOI nor Rand
+    ignore: np.ndarray | None = None,  # unknown voxels; bool; same shape
 ) -> VolumeScores:
     """Score a segmented stack against the truth.
 
@@ -181,18 +183,20 @@ def volume_scores(
     ValueError
         A volume is not a label image, the shapes differ, or a threshold is not within 0..1.
     """
-    found = errors(truth, pred)
-    split, merge = variation_of_information(truth, pred, ignore_labels)
+    found = errors(truth, pred, ignore=ignore)
+    split, merge = variation_of_information(truth, pred, ignore_labels, ignore)
+    unjudged = np.isin(truth, list(ignore_labels))
+    unjudged |= False if ignore is None else ignore
     return VolumeScores(
-        matching=match(truth, pred, thresholds),
+        matching=match(truth, pred, thresholds, ignore),
         splits=len(found.splits),
         merges=len(found.merges),
         misses=len(found.misses),
         extras=len(found.extras),
-        voxels=int(np.size(truth) - np.isin(truth, list(ignore_labels)).sum()),
+        voxels=int(np.size(truth) - unjudged.sum()),
         voi_split=split,
         voi_merge=merge,
-        pairs=pixel_pairs(truth, pred, ignore_labels),
+        pairs=pixel_pairs(truth, pred, ignore_labels, ignore),
     )
 
 # %% ../../nbs/measure/04_volumes.ipynb #13b36a6c

@@ -96,7 +96,7 @@ def demo(
     rows, reports, figures = [], {}, {}
     for model in models:
         summary = analyse(path, out / model, model)
-        labels = read_labels(summary.out / f"{sample.name}_labels.tif")
+        labels = read_labels(summary.out / f"{sample.name}_labels.tif", label_parts=False)
         rows.append({"model": model, **score_row([match(truth, labels)])})
         reports[model] = summary.report
         figures[model] = summary.out / "truth_against_prediction.png"

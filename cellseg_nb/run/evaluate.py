@@ -8,8 +8,9 @@ __all__ = ['LABEL_ENDINGS', 'ALL', 'label_files', 'score_row', 'Evaluation', 'ev
 
 # %% ../../nbs/run/03_evaluate.ipynb #57e16606
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from cellseg_nb.core import (
     atomic_path,
 )
 from cellseg_nb.data.io import (
-    IMAGE_SUFFIXES, OWN_OUTPUTS, image_stem, read_labels,
+    IMAGE_SUFFIXES, OWN_OUTPUTS, image_stem, read_labels, read_truth,
 )
 from cellseg_nb.measure.intervals import (
     resample_images, interval, pool_resampled,
@@ -155,24 +156,35 @@ class _Scored(NamedTuple):
     pixels: PixelCounts
     volume: VolumeScores | None = None
     classes: dict[str, Matching] | None = None
+    known: float = 1.0  # share of the pixels that are not ignored
 
 
-def _score_files(truth: Path, pred: Path | None, size_edges_px: Sequence[float] | None) -> _Scored:
+def _score_files(
+    truth: Path,
+    pred: Path | None,
+    size_edges_px: Sequence[float] | None,
+    ignore: int | None,
+    label_parts: bool | None,
+) -> _Scored:
     """Score two label files; no prediction counts as an empty one."""
-    truth_labels = read_labels(truth)
-    pred_labels = np.zeros_like(truth_labels) if pred is None else read_labels(pred)
+    truth_labels, unknown = read_truth(truth, ignore, label_parts)
+    pred_labels = np.zeros_like(truth_labels)
+    if pred is not None:
+        pred_labels = read_labels(pred, label_parts=label_parts)
     if truth_labels.shape != pred_labels.shape:
         raise ValueError(
             f"{truth} has shape {truth_labels.shape} and {pred} has {pred_labels.shape}; "
             "truth and prediction must have the same size"
         )
-    flat = _Scored(match(truth_labels, pred_labels), pixel_counts(truth_labels, pred_labels))
+    both = truth_labels, pred_labels
+    known = 1.0 if unknown is None else 1 - float(unknown.mean())
+    flat = _Scored(match(*both, ignore=unknown), pixel_counts(*both, unknown), known=known)
     if truth_labels.ndim == 2:
         return flat
-    classes = size_edges_px and match_by_size(truth_labels, pred_labels, size_edges_px)
-    return flat._replace(volume=volume_scores(truth_labels, pred_labels), classes=classes)
+    classes = size_edges_px and match_by_size(*both, size_edges_px, ignore=unknown)
+    return flat._replace(volume=volume_scores(*both, ignore=unknown), classes=classes)
 
-
+# %% ../../nbs/run/03_evaluate.ipynb #e5bcd432
 def score_row(
     matchings: list[Matching],  # one per image
     pixels: Sequence[PixelCounts] = (),  # one per image; empty = leave their scores out
@@ -197,7 +209,7 @@ def score_row(
 
 # %% ../../nbs/run/03_evaluate.ipynb #2841d346
 def _score_all(
-    truths: dict[str, Path], preds: dict[str, Path], size_edges_px: Sequence[float] | None
+    truths: dict[str, Path], preds: dict[str, Path], score: Callable[[Path, Path | None], _Scored]
 ) -> tuple[dict[str, _Scored], dict[str, str]]:  # image → scores; image → why there are none
     """Score every pair of files; one that cannot be read is noted, not fatal.
 
@@ -210,7 +222,7 @@ def _score_all(
     failures: dict[str, str] = {}
     for name, path in tqdm(truths.items(), desc="evaluate", unit="image", disable=None):
         try:
-            scored[name] = _score_files(path, preds.get(name), size_edges_px)
+            scored[name] = score(path, preds.get(name))
         except (ValueError, FileNotFoundError) as error:
             failures[name] = str(error)
     if not scored:
@@ -241,6 +253,8 @@ class Evaluation:
         Size class → counts of all stacks; empty = no limits between classes were given.
     counts : dict
         Image → its group, its objects and its pixels as they were counted, for `score_intervals`.
+    known : dict
+        Image → share of its pixels that are scored; empty = no id to ignore was given.
     """
 
     groups: pd.DataFrame
@@ -251,6 +265,7 @@ class Evaluation:
     volumes: dict[str, VolumeScores] = field(default_factory=dict)
     classes: dict[str, Matching] = field(default_factory=dict)
     counts: dict[str, tuple[str, Matching, PixelCounts]] = field(default_factory=dict)
+    known: dict[str, float] = field(default_factory=dict)
 
     @property
     def stacks(self) -> pd.DataFrame | None:
@@ -285,11 +300,13 @@ def evaluate_folders(
     by: str | None = None,  # column of `index` to group by
     allow_missing: bool = False,  # True = an image without prediction counts as nothing found
     size_edges_px: Sequence[float] | None = None,  # for stacks: limits of size classes; voxels
+    ignore: int | None = None,  # true id of pixels that are not labelled, such as -1; 0 = background
+    label_parts: bool | None = None,  # masks: True = each part is an object; False = as they are
 ) -> Evaluation:
     """Score predicted label images against the truth, pooled over the images of each group.
 
-    An image that cannot be scored (a file is not a label image, two files differ in size) is
-    listed in `failures`, and the others are scored.
+    An image that cannot be scored is listed in `failures`, and the others are scored. Pixels to
+    ignore are not counted; predicted objects mostly on them are neither right nor wrong.
 
     Raises
     ------
@@ -311,7 +328,8 @@ def evaluate_folders(
     if missing and (not allow_missing or len(missing) == len(truths)):
         raise ValueError(f"{pred} has no prediction for {_listed(missing)}")
     groups = {} if by is None else _groups(index, by, list(truths))
-    scored, failures = _score_all(truths, preds, size_edges_px)
+    how = {"size_edges_px": size_edges_px, "ignore": ignore, "label_parts": label_parts}
+    scored, failures = _score_all(truths, preds, partial(_score_files, **how))
     counts = {name: (groups.get(name, ALL), *one[:2]) for name, one in scored.items()}
     stacks = {name: one for name, one in scored.items() if one.volume is not None}
     return Evaluation(
@@ -322,6 +340,7 @@ def evaluate_folders(
         {name: one.volume for name, one in stacks.items()},
         {name: pool(one.classes[name] for one in stacks.values()) for name in names if stacks},
         counts,
+        {} if ignore is None else {name: one.known for name, one in scored.items()},
     )
 
 # %% ../../nbs/run/03_evaluate.ipynb #77f51352
@@ -388,6 +407,8 @@ def write_evaluation(
             {"class": name, **one.table().reset_index().to_dict("list")}
             for name, one in evaluation.classes.items()
         ]
+    if evaluation.known:
+        content["scored_part_of_pixels"] = evaluation.known
     if intervals is not None:
         known = intervals.astype(object).where(intervals.notna(), None)
         content["intervals"] = known.to_dict("records")

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TEMPLATE', 'PLACE', 'LAYERS', 'PYPROJECT', 'SETTINGS_PY', 'REGISTRY_PY', 'PROJECT_README', 'LOGGING_YML', 'Source',
            'DataSection', 'ProcessingSection', 'ModelSection', 'TrainingSection', 'EvaluationSection',
-           'PicturesSection', 'ProjectSettings', 'training_config', 'is_project', 'parameter_files', 'check_settings',
-           'CatalogEntry', 'catalog_paths', 'check_catalog', 'read_project', 'init_project']
+           'PicturesSection', 'ProjectSettings', 'used_as_is', 'training_config', 'is_project', 'parameter_files',
+           'check_settings', 'CatalogEntry', 'catalog_paths', 'check_catalog', 'read_project', 'init_project']
 
 # %% ../../nbs/run/07_project.ipynb #02a068f1
 import importlib.util
@@ -26,6 +26,9 @@ from cellseg_nb.core import (
 from cellseg_nb.data.transforms import (
     Augmentation,
 )
+from cellseg_nb.models.bundle import (
+    find_bundle,
+)
 from cellseg_nb.segment.image import (
     SegmentSettings,
 )
@@ -33,7 +36,7 @@ from cellseg_nb.settings import (
     Settings, setting,
 )
 from cellseg_nb.train.settings import (
-    CONFIGS, StartSettings, change_key, make_config,
+    CONFIGS, StartSettings, change_key, is_weights_file, make_config,
 )
 
 # %% ../../nbs/run/07_project.ipynb #8e31309a
@@ -69,6 +72,11 @@ class ProcessingSection(Settings):
     )
     test: tuple[str, ...] = setting(("test",), "Images to be tested on, in the same way.")
     group_by: str = setting("kind", "Column of the table of images; its values get scores each.")
+    label_parts: bool | None = setting(
+        None,
+        "Labels that are masks: true makes an object of each part, false reads them as they are.",
+        usual="masks are refused",
+    )
     rescale_to_magnification: float | None = setting(
         None, "Magnification that all images are resized to.", usual="as they are", gt=0
     )
@@ -95,6 +103,9 @@ class TrainingSection(Settings):
 
     validation_fraction: float = setting(
         0.15, "Share of the training images that is set aside to choose the best epoch.", gt=0, lt=1
+    )
+    fine_tune: bool = setting(
+        True, "False, or 0 epochs: the model of `model.start_from` is used as it is, not trained."
     )
     unet: dict[str, Any] = setting({}, "U-Net: `training` of a configuration of `cellseg train`.")
     stardist: dict[str, Any] = setting({}, "StarDist: the same.")
@@ -130,6 +141,30 @@ class ProjectSettings(Settings):
     pictures: PicturesSection = setting(PicturesSection(), "What is drawn.")
 
 # %% ../../nbs/run/07_project.ipynb #cb880b98
+def used_as_is(
+    settings: ProjectSettings,  # of the project
+    place: str = "the project",  # what to call the files in an error
+) -> Path | None:  # folder of the model that is used without training; None = one is trained
+    """Find the model that a project uses as it is.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such model.
+    ValueError
+        No model is named.
+    """
+    own, model = getattr(settings.training, settings.model.method), settings.model.start_from
+    if settings.training.fine_tune and own.get("epochs") != 0:
+        return None
+    if model is None or is_weights_file(model):
+        raise ValueError(
+            f"{place}: without training (training.fine_tune: false, or 0 epochs) model.start_from names "
+            f"the model that is used as it is, by name or folder; it is {model!r}"
+        )
+    return find_bundle(model)
+
+
 def training_config(
     settings: ProjectSettings,  # of the project
     dataset: str | Path,  # folder of training images and label images
@@ -151,6 +186,7 @@ def training_config(
     fields["training"] = getattr(training, model.method)
     fields["augmentation"] = settings.augmentations.model_dump()
     data = {"dataset": str(dataset), "validation_fraction": training.validation_fraction}
+    data["label_parts"] = False  # checked when they were prepared
     return make_config(fields | {"data": data}, f"{place}, method {model.method}")
 
 # %% ../../nbs/run/07_project.ipynb #3dbce4de
@@ -223,7 +259,8 @@ def check_settings(
         reason = explain_settings(error, ProjectSettings)
         raise ValueError(f"{_files_of(files, section)}: {reason}") from error
     place = f"{_files_of(files, 'model')} and {_files_of(files, 'training')}"
-    training_config(settings, "data/03_primary/train", place)
+    if used_as_is(settings, place) is None:
+        training_config(settings, "data/03_primary/train", place)
     return settings
 
 # %% ../../nbs/run/07_project.ipynb #bbb04f4c

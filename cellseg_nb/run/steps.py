@@ -53,7 +53,7 @@ from cellseg_nb.run.outputs import (
 )
 from cellseg_nb.run.project import (
     DataSection, EvaluationSection, PicturesSection, ProcessingSection, ProjectSettings,
-    training_config,
+    training_config, used_as_is,
 )
 
 # %% ../../nbs/run/08_steps.ipynb #e7fa8696
@@ -170,9 +170,11 @@ def _resized(image: np.ndarray, labels: np.ndarray, magnification: float, wanted
     return np.stack([one for one, _ in both], axis=-1), both[0][1]
 
 
-def _prepare(row: Mapping[str, Any], raw: Path, folder: Path, wanted: float | None) -> None:
+def _prepare(row: Mapping[str, Any], raw: Path, folder: Path, section: ProcessingSection) -> None:
     """Write one image and its labels, resized if asked for."""
+    wanted = section.rescale_to_magnification
     paths = {key: raw / row[key] for key in ("image_path", "labels_path")}
+    paths["label_parts"] = section.label_parts
     sample = Sample(row["image"], row["split"], row["kind"], row["dataset"], **paths)
     image, labels, own = sample.image(), sample.labels(), row["magnification"]
     edges = [row["pixel_size_y_um"], row["pixel_size_x_um"]]
@@ -209,7 +211,7 @@ def process_data(
     parts = split_samples(table, section)
     for part, rows in parts.items():
         for row in rows.to_dict("records"):
-            _prepare(row, raw, folder / part, section.rescale_to_magnification)
+            _prepare(row, raw, folder / part, section)
     kept = [rows.assign(part=part, group=rows[section.group_by]) for part, rows in parts.items()]
     write_csv(folder / SAMPLES, pd.concat(kept))
 
@@ -231,7 +233,7 @@ def draw_augmentations(
 ) -> None:
     """Draw three training images, and seven variations of each."""
     settings = Augmentation(**json.loads(augmentations.read_text(encoding="utf-8")))
-    chosen = samples(prepared / "train")[:3]
+    chosen = samples(prepared / "train", label_parts=False)[:3]
     figure = StandaloneFigure(figsize=(12, 1.6 * len(chosen) + 0.3), dpi=80, layout="constrained")
     axes = figure.subplots(len(chosen), 8, squeeze=False)
     rng = np.random.default_rng(model.get("seed", 0))
@@ -264,8 +266,9 @@ def train_model(
     augmentations: Path,  # from `set_augmentations`
     model: Mapping[str, Any],  # `ModelSection`
     training: Mapping[str, Any],  # `TrainingSection`
+    force: bool = False,  # keep a model that is worse than the one it started from
 ) -> None:
-    """Train the model, from its checkpoint if there is one.
+    """Train the model, from its checkpoint if there is one; or copy one that is used as it is.
 
     Raises
     ------
@@ -280,8 +283,12 @@ def train_model(
         model=dict(model),
         training=dict(training),
     )
+    ready = used_as_is(settings)
+    if ready is not None:
+        shutil.copytree(ready, folder / "model", dirs_exist_ok=True)
+        return
     config = training_config(settings, (prepared / "train").absolute())
-    train(config, folder, resume=(folder / "config.yml").is_file())
+    train(config, folder, (folder / "config.yml").is_file(), force)
 
 # %% ../../nbs/run/08_steps.ipynb #6c20db90
 def segment_test(
@@ -321,7 +328,8 @@ def score_test(
         An image cannot be scored.
     """
     truth = prepared / "test" / "masks"
-    evaluation = evaluate_folders(truth, predicted, prepared / SAMPLES, by="group")
+    own = {"by": "group", "label_parts": False}  # files of this project are no masks
+    evaluation = evaluate_folders(truth, predicted, prepared / SAMPLES, **own)
     _refuse(evaluation.failures)
     write_evaluation(path, evaluation, score_intervals(evaluation))
 
@@ -392,8 +400,9 @@ def draw_results(
     files = label_files(predicted)
     for row in scores["images"]:
         name = row["image"]
-        truth = read_labels(prepared / "test" / "masks" / f"{name}.tif")
-        found = read_labels(files[name])
+        truth = prepared / "test" / "masks" / f"{name}.tif"
+        truth = read_labels(truth, label_parts=False)  # checked when it was prepared
+        found = read_labels(files[name], label_parts=False)
         groups.setdefault(row["group"], []).append((truth, found))
         kinds = [kind for kind, names in chosen.items() if name in names]
         for kind in kinds:

@@ -94,6 +94,7 @@ class Place(AbstractDataset):
     ):
         self.path, self.patterns = Path(filepath), tuple(hashed or ("**/*",))
         self.mark, self.resume = "", False  # what decides the result; go on with unfinished work
+        self.how: dict[str, Any] = {}  # arguments of the step that decide no result
 
     def load(self) -> Path:
         if not self._exists():
@@ -102,7 +103,7 @@ class Place(AbstractDataset):
 
     def save(self, fill: Callable[[Path], None]) -> None:
         unfinished = _begin(self)
-        fill(unfinished)
+        fill(unfinished, **self.how)
         replace_folder(unfinished, self.path)
         _mark_path(self).unlink(missing_ok=True)
 
@@ -173,7 +174,7 @@ def _filler(name: str) -> Callable:
     """A step as Kedro wants it: it takes what it reads, and returns how its place is filled."""
 
     def fill_later(*inputs):
-        return lambda path: getattr(steps, name)(path, *inputs)
+        return lambda path, **how: getattr(steps, name)(path, *inputs, **how)
 
     fill_later.__name__ = name
     return fill_later
@@ -388,11 +389,19 @@ class ResumingRunner(SequentialRunner):
         False = run every step, from its beginning.
     say : function or None
         Called with each line to tell the person; None = print.
+    force : bool
+        Keep a model that is worse than the one it started from.
     """
 
-    def __init__(self, is_async: bool = False, resume: bool = True, say: Callable | None = None):
+    def __init__(
+        self,
+        is_async: bool = False,
+        resume: bool = True,
+        say: Callable | None = None,
+        force: bool = False,
+    ):
         super().__init__()
-        self.resume, self.say = resume, say or partial(print, flush=True)
+        self.resume, self.say, self.force = resume, say or partial(print, flush=True), force
 
     def _run(self, pipeline, catalog, hook_manager=None, run_id=None):
         for step in pipeline.nodes:
@@ -404,6 +413,8 @@ class ResumingRunner(SequentialRunner):
                 continue
             for name in step.outputs:
                 catalog.get(name).resume = self.resume
+                if step.name == "train_model":
+                    catalog.get(name).how = {"force": self.force}
             self.say(f"{step.name}: runs{f', {reason}' if self.resume else ''}")
             begun = time.perf_counter()
             Task(step, catalog, False, hook_manager, run_id).execute()
@@ -487,6 +498,7 @@ def run_pipeline(
     changes: list[str] | tuple[str, ...] = (),  # such as "training.unet.epochs=3"
     resume: bool = False,  # leave out steps for which nothing has changed
     say: Callable[[str], None] | None = None,  # called with each line; None = print
+    force: bool = False,  # keep a model that is worse than the one it started from
 ) -> Path:  # the run card
     """Run a pipeline of a project.
 
@@ -509,7 +521,7 @@ def run_pipeline(
     with _inside(project):
         _check_choice(registered.pipelines, name, tags, ends.values())
         ends = {key: [step] for key, step in ends.items() if step is not None}
-        runner = ResumingRunner(resume=resume, say=say)
+        runner = ResumingRunner(resume=resume, say=say, force=force)
         try:
             with KedroSession.create(project, False, runtime_params=parameters) as session:
                 session.run(pipeline_names=[name], tags=tags or None, runner=runner, **ends)

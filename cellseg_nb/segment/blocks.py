@@ -27,7 +27,7 @@ from cellseg_nb.segment.partition import (
     partition,
 )
 from cellseg_nb.segment.superpixels import (
-    as_probability, check_watershed_settings, dissolve_small, distance_to_walls, fill_landscape,
+    as_probability, check_walls, check_watershed_settings, dissolve_small, distance_to_walls, fill_landscape,
     find_deepest,
 )
 
@@ -213,6 +213,28 @@ def _partition_volume(volume: _Volume, windows, out, present, costs_of, method, 
         out[window] = label_superpixels(out[window], cells)
         step()
 
+# %% ../../nbs/segment/08_blocks.ipynb #8d13a6f8
+class _Bits:
+    """A byte map of 0 and 1 as bool, block by block."""
+
+    def __init__(self, values: Any):
+        self.values, self.shape, self.dtype = values, tuple(values.shape), np.dtype(bool)
+
+    def __getitem__(self, window):
+        return np.asarray(self.values[window]) > 0
+
+
+def _checked_walls(boundaries: Any, windows: Sequence, threshold: float) -> Any:
+    """The boundary map; one of bytes that are 0 and 1 only becomes bool. Errors as `check_walls`."""
+    ends = []
+    for window in windows:
+        block = np.asarray(boundaries[window])
+        ends += [float(block.min()), float(block.max())]
+    in_bytes = block.dtype == np.uint8
+    scale = 255 if in_bytes and max(ends) > 1 else 1
+    check_walls(np.array(ends) / scale, threshold)
+    return _Bits(boundaries) if in_bytes and scale == 1 else boundaries
+
 
 def _counted(report: Callable[[int, int], None] | None, total: int) -> Callable[[], None]:
     """Call `report` with 1, 2, 3 … of the total."""
@@ -252,7 +274,9 @@ def segment_blocks(
     check_watershed_settings(threshold, sigma_seeds, sigma_weights, min_size)
     margin = tuple(np.broadcast_to(margin_px, len(shape)).tolist())
     how = (margin, threshold, sigma_seeds, sigma_weights, min_size, pixel_size_um)
-    volume, windows = _Volume(boundaries, mask, *how), list(plan_blocks(shape, block_px))
+    windows = list(plan_blocks(shape, block_px))
+    boundaries = _checked_walls(boundaries, windows, threshold)
+    volume = _Volume(boundaries, mask, *how)
     step = _counted(report, 4 * len(windows))
     present = _cut_volume(volume, windows, out, step)
     costs_of = partial(

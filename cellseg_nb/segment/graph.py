@@ -20,7 +20,7 @@ from cellseg_nb.segment.partition import (
     METHODS, graph_costs, label_superpixels, partition, region_graph,
 )
 from cellseg_nb.segment.superpixels import (
-    as_probability, check_mask, distance_watershed, h_minima_watershed,
+    as_probability, check_mask, check_walls, distance_watershed, h_minima_watershed,
 )
 
 # %% ../../nbs/segment/09_graph.ipynb #5581098d
@@ -70,16 +70,16 @@ def segment_boundaries(
     Raises
     ------
     ValueError
-        `boundaries` is no probability map, another array does not fit it, or a setting makes no
-        sense.
+        `boundaries` is no map of walls, another array does not fit it, or a setting is wrong.
     """
     values = as_probability(boundaries)
+    check_walls(values, None if method == "watershed" or superpixels is not None else threshold)
     check_mask(mask, values.shape)
     if method == "watershed":
         if superpixels is not None or edge_model is not None:
             raise ValueError(
-                "the method watershed floods the boundaries and uses neither superpixels nor learned "
-                "edges; leave them out, or choose another method"
+                "the method watershed floods the boundaries and uses neither superpixels nor learned edges; "
+                "leave them out, or choose another method"
             )
         return h_minima_watershed(values, sigma_weights, seed_height, min_size, pixel_size_um, mask)
     if method not in METHODS:

@@ -86,6 +86,10 @@ class VolumeSettings(Settings):
     edges: Path | None = setting(
         None, "Learned edges, made by 'cellseg graph-train'.", metavar="EDGES"
     )
+    label_parts: bool | None = setting(
+        None, "Label volumes that are masks: an object of each part, or as they are.",
+        usual="masks are refused",
+    )
     large_mvox: Positive = setting(
         100, "Work piece by piece on stacks of more million voxels.", metavar="MVOX", unit="Mvox"
     )

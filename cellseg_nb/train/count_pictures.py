@@ -146,7 +146,7 @@ def count_pictures(
         elif (folder := _point_folder(name)) is not None:
             found += _of_folder(folder, data)
         else:
-            labelled = samples(name, split=data.split, kind=data.kind)
+            labelled = samples(name, data.split, data.kind, data.label_parts)
             found += [
                 CountPicture(one.name, one.image(), label_centres(one.labels()))
                 for one in labelled

@@ -72,6 +72,7 @@ class StackSample:
     channel: int | str | tuple[int | str, ...] | None = None  # None = the only one, or membranes
     axes: str | None = None  # of the files, as in `data.volumes.read_stack`
     seed: int | None = None  # of a computed stack; None = read from files
+    label_parts: bool | None = None  # of a mask: True = each part is an object; False = as it is
 
     @property
     def image_path(self) -> Path | None:
@@ -107,7 +108,8 @@ def _computed(sample):
 def _read_labelled(sample):
     """Read the stack, the labels and the weights of a row."""
     row = sample.row
-    stack, labels, weights = read_row(row, sample.axes, sample.channel, sample.pixel_size_um)
+    how = sample.axes, sample.channel, sample.pixel_size_um, sample.label_parts
+    stack, labels, weights = read_row(row, *how)
     if labels is None:
         raise ValueError(f"{row.place} has no mask, and training needs one")
     return Picture(stack.pixels, labels, sample, weights, stack.pixel_size_um)
@@ -185,6 +187,7 @@ def _all_stacks(data):
             row,
             data.channel,
             data.axes,
+            label_parts=data.label_parts,
         )
         for row in read_table(data.dataset)
     ]
@@ -241,7 +244,7 @@ def chosen_samples(
     if isinstance(data, StackDataSettings):
         return stack_samples(data)[: data.images]
     _check_labels_of_all(data.dataset)
-    found = samples(data.dataset, split=data.split, kind=data.kind)
+    found = samples(data.dataset, data.split, data.kind, data.label_parts)
     if data.split is None and data.dataset not in datasets():
         found = [sample for sample in found if sample.split != "test"]
     return found[: data.images]

@@ -45,8 +45,9 @@ from cellseg_nb.segment.predict import (
     choose_device,
 )
 from cellseg_nb.train.callbacks import (
-    Accumulate, AverageWeights, Keep, KeepStatistics, Precision, ReduceOnPlateau, Score, WriteLog,
+    Accumulate, AverageWeights, Keep, KeepStatistics, Precision, ReduceOnPlateau, Score, WatchLoss, WriteLog,
     check_loss, encoder_stages, epochs_left, fill_learner, freeze, parameter_groups, rate_factors, schedule,
+    what_is_kept,
 )
 from cellseg_nb.train.recipe import (
     Parts, recipe_of,
@@ -115,7 +116,7 @@ def _learn(config, out: Path, parts: Parts, start: dict, callbacks: Sequence[Cal
     if not (sys.stderr.isatty() and len(learner.dls.valid)):
         learner.remove_cb(learner.progress)
     _run(learner, left, [rates, *callbacks], recipe_of(config).computing())
-    check_loss(learner.write_log.last, learner.keep.done)
+    check_loss(learner.watch_loss.last, learner.keep.done, what_is_kept(learner.keep))
     if learner.keep.done < training.epochs:
         print(
             f"stopped early: {training.early_stopping} epochs without a better "
@@ -270,7 +271,8 @@ def build_learner(
     scorer = recipe.scorer(config, parts, choose_device(config.training.device))
     keep = Keep(out, config, parts, specify(config, parts), start)
     log = WriteLog(out / "log.csv", recipe.log)
-    learner.add_cbs([AverageWeights(config.training.average), Score(scorer), keep, log])
+    average = AverageWeights(config.training.average)
+    learner.add_cbs([WatchLoss(), average, Score(scorer), keep, log])
     fill_learner(learner, start)
     return learner
 

@@ -44,6 +44,9 @@ class DataSettings(Settings):
     split: str | None = setting("train",
         "Only samples of this split; none = all, of a folder but for a subfolder called test.")
     kind: str | None = setting(None, "Only samples of this kind.", usual="all")
+    label_parts: bool | None = setting(None,
+        "Labels that are masks of 0 and 1, or of classes: true makes an object of each part, false "
+        "reads them as they are.", usual="masks are refused")
     validation_fraction: float = setting(0.1,
         "Share of the pictures that is set aside to choose the best epoch.", gt=0, lt=1)
     images: int | None = setting(None,

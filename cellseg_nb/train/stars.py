@@ -300,7 +300,8 @@ SHOWN = ("epoch", "loss", "val_loss", "val_dist_dist_iou_metric", "seconds")  # 
 def _log(path: Path, epoch: int, scores: dict[str, float], seconds: float) -> None:
     """Add a row to the log, and print it."""
     row = {"epoch": epoch, **{name: round(float(one), 5) for name, one in scores.items()}}
-    check_loss(row["loss"], epoch)
+    kept = f"The checkpoint is that of epoch {epoch - 1}" if epoch else "No epoch was finished"
+    check_loss(row["loss"] + row["val_loss"], epoch, kept)
     write_row(path, row | {"seconds": round(seconds, 1)}, SHOWN)
 
 

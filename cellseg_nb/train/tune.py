@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VALUES', 'VALUES_3D', 'LabelledMaps', 'predict_samples', 'data_to_tune', 'labelled_samples', 'cut_all', 'mean_score',
-           'search', 'Tuned', 'tune', 'check_free', 'save_tuned']
+           'search', 'Tuned', 'cut_in_parts', 'tune', 'check_free', 'save_tuned']
 
 # %% ../../nbs/train/05_tune.ipynb #bd2811df
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -72,6 +72,7 @@ def data_to_tune(
     split: str | None = None,  # only samples of this split
     kind: str | None = None,  # only samples of this kind
     channel: int | str | None = None,  # of stacks; index from 0, or name
+    label_parts: bool | None = None,  # masks: True = each part is an object; False = as they are
 ) -> DataSettings:  # for `labelled_samples`
     """Name the pictures or stacks on which settings may be chosen.
 
@@ -86,6 +87,7 @@ def data_to_tune(
             f"the model {bundle.specification.name} is for pictures; channel is for stacks"
         )
     own = {} if wanted is DataSettings else {"channel": channel}
+    own["label_parts"] = label_parts
     return wanted.checked(dataset=dataset, split=split, kind=kind, **own)
 
 
@@ -208,6 +210,36 @@ def _row(matchings: list[Matching]) -> dict[str, float]:
     return {"pictures": len(matchings), "objects": whole.n_truth, "found": whole.n_pred, **scores}
 
 # %% ../../nbs/train/05_tune.ipynb #bbb4c3df
+def cut_in_parts(
+    picture: LabelledMaps,  # picture or stack
+    parts: int = 2,  # number of parts
+) -> list[LabelledMaps]:  # each with as many labelled pixels, as far as whole planes allow
+    """Cut a picture or stack across its longest axis.
+
+    Raises
+    ------
+    ValueError
+        A part would hold no labelled object.
+    """
+    truth = picture.truth
+    axis = int(np.argmax(truth.shape))
+    others = tuple(number for number in range(truth.ndim) if number != axis)
+    filled = np.cumsum(np.count_nonzero(truth, axis=others))
+    inner = np.searchsorted(filled, filled[-1] * np.arange(1, parts) / parts) + 1
+    ends = [0, *inner.tolist(), truth.shape[axis]]
+    windows = [(slice(None),) * axis + (slice(*both),) for both in zip(ends, ends[1:])]
+    if not all(truth[window].any() for window in windows):
+        raise ValueError(f"one picture with so few labelled objects cannot be cut into {parts} parts")
+    return [
+        LabelledMaps(
+            {name: one[window] for name, one in picture.maps.items()},
+            truth[window],
+            picture.pixel_size_um,
+        )
+        for window in windows
+    ]
+
+# %% ../../nbs/train/05_tune.ipynb #534ab6e9
 def tune(
     pictures: Sequence[LabelledMaps],  # from `predict_samples`
     start: Mapping[str, Any] | StackPostprocessing,  # settings until now
@@ -216,6 +248,8 @@ def tune(
 ) -> Tuned:
     """Choose the settings that turn maps into objects, and cross-check the choice.
 
+    A single picture or stack is cut into as many parts as there are folds.
+
     Raises
     ------
     ValueError
@@ -223,6 +257,7 @@ def tune(
     """
     if not any(one.truth.any() for one in pictures):
         raise ValueError("settings cannot be chosen: the pictures hold no labelled object")
+    pictures = cut_in_parts(pictures[0], folds) if len(pictures) == 1 else pictures
     start = dict(start)
     if values is None:
         values = VALUES if pictures[0].truth.ndim == 2 else VALUES_3D

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from cellseg_nb.run.options import (
-    Channel, argument, commands, flag, option, report_failures,
+    Channel, argument, commands, flag, option, report_failures, say,
 )
 
 # %% ../../../nbs/run/commands/08_points.ipynb #a7c1d3e5
@@ -24,7 +24,7 @@ PointRadius = option(
 def points_import(
     files: argument(
         list[Path], "FILE",
-        "Label Studio (.json, .csv), table (.csv), ImageJ (.roi, .zip), dot picture.",
+        "Label Studio, table, QuPath (.geojson), COCO, CVAT, ImageJ (.roi, .zip), dot picture.",
     ),
     images: option(Path, "DIR", "Folder of the images."),
     out: option(Path, "DIR", "Project folder; made, or added to."),
@@ -43,7 +43,8 @@ def points_import(
 ) -> None:
     """Bring points of any format and their images into one project folder.
 
-    Writes points.csv, annotators.json and data_quality.csv. What you enter in data_quality.csv by
+    Writes points.csv, annotators.json and data_quality.csv. Clicks of one annotator within --radius
+    are one cell. What you enter in data_quality.csv by
     hand is kept by later imports.
     """
     from cellseg_nb.data.projects import import_points
@@ -51,13 +52,26 @@ def points_import(
     how = {"label": label or None, "skip": skip_label or (), "annotator": annotator}
     how |= {"radius_px": radius, "min_f1": min_f1, "skip_absent": skip_absent}
     made = import_points(files, images, out, **how, status=status, allow_empty=allow_empty)
-    _print_project(made)
+    _print_project(made, radius)
 
 # %% ../../../nbs/run/commands/08_points.ipynb #c9e3f507
 MOST_ROWS = 40
 
 
-def _print_project(made: Any) -> None:
+def _say_doubles(made: Any, radius: float) -> None:
+    """How many clicks were left out as double clicks; many are rather cells that lie close."""
+    from cellseg_nb.run.report import counted
+
+    n_doubles, n_points = sum(made.doubles.values()), len(made.annotations.points)
+    if n_doubles:
+        where = counted(len(made.doubles), "image")
+        clicks = f"{n_doubles} double click{'s' if n_doubles > 1 else ''} in {where}"
+        print(f"{clicks} left out: within {radius:g} px of another of the same annotator (--radius)")
+    if n_doubles > max(20, n_points / 10):
+        say("warning: so many double clicks are rather cells close to each other; choose a smaller --radius")
+
+
+def _print_project(made: Any, radius: float) -> None:
     """Print what an import made of each image."""
     from cellseg_nb.data.points import clicks_by_annotator
     from cellseg_nb.data.projects import trains
@@ -78,6 +92,7 @@ def _print_project(made: Any) -> None:
     print(f"\n{counted(len(points), 'point')} in {marked} by {counted(len(looked), 'annotator')}")
     for name in ("points.csv", "annotators.json", "data_quality.csv"):
         print(f"    {made.folder / name}")
+    _say_doubles(made, radius)
     for image in made.by_hand:
         status, proposed = quality.loc[image, ["annotation_status", "proposed"]]
         print(

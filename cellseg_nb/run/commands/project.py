@@ -53,11 +53,13 @@ def pipeline_run(
         Optional[list[str]], "KEY=VALUE", "A change, as model.seed=2; several times."
     ) = None,
     resume: flag("--resume", "Leave out what has not changed; go on where it stopped.") = False,
+    force: flag("--force", "Keep a model that is worse than the one it came from.") = False,
 ) -> None:
     """Run a pipeline of a project, in its folder.
 
     With --resume a step is left out when its result is there and its settings, all that it reads
-    and the code are what they were; a training that was stopped goes on from its checkpoint.
+    and the code are what they were; a training that was stopped goes on from its checkpoint, and a
+    model that was refused is kept with --resume --force.
     """
     import pandas as pd
 
@@ -65,7 +67,8 @@ def pipeline_run(
     from cellseg_nb.run.workflow import run_pipeline
 
     tags = [tag for one in tags or () for tag in one.split(",")]
-    card = run_pipeline(project, name, tags, from_step, to_step, params or (), resume)
+    how = {"resume": resume, "force": force}
+    card = run_pipeline(project, name, tags, from_step, to_step, params or (), **how)
     scores, outdated = read_scores(card)
     if scores:
         print()

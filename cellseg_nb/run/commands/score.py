@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Optional
 
 from cellseg_nb.run.options import (
-    HEADINGS, PIXEL_HEADINGS, commands, flag, option, print_scores, report_failures, say,
+    HEADINGS, PIXEL_HEADINGS, LabelParts, commands, flag, option, print_scores, report_failures, say,
 )
 
 # %% ../../../nbs/run/commands/02_score.ipynb #0929cd05
@@ -79,6 +79,7 @@ def _print_stacks(evaluation) -> None:
 Sizes = option(str, "N,N", "Stacks: limits between size classes, in voxels, as 1000,3000.")
 Pixels = flag("--pixels", "Show F1 (Dice) and IoU of pixels too.")
 Intervals = flag("--intervals", "Show 95 % intervals, by bootstrap over images.")
+Ignore = option(int, "ID", "Number of pixels in the truth that are not labelled, as -1 or 0.")
 
 
 def _report_evaluation(evaluation, sizes) -> None:
@@ -87,6 +88,9 @@ def _report_evaluation(evaluation, sizes) -> None:
         say(f"warning: {len(evaluation.missing)} without prediction, counted as nothing found")
     if evaluation.unused:
         say(f"warning: predictions without truth, left out: {len(evaluation.unused)}")
+    if evaluation.known and min(evaluation.known.values()) == 1:
+        whole = sum(share == 1 for share in evaluation.known.values())
+        say(f"warning: {whole} of {len(evaluation.known)} true images have no pixel to ignore")
     if sizes and not evaluation.volumes:
         say("warning: --sizes is for stacks, and no image is one")
     report_failures({f"{name} is left out": why for name, why in evaluation.failures.items()})
@@ -104,6 +108,8 @@ def evaluate(
     pixels: Pixels = False,
     intervals: Intervals = False,
     sizes: Sizes = None,
+    ignore: Ignore = None,
+    label_parts: LabelParts = None,
     json_file: option(Path, "FILE", "Write the scores, also per image.", "--json") = None,
 ) -> None:
     """Score label images against the truth.
@@ -114,7 +120,9 @@ def evaluate(
     from cellseg_nb.run.evaluate import evaluate_folders, score_intervals, write_evaluation
 
     limits = _limits(sizes)
-    evaluation = evaluate_folders(truth, pred, index, by, allow_missing, limits)
+    evaluation = evaluate_folders(
+        truth, pred, index, by, allow_missing, limits, ignore, label_parts
+    )
     print_scores(evaluation.groups, pixels)
     spread = score_intervals(evaluation) if intervals else None
     if intervals:

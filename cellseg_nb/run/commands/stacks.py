@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from cellseg_nb.run.options import (
-    Channel, StackAxes, VoxelEdges, argument, commands, flag, given, option, three_numbers,
+    Channel, LabelParts, StackAxes, VoxelEdges, argument, commands, flag, given, option, three_numbers,
 )
 
 # %% ../../../nbs/run/commands/04_stacks.ipynb #4fc251ae
@@ -36,6 +36,7 @@ def graph_train(
     axes: StackAxes = None,
     channel: Channel = None,
     pixel_size: VoxelEdges = None,
+    label_parts: LabelParts = None,
 ) -> None:
     """Learn from one labelled stack which edges of the graph are walls.
 
@@ -45,7 +46,7 @@ def graph_train(
 
     how = given(threshold=threshold, min_size=min_size)
     files = boundaries, labels, out, superpixels
-    print(f"edges: {train_edges_file(*files, axes, channel, pixel_size, **how)}")
+    print(f"edges: {train_edges_file(*files, axes, channel, pixel_size, label_parts, **how)}")
 
 # %% ../../../nbs/run/commands/04_stacks.ipynb #00e19d7b
 @app.command()
@@ -59,6 +60,7 @@ def patches(
     axes: StackAxes = None,
     channel: Channel = None,
     pixel_size: VoxelEdges = None,
+    label_parts: LabelParts = None,
 ) -> None:
     """Cut stacks and their masks into patches, with a table that training reads.
 
@@ -66,7 +68,7 @@ def patches(
     """
     from cellseg_nb.data.volumes import write_patches
 
-    how = {"axes": axes, "channel": channel, "pixel_size_um": pixel_size}
+    how = {"axes": axes, "channel": channel, "pixel_size_um": pixel_size, "label_parts": label_parts}
     how |= {"min_foreground": min_foreground, "progress": sys.stderr.isatty()}
     written = write_patches(table, out, three_numbers(size, "--size"), overlap, weight_map, **how)
     print(f"table of patches: {written}")

@@ -12,7 +12,7 @@ from typing import Any, Optional
 import typer
 
 from cellseg_nb.run.options import (
-    Device, Out, argument, commands, error_line, flag, option, report_failures, say,
+    Device, LabelParts, Out, argument, commands, error_line, flag, option, report_failures, say,
 )
 
 # %% ../../../nbs/run/commands/03_train.ipynb #5c6e16c8
@@ -30,6 +30,7 @@ def train(
     find_lr: flag("--find-lr", "Only suggest a learning rate, with its curve.") = False,
     folds: option(int, "N", "Cross-validate: train N times, each without a part.", min=2) = None,
     force: flag("--force", "Keep a model that is worse than the one it came from.") = False,
+    label_parts: LabelParts = None,
 ) -> None:
     """Train a network from a YAML configuration.
 
@@ -42,7 +43,8 @@ def train(
         raise ValueError("--find-lr trains no model; leave out --folds, --resume and --force")
     if folds is not None and (resume or force):
         raise ValueError("--folds goes on by itself and compares no models; leave out the rest")
-    resolved = read_config(config, changes or [])
+    masks = [] if label_parts is None else [f"data.label_parts={str(label_parts).lower()}"]
+    resolved = read_config(config, [*(changes or []), *masks])
     out = out or Path("runs") / resolved.name
     if find_lr:
         _suggest_learning_rate(resolved, out)
@@ -118,6 +120,7 @@ def tune(
     split: option(str, None, "Only samples of this split.") = None,
     kind: option(str, None, "Only samples of this kind.") = None,
     channel: option(str, "N|NAME", "Channel of stacks: name, or number from 0.") = None,
+    label_parts: LabelParts = None,
     out: option(Path, "DIR", "Write a copy of the model with the chosen settings.") = None,
     device: Device = "auto",
 ) -> None:
@@ -132,12 +135,15 @@ def tune(
     from cellseg_nb.train.tune import predict_samples, save_tuned
     from cellseg_nb.train.tune import tune as choose
 
-    if dataset is None and (split or kind or channel):
-        raise ValueError("--split, --kind and --channel choose from a data set; give --dataset too")
+    chosen = split, kind, channel, label_parts
+    if dataset is None and any(one is not None for one in chosen):
+        raise ValueError("--split, --kind, --channel and --label-parts: give --dataset too")
     check_free(out)
     bundle = load_bundle(model)
-    data = dataset and data_to_tune(bundle, dataset, split, kind, channel)
+    data = dataset and data_to_tune(bundle, dataset, *chosen)
     pictures = predict_samples(bundle, labelled_samples(bundle, data), device)
+    if len(pictures) == 1:
+        print("one labelled picture or stack: it is cut in two, and either half checks the other")
     tuned = choose(pictures, bundle.specification.postprocessing)
     print(tuned.scores.to_string())
     print(yaml.safe_dump({"postprocessing": tuned.settings}, sort_keys=False), end="")

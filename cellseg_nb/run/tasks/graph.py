@@ -69,20 +69,24 @@ def _open_walls(path, axes, channel) -> "StackFile":
     return file
 
 
-def _read_walls(path, superpixels, axes, channel, pixel_size_um) -> "tuple[Stack, np.ndarray | None]":
+def _read_walls(
+    path, superpixels, axes, channel, pixel_size_um, label_parts
+) -> "tuple[Stack, np.ndarray | None]":
     """A boundary probability, and the pieces that belong to it."""
     from cellseg_nb.data.volumes import read_stack
 
     with _open_walls(path, axes, channel):
         stack = read_stack(path, axes, channel, pixel_size_um)
-    return stack, _fitting(superpixels, stack.shape, stack.path)
+    return stack, _fitting(superpixels, stack.shape, stack.path, label_parts)
 
 
-def _fitting(path: str | Path | None, shape: tuple, place: Any) -> np.ndarray | None:
+def _fitting(
+    path: str | Path | None, shape: tuple, place: Any, label_parts: bool | None
+) -> np.ndarray | None:
     """A label volume of the shape of a stack."""
     if path is None:
         return None
-    labels = read_labels(path)
+    labels = read_labels(path, label_parts=label_parts)
     if labels.shape != shape:
         raise ValueError(f"{path} is {labels.shape} and {place} is {shape} (Z, Y, X)")
     return labels
@@ -100,6 +104,7 @@ def partition_file(
     channel: int | str | None = None,  # of `boundaries`; index from 0, or name
     pixel_size_um: PixelSize = None,  # voxel edges (z, y, x); µm; None = as the file says
     large_mvox: float = 100,  # a volume of more million voxels is cut block by block, into .zarr
+    label_parts: bool | None = None,  # `superpixels` is a mask: True = each part is one; False = as it is
     **how: Any,  # settings of `segment.graph.segment_boundaries`, such as method and beta
 ) -> int:  # number of cells
     """Cut a boundary probability into cells, from file to file.
@@ -128,7 +133,8 @@ def partition_file(
             n_cells = max(int(np.max(writer.level[z])) for z in range(file.shape[0]))
             writer.close()
             return n_cells
-    stack, pieces = _read_walls(boundaries, superpixels, axes, channel, pixel_size_um)
+    place = axes, channel, pixel_size_um, label_parts
+    stack, pieces = _read_walls(boundaries, superpixels, *place)
     edge_um = stack.pixel_size_um
     labels = segment_boundaries(stack.pixels, superpixels=pieces, pixel_size_um=edge_um, **how)
     write_labels(out, labels, edge_um)
@@ -162,6 +168,7 @@ def train_edges_file(
     axes: str | None = None,  # of `boundaries`: ZYX, CZYX or ZCYX; None = as the file says
     channel: int | str | None = None,  # of `boundaries`; index from 0, or name
     pixel_size_um: PixelSize = None,  # voxel edges (z, y, x); µm; None = as the file says
+    label_parts: bool | None = None,  # masks: True = each part is an object; False = as they are
     **watershed: Any,  # settings of `segment.superpixels.distance_watershed`, such as threshold
 ) -> Path:  # what was written
     """Learn which edges of the graph are walls, from file to file.
@@ -180,8 +187,9 @@ def train_edges_file(
     if Path(out).suffix != ".safetensors":
         raise ValueError(f"{out}: learned edges are written as .safetensors")
     refuse_unused(watershed, superpixels=superpixels is not None)
-    stack, pieces = _read_walls(boundaries, superpixels, axes, channel, pixel_size_um)
-    truth = _fitting(labels, stack.shape, stack.path)
+    place = axes, channel, pixel_size_um, label_parts
+    stack, pieces = _read_walls(boundaries, superpixels, *place)
+    truth = _fitting(labels, stack.shape, stack.path, label_parts)
     edge_um = stack.pixel_size_um
     model = train_edges(stack.pixels, truth, pieces, pixel_size_um=edge_um, **watershed)
     return save_edges(model, out)
@@ -253,10 +261,11 @@ def _process(task: Graph, item: Item) -> Result:
     if image is not None:
         stack_axes_only(image)
         edges = pixel_edges(settings.pixel_size_um, 3) or image.pixel_size_um
-        pieces = _fitting(settings.superpixels, image.pixels.shape, "the stack")
+        shape = image.pixels.shape
+        pieces = _fitting(settings.superpixels, shape, "the stack", settings.label_parts)
         return _cut(task, item, image.pixels, pieces, edges)
-    how = settings.superpixels, settings.axes, settings.channel, settings.pixel_size_um
-    stack, pieces = _read_walls(item.path, *how)
+    how = settings.axes, settings.channel, settings.pixel_size_um, settings.label_parts
+    stack, pieces = _read_walls(item.path, settings.superpixels, *how)
     return _cut(task, item, stack.pixels, pieces, stack.pixel_size_um)
 
 
@@ -293,6 +302,7 @@ def start(self: Graph, inputs: list[Path], out: Path, overwrite: bool, say: Any)
     if len(inputs) != 1:
         raise ValueError(f"--out {out} is one file, for one boundary probability; name a folder")
     settings, places = self.settings, ("superpixels", "edges", "axes", "channel", "pixel_size_um")
-    how = {name: getattr(settings, name) for name in (*places, "large_mvox")} | settings.cut
+    places += ("large_mvox", "label_parts")
+    how = {name: getattr(settings, name) for name in places} | settings.cut
     print(f"{counted(partition_file(inputs[0], out, **how), 'cell')}: {out}")
     return None

@@ -311,7 +311,7 @@ def process_large(self: Segment, item: Item) -> Result:
     result = _result(found.table, found.shape, found.covered_percent, edges, known)
     result.facts |= {"colour": colour, "labels": labels}
     if outlines:
-        whole = read_labels(found.labels)
+        whole = read_labels(found.labels, label_parts=False)
         result.files = _export_writers(name, exports, whole, found.table, edges)
     result.picture = read_image(found.preview).pixels
     return result
@@ -336,7 +336,7 @@ def is_complete(self: Segment, item: Item) -> bool:
     if not (item.out / record["labels"]).exists() or {"disagreement", *of_network} & set(missing):
         return False
     if missing:
-        labels = read_labels(item.out / record["labels"])
+        labels = read_labels(item.out / record["labels"], label_parts=False)
         objects = pd.read_csv(item.kept(".objects.csv"))
         files = {*record["files"], *(path.name for path in missing.values())}
         item.note(files=sorted(files))

@@ -85,7 +85,7 @@ class Segment3D(Task):
     first_file = "_labels"
     unit = "window"
     libraries = ("cellseg_nb", "numpy", "scipy", "torch", "tifffile", "zarr", "bioimage-cpp")
-    no_result = frozenset({"device", "zarr", "edges"})
+    no_result = frozenset({"device", "zarr", "edges", "label_parts"})
 
     def check(self, out: Path | None = None) -> None:
         from cellseg_nb.models.bundle import find_bundle, read_specification
@@ -253,7 +253,8 @@ def _cut_whole(
     from cellseg_nb.segment.predict import predict_stack
 
     settings, outputs = task.settings, task.specification.outputs
-    stack, _, _ = read_row(item.row, settings.axes, settings.channel, settings.pixel_size_um)
+    how = settings.axes, settings.channel, settings.pixel_size_um, settings.label_parts
+    stack, _, _ = read_row(item.row, *how)
     known, stored = _begin(task, item, files), files.stored
     with item.watch("network"):
         if known:
@@ -437,8 +438,10 @@ def _score(batch: Batch, item: Item) -> "VolumeScores":
     mask, record = item.row.mask, batch.records[item.name]
     shape = tuple(record["shape"])
     check_shape(label_shape(mask), shape, "mask", mask)  # before anything is loaded
-    truth = same_shape(read_labels(mask), shape, "mask", mask)
-    return volume_scores(truth, read_labels(batch.out / record["labels"]).reshape(shape))
+    truth = read_labels(mask, label_parts=batch.task.settings.label_parts)
+    truth = same_shape(truth, shape, "mask", mask)
+    found = read_labels(batch.out / record["labels"], label_parts=False)
+    return volume_scores(truth, found.reshape(shape))
 
 # %% ../../../nbs/run/tasks/01_segment3d.ipynb #9cf71b65
 SCORES_3D = {
