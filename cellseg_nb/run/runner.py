@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from fastcore.basics import patch
 from tqdm import tqdm
 
-# %% ../../nbs/run/14_runner.ipynb #79339e42
+# %% ../../nbs/run/14_runner.ipynb #2093326c
 from cellseg_nb.core import (
-    Stopwatch, atomic_path, one_line, package_versions, write_csv,
+    Stopwatch, atomic_path, gathered_notes, one_line, package_versions, write_csv,
 )
 from cellseg_nb.data.io import (
     image_sha256,
@@ -403,7 +403,8 @@ def _write_files(batch: Batch, tables: "dict[str, pd.DataFrame | None]") -> None
     batch.task.after(batch, tables)
     _write_report(batch, tables, facts)
 
-# %% ../../nbs/run/14_runner.ipynb #4f036205
+# %% ../../nbs/run/14_runner.ipynb #f2c19468
+@gathered_notes()
 def run(
     task: Task,  # with its settings and model
     inputs: str | Path | Sequence[str | Path],  # files, folders of them, and where it takes them tables
