@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLENDINGS', 'GAUSSIAN_WIDTH', 'tile_starts', 'tile_weights', 'Tile', 'plan_tiles', 'cut', 'Part', 'weigh', 'stitch',
-           'stitch_in_order', 'plan_blocks', 'Contrast', 'find_contrast', 'Normalised', 'normalised', 'Resized',
-           'scaled_shape', 'shrink_part']
+           'stitch_in_order', 'plan_blocks', 'Contrast', 'find_contrast', 'Normalised', 'without_offset', 'normalised',
+           'Resized', 'scaled_shape', 'shrink_part']
 
 # %% ../../nbs/data/05_tiles.ipynb #086ed751
 import math
@@ -335,12 +335,15 @@ def find_contrast(
     )
     return Contrast(dark, bright) if dark < bright else Contrast(least, most)
 
-# %% ../../nbs/data/05_tiles.ipynb #c9d8b646
+# %% ../../nbs/data/05_tiles.ipynb #bdc4b54f
 def _sortable_keys(pixels: np.ndarray) -> np.ndarray:
     """Whole numbers (int64) in the order of the pixels as float32."""
     pixels = np.ascontiguousarray(pixels, np.float32).ravel() + np.float32(0)  # -0 becomes 0
     if not np.isfinite(pixels).all():
-        raise ValueError("the image holds NaN or infinite values; replace them first")
+        raise ValueError(
+            "the image holds NaN or infinite values; nan_as_background=True (--nan-as-background) takes them "
+            "for background"
+        )
     digits = pixels.view(np.int32).astype(np.int64)
     return np.where(digits < 0, -1 - (digits & 0x7FFFFFFF), digits) + (1 << 31)
 
@@ -351,7 +354,7 @@ def _pixels_of_keys(keys: np.ndarray) -> np.ndarray:
     digits = np.where(keys < 0, (-1 - keys) | (1 << 31), keys).astype(np.uint32)
     return digits.view(np.float32).astype(np.float64)
 
-# %% ../../nbs/data/05_tiles.ipynb #d9f3f46c
+# %% ../../nbs/data/05_tiles.ipynb #033dbcf5
 @dataclass(frozen=True)
 class Normalised:
     """A picture whose brightness is stretched when a window of it is read.
@@ -379,6 +382,37 @@ class Normalised:
         return (pixels - np.float32(dark)) / np.float32(bright - dark)
 
 
+class _FromOffset:
+    """Numbers too large for float32, less one of them; read by window."""
+
+    def __init__(self, image, offset):
+        self.image, self.offset = image, offset
+        self.shape, self.dtype = tuple(image.shape), np.dtype(np.float32)
+
+    def __getitem__(self, window) -> np.ndarray:
+        pixels = np.asarray(self.image[window])
+        if pixels.dtype.kind == "f":
+            return (pixels - self.offset).astype(np.float32)
+        # in their own type, and without a sign: float64 keeps 53 of 64 bits
+        above = pixels >= self.offset
+        apart = np.where(above, pixels - self.offset, self.offset - pixels).astype(np.float32)
+        return np.where(above, apart, -apart)
+
+
+def without_offset(
+    image: np.ndarray,  # picture, or anything with `shape` that gives arrays when sliced
+) -> np.ndarray:  # itself where float32 tells its numbers apart, else the same less its first pixel
+    """Keep small differences between large numbers, such as 2**60 + 5 and 2**60 + 9."""
+    dtype = np.dtype(getattr(image, "dtype", np.float32))
+    if dtype.itemsize < 4 or dtype == np.float32 or dtype.kind not in "iuf" or 0 in image.shape:
+        return image
+    corner = (slice(0, 1),) * len(image.shape)
+    offset = np.asarray(image[corner]).ravel()[0]
+    if not np.isfinite(offset) or abs(int(offset)) < 2**20:
+        return image
+    return _FromOffset(image, offset)
+
+
 def normalised(
     image: np.ndarray,  # picture, or anything with `shape` that gives arrays when sliced
     low: float = 1.0,  # percentile that becomes 0; 0..100
@@ -392,6 +426,7 @@ def normalised(
     ValueError
         As in `find_contrast`.
     """
+    image = without_offset(image)
     if not invert:
         return Normalised(image, find_contrast(image, low, high))
     bright, dark = find_contrast(image, 100 - high, 100 - low)

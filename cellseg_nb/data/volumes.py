@@ -7,7 +7,7 @@ __all__ = ['STACK_AXES', 'FILE_COLUMNS', 'Stack', 'choose_channels', 'read_stack
            'Row', 'read_table', 'write_table', 'check_shape', 'same_shape', 'read_row', 'plan_patches', 'Patch',
            'cut_patches', 'write_patches']
 
-# %% ../../nbs/data/07_volumes.ipynb #13a595ae
+# %% ../../nbs/data/07_volumes.ipynb #eb9330cb
 import csv
 import io
 import os
@@ -25,6 +25,9 @@ from cellseg_nb.core import (
 )
 from cellseg_nb.data.io import (
     Plane, image_stem, open_plane, read_image, read_labels, write_image, write_labels,
+)
+from cellseg_nb.data.planes import (
+    ground_level,
 )
 from cellseg_nb.data.targets import (
     border_weights,
@@ -166,7 +169,7 @@ def read_stack(
     pixels, names = choose_channels(pixels, channel, image.channels, path)
     return Stack(np.ascontiguousarray(pixels), size, names, image_stem(path), Path(path))
 
-# %% ../../nbs/data/07_volumes.ipynb #e97e6b87
+# %% ../../nbs/data/07_volumes.ipynb #22066332
 class StackFile:
     """One channel of a stack in a file, read window by window: `stack[0:10, 5:9, :]`.
 
@@ -193,7 +196,18 @@ class StackFile:
             depth if axis == "Z" else index
             for axis, index in zip(self._plane.image.axes, self._plane.indices)
         ]
-        return Plane(self._plane.image, indices)
+        return self._like(indices)
+
+    def _like(self, indices: list[int | None]) -> Plane:
+        found = Plane(self._plane.image, indices)
+        found.ground = self._plane.ground
+        return found
+
+    def fill_nan(self) -> None:
+        """Read NaN and infinity as background from now on, see `data.planes.with_ground`."""
+        if self._plane.dtype.kind == "f":
+            planes = (self[z : z + 1, :, :] for z in range(self.shape[0]))
+            self._plane.ground = ground_level(planes, int(np.prod(self.shape)))
 
     def __gt__(self, least: float) -> "ThresholdedStack":
         return ThresholdedStack(self, least)
@@ -204,7 +218,7 @@ class StackFile:
         if axis < 0:
             return [self]
         every = ([*indices[:axis], n, *indices[axis + 1 :]] for n in range(self.n_channels))
-        return [StackFile(Plane(self._plane.image, one)) for one in every]
+        return [StackFile(self._like(one)) for one in every]
 
     def __enter__(self):
         return self
