@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PixelSize', 'pixel_edges', 'check_labels', 'label_dtype', 'consecutive', 'surviving_ids', 'atomic_path', 'write_csv',
-           'replace_folder', 'plain_text', 'cell_text', 'cell_value', 'parse_json', 'note', 'gathered_notes',
-           'file_sha256', 'explain_settings', 'checked_settings', 'one_line', 'package_versions', 'require',
-           'Stopwatch', 'import_all', 'moved']
+           'replace_folder', 'plain_text', 'cell_text', 'cell_value', 'cell_values', 'parse_json', 'note',
+           'gathered_notes', 'file_sha256', 'explain_settings', 'checked_settings', 'one_line', 'package_versions',
+           'require', 'Stopwatch', 'import_all', 'moved']
 
 # %% ../nbs/00_core.ipynb #caf8d3e4
 import codecs
@@ -203,6 +203,14 @@ def cell_value(
 ) -> Any:  # without the apostrophe that `cell_text` puts before formulas
     """Read a cell that `cell_text` made."""
     return text[1:] if isinstance(text, str) and re.match("'+[=+\\-@\t\r]", text) else text
+
+# %% ../nbs/00_core.ipynb #669b8a93
+def cell_values(
+    table: Any,  # a DataFrame that was read from a table of this package, or of somebody else
+) -> Any:  # a DataFrame; texts without the apostrophe of `cell_text`
+    """Read the texts of a table as they were before they were written."""
+    texts = [name for name, kind in table.dtypes.items() if kind.kind not in "biufcmM"]
+    return table.assign(**{name: table[name].map(cell_value) for name in texts})
 
 # %% ../nbs/00_core.ipynb #28f5a415
 def parse_json(

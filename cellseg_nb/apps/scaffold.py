@@ -28,7 +28,10 @@ import pandas as pd
 from fastcore.basics import patch
 from PIL import Image as PillowImage
 
-# %% ../../nbs/apps/00_scaffold.ipynb #eaa5fa49
+# %% ../../nbs/apps/00_scaffold.ipynb #53d356e3
+from cellseg_nb.core import (
+    write_csv,
+)
 from cellseg_nb.data.io import (
     IMAGE_SUFFIXES, Image, image_stem, read_image, write_labels,
 )
@@ -583,12 +586,12 @@ def _show(self: TaskPanel, result: Result | None) -> None:
         self.results = self._make_results({kind: f"Save {kind}" for kind in self._writers})
     self.result_box.children = [one for kind, one in self.results.items() if kind in self._writers]
 
-# %% ../../nbs/apps/00_scaffold.ipynb #56a1d1f3
+# %% ../../nbs/apps/00_scaffold.ipynb #e5a4c02e
 @patch
 def _files(self: TaskPanel, result: Result) -> dict[str, Callable[[Path], Any]]:
     """Everything that can be saved: end of the file's name → function that writes it."""
     tables = {self.task.table: pd.DataFrame([result.row])} | result.tables
-    files = {f"{name}.csv": partial(table.to_csv, index=False) for name, table in tables.items()}
+    files = {f"{name}.csv": partial(write_csv, table=table) for name, table in tables.items()}
     for name, write in result.files.items():
         if not name.endswith(".zarr"):  # a folder
             files[Path(name).name.removeprefix(f"{self._stem()}_")] = write

@@ -7,7 +7,7 @@ __all__ = ['CAICEDO', 'KROMP', 'KROMP_CLASSES', 'SIMULATED_SPLITS', 'CONVERTERS'
            'Dataset', 'datasets', 'data_folder', 'cache_folder', 'locate', 'state', 'dsb2018_table', 'merge_masks',
            'convert_dsb2018', 'get', 'Sample', 'index_table', 'folder_samples', 'samples']
 
-# %% ../../nbs/data/01_catalog.ipynb #190c635b
+# %% ../../nbs/data/01_catalog.ipynb #14e6af98
 import csv
 import os
 import re
@@ -21,6 +21,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from cellseg_nb.core import (
+    cell_value,
+)
 from cellseg_nb.data.downloads import (
     download, unzip,
 )
@@ -433,7 +436,7 @@ class Sample:
             return _simulated(self.seed)[1].copy()
         return read_labels(self.labels_path)
 
-# %% ../../nbs/data/01_catalog.ipynb #723caf15
+# %% ../../nbs/data/01_catalog.ipynb #73f6e501
 def index_table(
     folder: str | Path,  # of a data set
 ) -> list[dict[str, str]]:  # one row per image: file, and what else is known about it
@@ -450,7 +453,7 @@ def index_table(
     if not path.is_file():
         raise FileNotFoundError(f"there is no table {path}")
     with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+        rows = [{name: cell_value(text) for name, text in row.items()} for row in csv.DictReader(file)]
     if not rows or "file" not in rows[0]:
         raise ValueError(f"{path} has no column 'file', or no rows")
     return rows

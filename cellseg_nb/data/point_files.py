@@ -6,7 +6,7 @@
 __all__ = ['CLASS', 'UNKNOWN', 'IMAGE_NAME', 'UPLOADED', 'OWN_ENDINGS', 'POINT_READERS', 'from_percent', 'to_percent',
            'ImageAnnotation', 'read_csv_table', 'check_folders', 'read_point_file']
 
-# %% ../../nbs/data/18_point_files.ipynb #007517fe
+# %% ../../nbs/data/18_point_files.ipynb #f2e19006
 import json
 import re
 import warnings
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from cellseg_nb.core import (
-    one_line,
+    cell_values, one_line,
 )
 from cellseg_nb.data.io import (
     IMAGE_SUFFIXES, image_stem, read_image,
@@ -223,7 +223,7 @@ def _read_json(path, shapes, _) -> Iterator[ImageAnnotation]:
                 f"({type(error).__name__}: {error})"
             ) from None
 
-# %% ../../nbs/data/18_point_files.ipynb #8314eb72
+# %% ../../nbs/data/18_point_files.ipynb #c0b1806e
 def read_csv_table(
     path: Path,  # of a CSV file; `;` and tabs are read, too
 ) -> tuple[pd.DataFrame, bool]:  # rows as text; whether numbers may have a decimal comma
@@ -238,7 +238,7 @@ def read_csv_table(
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise ValueError(f"{path} is no table of points ({one_line(error, path)})") from None
     table.columns = [name.strip() for name in table.columns]
-    return table, separator != ","
+    return cell_values(table), separator != ","
 
 
 def _coordinates(path, table, decimal_comma):

@@ -7,7 +7,7 @@ __all__ = ['STACK_AXES', 'FILE_COLUMNS', 'Stack', 'choose_channels', 'read_stack
            'Row', 'read_table', 'write_table', 'check_shape', 'same_shape', 'read_row', 'plan_patches', 'Patch',
            'cut_patches', 'write_patches']
 
-# %% ../../nbs/data/07_volumes.ipynb #eb9330cb
+# %% ../../nbs/data/07_volumes.ipynb #5aa426d8
 import csv
 import io
 import os
@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cellseg_nb.core import (
-    PixelSize, atomic_path, pixel_edges,
+    PixelSize, atomic_path, cell_text, cell_value, pixel_edges,
 )
 from cellseg_nb.data.io import (
     Plane, image_stem, open_plane, read_image, read_labels, write_image, write_labels,
@@ -299,7 +299,7 @@ class Row:
         """How errors call it, such as `stacks.csv, row 3`."""
         return f"{self.table}, row {self.number}" if self.table else str(self.image)
 
-# %% ../../nbs/data/07_volumes.ipynb #b42f0fc4
+# %% ../../nbs/data/07_volumes.ipynb #d69832f0
 def _csv_rows(path):
     """The header and the filled rows of a CSV, with their numbers; comma, semicolon or tab."""
     if not path.is_file():
@@ -309,7 +309,7 @@ def _csv_rows(path):
         first = text.partition("\n")[0]
         between = next((mark for mark in ",;\t" if mark in first), ",")
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=between)
-        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+        rows = [(reader.line_num, [cell_value(cell.strip()) for cell in row]) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is not a CSV table ({error})") from error
     rows = [(number, row) for number, row in rows if any(row)]
@@ -356,7 +356,7 @@ def read_table(
         raise ValueError(f"{path} has a header and no rows")
     return table
 
-# %% ../../nbs/data/07_volumes.ipynb #7bbc2a45
+# %% ../../nbs/data/07_volumes.ipynb #0bb78508
 def write_table(
     path: str | Path,  # CSV; its folder is made when missing
     rows: list[dict],  # column → value, the same columns in each; paths become relative
@@ -369,9 +369,11 @@ def write_table(
         for row in rows:
             writer.writerow(
                 {
-                    name: Path(os.path.relpath(value, path.parent)).as_posix()
-                    if isinstance(value, Path)
-                    else value
+                    name: cell_text(
+                        Path(os.path.relpath(value, path.parent)).as_posix()
+                        if isinstance(value, Path)
+                        else value
+                    )
                     for name, value in row.items()
                 }
             )

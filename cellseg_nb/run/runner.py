@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from fastcore.basics import patch
 from tqdm import tqdm
 
-# %% ../../nbs/run/14_runner.ipynb #2093326c
+# %% ../../nbs/run/14_runner.ipynb #c3671b80
 from cellseg_nb.core import (
-    Stopwatch, atomic_path, gathered_notes, one_line, package_versions, write_csv,
+    Stopwatch, atomic_path, cell_values, gathered_notes, one_line, package_versions, write_csv,
 )
 from cellseg_nb.data.io import (
     image_sha256,
@@ -260,7 +260,7 @@ def _other_items_note(batch: Batch) -> str:
         "them in one table: what is finished is not computed again"
     )
 
-# %% ../../nbs/run/14_runner.ipynb #c62a20b2
+# %% ../../nbs/run/14_runner.ipynb #50f7b9f1
 def _tables(batch: Batch) -> "dict[str, pd.DataFrame | None]":
     """The main table, one row per item, and the further tables; each row names its image."""
     import pandas as pd
@@ -288,7 +288,7 @@ def _part_table(path: Path, name: str) -> "pd.DataFrame":
     """Rows of one item; the name is set here: read from a table, "NA" or "007" would be no text."""
     import pandas as pd
 
-    table = pd.read_csv(path).drop(columns="image", errors="ignore")
+    table = cell_values(pd.read_csv(path)).drop(columns="image", errors="ignore")
     table.insert(0, "image", name)
     return table
 

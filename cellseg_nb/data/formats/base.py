@@ -121,7 +121,7 @@ def check_memory(
             "GB of memory"
         )
 
-# %% ../../../nbs/data/formats/00_base.ipynb #dec772e2
+# %% ../../../nbs/data/formats/00_base.ipynb #10dfcf35
 class Reader:
     """An open image: what its file says, and its pixels by region. Use it in a `with` block."""
 
@@ -138,6 +138,9 @@ class Reader:
     ):
         self.path, self.axes, self.rgb, self.series = path, axes, rgb, series
         self.shape, self.dtype = tuple(pixels.shape), np.dtype(pixels.dtype)
+        if 0 in self.shape or self.dtype.kind not in "biuf":
+            what = "no pixels" if 0 in self.shape else f"pixels of type {self.dtype}, and images hold real numbers"
+            raise ValueError(f"{path} has {what}; its shape is {self.shape}")
         facts = fitting_facts(axes, self.shape, pixel_size_um, channels, rgb, path)
         self.pixel_size_um, self.channels = facts
         self._pixels, self._close = pixels, close
