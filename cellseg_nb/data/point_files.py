@@ -6,8 +6,7 @@
 __all__ = ['CLASS', 'UNKNOWN', 'IMAGE_NAME', 'UPLOADED', 'OWN_ENDINGS', 'POINT_READERS', 'from_percent', 'to_percent',
            'ImageAnnotation', 'read_csv_table', 'check_folders', 'read_point_file']
 
-# %% ../../nbs/data/18_point_files.ipynb #f2e19006
-import json
+# %% ../../nbs/data/18_point_files.ipynb #0d89c159
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from cellseg_nb.core import (
-    cell_values, one_line,
+    cell_values, one_line, parse_json,
 )
 from cellseg_nb.data.io import (
     IMAGE_SUFFIXES, image_stem, read_image,
@@ -197,12 +196,12 @@ def _from_row(path, row, shapes) -> Iterator[ImageAnnotation]:
     who = _annotator_name(row.get("annotator"))
     yield ImageAnnotation(names, place, who, changed=_changed(row), **found)
 
-# %% ../../nbs/data/18_point_files.ipynb #e0a531e5
+# %% ../../nbs/data/18_point_files.ipynb #63c3fab7
 def _read_json(path, shapes, _) -> Iterator[ImageAnnotation]:
     """An export of Label Studio, JSON or JSON-MIN."""
     try:
-        tasks = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        tasks = parse_json(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
         raise ValueError(f"{path} is no whole JSON file ({error}); export it again") from None
     tasks = [tasks] if isinstance(tasks, dict) else tasks
     if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
@@ -294,7 +293,7 @@ def _read_csv(path, shapes, annotator) -> Iterator[ImageAnnotation]:
         place = f"rows {rows['row'].iloc[0]} to {rows['row'].iloc[-1]}"
         yield ImageAnnotation((image,), place, who, places[there], tuple(rows["class"][there]))
 
-# %% ../../nbs/data/18_point_files.ipynb #f1359fdf
+# %% ../../nbs/data/18_point_files.ipynb #54b5c465
 def check_folders(
     path: Path,  # file that names the images, for messages
     where: Iterable[tuple[str, str]],  # address and name of each image
@@ -312,8 +311,8 @@ def check_folders(
 def _with_lists(path, row):
     """The row of a CSV export, its lists decoded."""
     try:
-        return {k: json.loads(v) if v.startswith("[") else v for k, v in row.items()}
-    except json.JSONDecodeError as error:
+        return {k: parse_json(v) if v.startswith("[") else v for k, v in row.items()}
+    except ValueError as error:
         raise ValueError(f"{path}: task {row.get('id')} has a damaged list ({error})") from None
 
 # %% ../../nbs/data/18_point_files.ipynb #78d2f8fd
