@@ -228,7 +228,7 @@ def parse_json(
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
-# %% ../nbs/00_core.ipynb #9aaa2f30
+# %% ../nbs/00_core.ipynb #705d7767
 _NOTES: ContextVar[dict[str, dict[str, None]] | None] = ContextVar("notes", default=None)
 
 
@@ -245,7 +245,9 @@ def note(
 
 
 @contextmanager
-def gathered_notes():
+def gathered_notes(
+    say: Callable[[str], Any] | None = None,  # told at the end; None = a warning
+):
     """Hold back what `note` is told, and say it at the end: once, with the first three files."""
     if _NOTES.get() is not None:
         yield
@@ -259,7 +261,8 @@ def gathered_notes():
         for words, names in held.items():
             first = ", ".join(list(names)[:3])
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            warnings.warn(f"{first}{more}: {words}", stacklevel=1)
+            said = f"{first}{more}: {words}"
+            warnings.warn(said, stacklevel=1) if say is None else say(said)
 
 # %% ../nbs/00_core.ipynb #99328d7d
 def file_sha256(

@@ -203,7 +203,7 @@ class PlanesOnDemand:
             planes[number] = plane
         return planes.reshape(shape + planes.shape[1:])
 
-# %% ../../../nbs/data/formats/00_base.ipynb #a9bcb027
+# %% ../../../nbs/data/formats/00_base.ipynb #3fb15d57
 class Format:
     """One kind of image file; a format more is a subclass and a call of `register_format`."""
 
@@ -228,6 +228,13 @@ class Format:
     ) -> Reader:
         """Open an image; ValueError where it is damaged, says too little, or cannot hold labels."""
         raise ValueError(f"{path}: there is no reader for {type(self).__name__}")
+
+    def declared(
+        self,
+        path: Path,  # it exists and is not empty
+    ) -> int | None:  # None = nobody looked
+        """How many numbers the largest image has, as the file says; nothing is decoded."""
+        return None
 
     def write(
         self,

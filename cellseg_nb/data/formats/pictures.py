@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PICTURE_SUFFIXES', 'Pictures']
 
-# %% ../../../nbs/data/formats/03_pictures.ipynb #f76e2b6c
+# %% ../../../nbs/data/formats/03_pictures.ipynb #d09705ed
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,8 @@ from cellseg_nb.core import (
     atomic_path, note,
 )
 from cellseg_nb.data.formats.base import (
-    Format, Reader, check_memory, gray_if_equal, named_axes, register_format, without_alpha,
+    Format, Reader, check_memory, explained, gray_if_equal, named_axes, register_format,
+    without_alpha,
 )
 from cellseg_nb.data.shown import (
     TURNED_WORDS, TURNS, Turned,
@@ -89,7 +90,7 @@ def _write_png(path, pixels, axes, edges, channels):
     with atomic_path(path) as temporary:
         Picture.fromarray(np.ascontiguousarray(pixels)).save(temporary)
 
-# %% ../../../nbs/data/formats/03_pictures.ipynb #cfdd6017
+# %% ../../../nbs/data/formats/03_pictures.ipynb #ef75b8fb
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
@@ -119,6 +120,13 @@ class Pictures(Format):
             pixels, inside = pixels[..., 0], False
         named = named_axes(path, pixels.shape, film + ("YXS" if inside else "YX"), axes).replace("S", "C")
         return Reader(path, pixels, named, rgb=named == film + "YXC")
+
+    def declared(self, path):
+        from PIL import Image as Picture
+
+        with explained(path), Picture.open(path) as picture:
+            width, height = picture.size
+            return width * height * len(picture.getbands()) * getattr(picture, "n_frames", 1)
 
     def write(self, path, pixels, axes, edges=None, channels=None, labels=False):
         if path.suffix.lower() != ".png":

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LARGEST_PRINT_PIXEL_UM', 'TIFF_SUFFIXES', 'write_tiled_tiff', 'Tiff']
 
-# %% ../../../nbs/data/formats/01_tiff.ipynb #e7ef4266
+# %% ../../../nbs/data/formats/01_tiff.ipynb #d52f1be2
 import logging
 import os
 import re
@@ -25,8 +25,8 @@ from cellseg_nb.core import (
     atomic_path, note,
 )
 from cellseg_nb.data.formats.base import (
-    Format, PlanesOnDemand, Reader, check_stored, length_um, named_axes, register_format,
-    spatial_edges, without_alpha,
+    Format, PlanesOnDemand, Reader, check_stored, explained, length_um, named_axes,
+    register_format, spatial_edges, without_alpha,
 )
 from cellseg_nb.data.ome import (
     check_parts, ome_text, own_images,
@@ -407,7 +407,7 @@ def write_tiled_tiff(
                     **(later if number else first),
                 )
 
-# %% ../../../nbs/data/formats/01_tiff.ipynb #f81a1444
+# %% ../../../nbs/data/formats/01_tiff.ipynb #c8c03d85
 TIFF_SUFFIXES = (".tif", ".tiff")
 
 
@@ -428,6 +428,15 @@ class Tiff(Format):
                 reader = self._reader(path, tif, axes, series, labels, images)
             files.pop_all()  # the reader closes the file
         return reader
+
+    def declared(self, path):
+        import tifffile
+
+        text = ome_text(path)
+        with explained(path), _watched(path):
+            text = None if text is None else own_images(path, text)[0]
+            with tifffile.TiffFile(path, omexml=text) as tif:
+                return max((one.size for one in tif.series), default=0)
 
     def _reader(self, path, tif, axes, series, labels, images):
         one, number = _one_series(path, tif, series)
