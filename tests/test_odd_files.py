@@ -164,7 +164,7 @@ def test_sizes_that_no_microscope_has_are_unknown(tmp_path):
     done = run("segment", tmp_path / "cm.tif", "--model", "otsu", "--out", tmp_path / "a")
     assert "cm.tif: states a pixel of 5,000 µm" in done.stderr and "--pixel-size" in done.stderr
     assert counts(tmp_path / "a")["pixel_size_y_um"].tolist() == [""]
-    run("segment", tmp_path / "cm.tif", "--pixel-size-um", "0.5", "--model", "otsu", "--out", tmp_path / "b")
+    run("segment", tmp_path / "cm.tif", "--pixel-size", "0.5", "--model", "otsu", "--out", tmp_path / "b")
     assert counts(tmp_path / "b")["pixel_size_y_um"].tolist() == [0.5]
 
 

@@ -43,7 +43,7 @@ def explained(
             what = "cut off, damaged or another format"
         raise ValueError(f"{path} cannot be read: {what} ({error})") from error
 
-# %% ../../../nbs/data/formats/00_base.ipynb #ca39ac99
+# %% ../../../nbs/data/formats/00_base.ipynb #b42ba07a
 PLAUSIBLE_UM = (1e-5, 1000.0)  # edge of a pixel, from electron microscopes to scanners of plates; µm
 
 
@@ -58,8 +58,8 @@ def plausible_edges(
         return edges
     note(
         path,
-        f"states a pixel of {wrong[-1]:,.4g} µm, which no microscope has; it is taken as unknown, give the size in µm "
-        "(pixel_size_um=, or --pixel-size)",
+        f"states a pixel of {wrong[-1]:,.4g} µm, which no microscope has; it is not believed, and unknown unless you give "
+        "it in µm (pixel_size_um=, or --pixel-size)",
     )
     depth, inside = edges[:-2], edges[-2:]
     return None if set(wrong) & set(inside) else (np.nan,) * len(depth) + inside
@@ -288,7 +288,7 @@ def image_stem(
     endings = "|".join(map(re.escape, FORMATS))
     return re.sub(rf"((\.ome)?({endings}))+$", "", plain_text(Path(path).name), flags=re.IGNORECASE)
 
-# %% ../../../nbs/data/formats/00_base.ipynb #c647910d
+# %% ../../../nbs/data/formats/00_base.ipynb #f42af845
 UNITS_UM = {
     **dict.fromkeys(("m", "meter", "metre"), 1e6),
     **dict.fromkeys(("cm", "centimeter", "centimetre"), 1e4),
@@ -298,6 +298,7 @@ UNITS_UM = {
     **dict.fromkeys(("pm", "picometer", "picometre"), 1e-6),
     **dict.fromkeys(("å", "a", "angstrom"), 1e-4),
     **dict.fromkeys(("in", "inch"), 25_400.0),
+    **dict.fromkeys(("ft", "foot"), 304_800.0),
     **dict.fromkeys(("pt", "point"), 25_400 / 72),
 }
 
