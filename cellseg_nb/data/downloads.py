@@ -25,7 +25,7 @@ from cellseg_nb.core import (
     file_sha256,
 )
 
-# %% ../../nbs/data/21_downloads.ipynb #af7e9df7
+# %% ../../nbs/data/21_downloads.ipynb #36277908
 MOST_BYTES, MOST_SECONDS = 50 * 10**9, 12 * 3600.0  # of one download, unless something else is said
 
 
@@ -53,7 +53,7 @@ def limited_blocks(
         if time.monotonic() > deadline:
             raise TimeoutError(f"{address} sends too slowly; it was given up")
 
-
+# %% ../../nbs/data/21_downloads.ipynb #4081633d
 def _check_room(address, part, missing, most_bytes):
     """Refuse what is larger than allowed, or than the disk."""
     if missing > most_bytes:
@@ -95,12 +95,16 @@ def _fetch_rest(address, part, progress, timeout, most_bytes, deadline):
                     progress(done, total)
     return total
 
-# %% ../../nbs/data/21_downloads.ipynb #4352b935
+# %% ../../nbs/data/21_downloads.ipynb #ac90a31c
+def _too_slow(address, seconds):
+    return f"the download of {address} was given up: it took longer than {seconds:,.0f} s; calling again goes on"
+
+
 def _check_address(address):
     if urlsplit(address).scheme not in ("http", "https"):
         raise ValueError(f"{address} is no address of the web; it must begin with https:// or http://")
 
-
+# %% ../../nbs/data/21_downloads.ipynb #69accdc4
 def download(
     address: str,  # http or https
     path: str | Path,  # where to write it; its folder is made when missing
@@ -117,8 +121,7 @@ def download(
     Raises
     ------
     ConnectionError
-        The address does not answer, the connection keeps breaking, or it takes too long; calling again goes
-        on.
+        The address does not answer, breaks off, or takes too long; calling again goes on.
     ValueError
         The file does not have the checksum, is larger than allowed, or the address is none of the web.
     """
@@ -136,10 +139,9 @@ def download(
             part.unlink(missing_ok=True)
             raise
         except (OSError, HTTPException) as error:
-            reason = error
             if time.monotonic() > deadline:
-                break_off = f"it took longer than {most_seconds:,.0f} s"
-                raise ConnectionError(f"the download of {address} was given up: {break_off}; calling again goes on") from error
+                raise ConnectionError(_too_slow(address, most_seconds)) from error
+            reason = error
             continue
         have = part.stat().st_size
         if total is None or have == total:
@@ -156,7 +158,7 @@ def download(
     os.replace(part, path)
     return path
 
-# %% ../../nbs/data/21_downloads.ipynb #523c5c8f
+# %% ../../nbs/data/21_downloads.ipynb #c1cdcb6e
 def _check_entry(archive, entry):
     name = entry.filename
     outside = (
@@ -183,7 +185,7 @@ def _check_size(archive, entries, folder, most_bytes, most_entries):
     if n_bytes > free:
         raise ValueError(f"{archive} unfolds to {n_bytes:,} bytes, and the disk has {free:,} left in {folder.parent}")
 
-
+# %% ../../nbs/data/21_downloads.ipynb #3a087775
 def unzip(
     archive: str | Path,  # zip file
     folder: str | Path,  # where its content goes; must not exist yet

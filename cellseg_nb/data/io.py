@@ -98,7 +98,7 @@ def _native(pixels):
         return pixels.astype(np.uint8) * np.uint8(255)
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
-# %% ../../nbs/data/00_io.ipynb #4ac392c8
+# %% ../../nbs/data/00_io.ipynb #a43790fc
 load_formats()
 IMAGE_SUFFIXES = FORMATS.keys()  # always those of the formats known now
 
@@ -121,7 +121,7 @@ def check_file(
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise ValueError(f"{path} is a pipe, a socket or a device, and no file")
 
-
+# %% ../../nbs/data/00_io.ipynb #fbcaa994
 def _readable(path):
     """The path and its format; an error where there is nothing to read."""
     path = Path(path)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLENDINGS', 'GAUSSIAN_WIDTH', 'tile_starts', 'tile_weights', 'Tile', 'plan_tiles', 'cut', 'Part', 'weigh', 'stitch',
-           'stitch_in_order', 'plan_blocks', 'Contrast', 'find_contrast', 'Normalised', 'without_offset', 'normalised',
+           'stitch_in_order', 'plan_blocks', 'Contrast', 'find_contrast', 'without_offset', 'Normalised', 'normalised',
            'Resized', 'scaled_shape', 'shrink_part']
 
 # %% ../../nbs/data/05_tiles.ipynb #086ed751
@@ -354,34 +354,7 @@ def _pixels_of_keys(keys: np.ndarray) -> np.ndarray:
     digits = np.where(keys < 0, (-1 - keys) | (1 << 31), keys).astype(np.uint32)
     return digits.view(np.float32).astype(np.float64)
 
-# %% ../../nbs/data/05_tiles.ipynb #033dbcf5
-@dataclass(frozen=True)
-class Normalised:
-    """A picture whose brightness is stretched when a window of it is read.
-
-    Parameters
-    ----------
-    image : array, or anything with `shape` that gives arrays when sliced
-    contrast : Contrast
-        From `find_contrast`.
-    """
-
-    image: np.ndarray
-    contrast: Contrast
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the picture."""
-        return tuple(self.image.shape)
-
-    def __getitem__(self, window) -> np.ndarray:
-        pixels = np.asarray(self.image[window]).astype(np.float32)
-        dark, bright = self.contrast
-        if bright == dark:
-            return np.zeros_like(pixels)
-        return (pixels - np.float32(dark)) / np.float32(bright - dark)
-
-
+# %% ../../nbs/data/05_tiles.ipynb #97bc08b2
 class _FromOffset:
     """Numbers too large for float32, less one of them; read by window."""
 
@@ -411,6 +384,33 @@ def without_offset(
     if not np.isfinite(offset) or abs(int(offset)) < 2**20:
         return image
     return _FromOffset(image, offset)
+
+# %% ../../nbs/data/05_tiles.ipynb #1ac30658
+@dataclass(frozen=True)
+class Normalised:
+    """A picture whose brightness is stretched when a window of it is read.
+
+    Parameters
+    ----------
+    image : array, or anything with `shape` that gives arrays when sliced
+    contrast : Contrast
+        From `find_contrast`.
+    """
+
+    image: np.ndarray
+    contrast: Contrast
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the picture."""
+        return tuple(self.image.shape)
+
+    def __getitem__(self, window) -> np.ndarray:
+        pixels = np.asarray(self.image[window]).astype(np.float32)
+        dark, bright = self.contrast
+        if bright == dark:
+            return np.zeros_like(pixels)
+        return (pixels - np.float32(dark)) / np.float32(bright - dark)
 
 
 def normalised(

@@ -7,7 +7,7 @@ __all__ = ['STACK_AXES', 'FILE_COLUMNS', 'Stack', 'choose_channels', 'read_stack
            'Row', 'read_table', 'write_table', 'check_shape', 'same_shape', 'read_row', 'plan_patches', 'Patch',
            'cut_patches', 'write_patches']
 
-# %% ../../nbs/data/07_volumes.ipynb #5aa426d8
+# %% ../../nbs/data/07_volumes.ipynb #3e51d504
 import csv
 import io
 import os
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from fastcore.basics import patch
 from tqdm import tqdm
 
 from cellseg_nb.core import (
@@ -169,7 +170,7 @@ def read_stack(
     pixels, names = choose_channels(pixels, channel, image.channels, path)
     return Stack(np.ascontiguousarray(pixels), size, names, image_stem(path), Path(path))
 
-# %% ../../nbs/data/07_volumes.ipynb #22066332
+# %% ../../nbs/data/07_volumes.ipynb #9874bbce
 class StackFile:
     """One channel of a stack in a file, read window by window: `stack[0:10, 5:9, :]`.
 
@@ -203,12 +204,6 @@ class StackFile:
         found.ground = self._plane.ground
         return found
 
-    def fill_nan(self) -> None:
-        """Read NaN and infinity as background from now on, see `data.planes.with_ground`."""
-        if self._plane.dtype.kind == "f":
-            planes = (self[z : z + 1, :, :] for z in range(self.shape[0]))
-            self._plane.ground = ground_level(planes, int(np.prod(self.shape)))
-
     def __gt__(self, least: float) -> "ThresholdedStack":
         return ThresholdedStack(self, least)
 
@@ -225,6 +220,14 @@ class StackFile:
 
     def __exit__(self, *_):
         self._plane.close()
+
+# %% ../../nbs/data/07_volumes.ipynb #f94ee763
+@patch
+def fill_nan(self: StackFile) -> None:
+    """Read NaN and infinity as background from now on, see `data.planes.with_ground`."""
+    if self._plane.dtype.kind == "f":
+        planes = (self[z : z + 1, :, :] for z in range(self.shape[0]))
+        self._plane.ground = ground_level(planes, int(np.prod(self.shape)))
 
 # %% ../../nbs/data/07_volumes.ipynb #4b6877d9
 class ThresholdedStack:

@@ -219,7 +219,7 @@ def check_out(
     if not overwrite:
         refuse_foreign(out / name for name in tables if makers.get(name) != command)
 
-# %% ../../nbs/run/04_outputs.ipynb #fe567935
+# %% ../../nbs/run/04_outputs.ipynb #180c4a08
 def _rows(one: str | Path, tables: bool) -> "list[Row]":
     """The files that an input stands for."""
     from cellseg_nb.data.volumes import Row, read_table
@@ -228,7 +228,7 @@ def _rows(one: str | Path, tables: bool) -> "list[Row]":
         return read_table(Path(one), must_exist=False)
     return [Row(path) for path in find_images([one])]
 
-
+# %% ../../nbs/run/04_outputs.ipynb #262ad518
 def collect_inputs(
     inputs: Iterable[str | Path],  # files and folders
     result: str = "_labels.tif",  # how the file ends that is written for an image

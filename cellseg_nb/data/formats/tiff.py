@@ -407,7 +407,28 @@ def write_tiled_tiff(
                     **(later if number else first),
                 )
 
-# %% ../../../nbs/data/formats/01_tiff.ipynb #c8c03d85
+# %% ../../../nbs/data/formats/01_tiff.ipynb #980f4fe9
+def _reader(path, tif, axes, series, labels, images):
+    """A reader of an open file; `images` are those of its OME-XML."""
+    one, number = _one_series(path, tif, series)
+    image = images[min(number, len(images) - 1)] if images else None
+    if image is not None:
+        check_parts(path, image)
+    if any(part is None for part in one.pages):
+        raise ValueError(f"{path}: some of its planes are missing; the file is damaged")
+    _check_size(path, one, image)
+    page = one.keyframe
+    if labels:  # their axes need no name, nothing is dropped, and their numbers are ids
+        pixels, _ = _upright(path, _series_pixels(path, one, False), one.axes, None, page)
+        return Reader(path, pixels, one.axes, rgb="S" in one.axes, close=tif.close)
+    named, rgb, opaque = _named_image(path, one, axes)
+    size, names = _facts(tif, one, named, image)
+    pixels, coloured = _shown(path, _series_pixels(path, one, opaque), named, page)
+    pixels, size = _upright(path, pixels, named, size, page)
+    named, rgb = named + "C" * coloured, rgb or coloured
+    return Reader(path, pixels, named, size, names, rgb, number, tif.close)
+
+# %% ../../../nbs/data/formats/01_tiff.ipynb #d8c61c11
 TIFF_SUFFIXES = (".tif", ".tiff")
 
 
@@ -425,7 +446,7 @@ class Tiff(Format):
                 if text is not None:
                     text, images = own_images(path, text)
                 tif = files.enter_context(tifffile.TiffFile(path, omexml=text))
-                reader = self._reader(path, tif, axes, series, labels, images)
+                reader = _reader(path, tif, axes, series, labels, images)
             files.pop_all()  # the reader closes the file
         return reader
 
@@ -437,25 +458,6 @@ class Tiff(Format):
             text = None if text is None else own_images(path, text)[0]
             with tifffile.TiffFile(path, omexml=text) as tif:
                 return max((one.size for one in tif.series), default=0)
-
-    def _reader(self, path, tif, axes, series, labels, images):
-        one, number = _one_series(path, tif, series)
-        image = images[min(number, len(images) - 1)] if images else None
-        if image is not None:
-            check_parts(path, image)
-        if any(part is None for part in one.pages):
-            raise ValueError(f"{path}: some of its planes are missing; the file is damaged")
-        _check_size(path, one, image)
-        page = one.keyframe
-        if labels:  # their axes need no name, nothing is dropped, and their numbers are ids
-            pixels, _ = _upright(path, _series_pixels(path, one, False), one.axes, None, page)
-            return Reader(path, pixels, one.axes, rgb="S" in one.axes, close=tif.close)
-        named, rgb, opaque = _named_image(path, one, axes)
-        size, names = _facts(tif, one, named, image)
-        pixels, coloured = _shown(path, _series_pixels(path, one, opaque), named, page)
-        pixels, size = _upright(path, pixels, named, size, page)
-        named, rgb = named + "C" * coloured, rgb or coloured
-        return Reader(path, pixels, named, size, names, rgb, number, tif.close)
 
     def write(self, path, pixels, axes, edges=None, channels=None, labels=False):
         _write_tiff(path, pixels, axes, edges, channels)
