@@ -104,7 +104,7 @@ def _check_address(address):
     if urlsplit(address).scheme not in ("http", "https"):
         raise ValueError(f"{address} is no address of the web; it must begin with https:// or http://")
 
-# %% ../../nbs/data/21_downloads.ipynb #69accdc4
+# %% ../../nbs/data/21_downloads.ipynb #83fbceae
 def download(
     address: str,  # http or https
     path: str | Path,  # where to write it; its folder is made when missing
@@ -148,15 +148,12 @@ def download(
             break
         reason = f"{have} of {total} bytes came"
     else:
-        raise ConnectionError(
-            f"the download of {address} broke off ({reason}); calling again goes on from there"
-        )
+        raise ConnectionError(f"the download of {address} broke off ({reason}); calling again goes on from there")
     found = None if sha256 is None else file_sha256(part)
     if found != sha256:
         part.unlink()
         raise ValueError(f"{address} has the checksum {found} and not {sha256}; it was deleted")
-    os.replace(part, path)
-    return path
+    return part.replace(path)
 
 # %% ../../nbs/data/21_downloads.ipynb #c1cdcb6e
 def _check_entry(archive, entry):
