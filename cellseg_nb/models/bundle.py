@@ -25,7 +25,8 @@ from cellseg_nb.models.kinds.stars import (
 )
 from cellseg_nb.models.specification import (
     Bundle, NetworkSettings, Normalisation, Scale, Scales, SegmentationSetting, Specification, Target,
-    VoxelSize, check_weights, needs_maps, save_bundle, specification_class, weight_arrays, write_specification,
+    VoxelSize, check_weights, needs_maps, save_bundle, specification_class, weight_arrays, with_brightness,
+    write_specification,
 )
 from cellseg_nb.models.stars import (
     PRETRAINED, pretrained_bundle,

@@ -6,7 +6,7 @@
 __all__ = ['find_seeds', 'tidy', 'object_confidence', 'objects_from_probabilities', 'objects_and_seeds', 'island_margin_px',
            'otsu_watershed']
 
-# %% ../../nbs/segment/01_watershed.ipynb #f08c500c
+# %% ../../nbs/segment/01_watershed.ipynb #17fa0ce7
 import numpy as np
 from numba import njit
 from scipy import ndimage
@@ -16,7 +16,7 @@ from skimage.segmentation import watershed
 from cellseg_nb.core import (
     consecutive, label_dtype, surviving_ids,
 )
-from cellseg_nb.data.tiles import (
+from cellseg_nb.data.contrast import (
     without_offset,
 )
 from cellseg_nb.data.transforms import (

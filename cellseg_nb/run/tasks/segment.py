@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from fastcore.basics import patch
 
-# %% ../../../nbs/run/tasks/00_segment.ipynb #67205ad5
+# %% ../../../nbs/run/tasks/00_segment.ipynb #af674e37
 from cellseg_nb.core import (
     Stopwatch, pixel_edges,
+)
+from cellseg_nb.data.contrast import (
+    without_offset,
 )
 from cellseg_nb.data.formats.pictures import (
     PICTURE_SUFFIXES,
@@ -26,9 +29,6 @@ from cellseg_nb.data.io import (
 )
 from cellseg_nb.data.planes import (
     open_chosen_plane, read_plane,
-)
-from cellseg_nb.data.tiles import (
-    without_offset,
 )
 from cellseg_nb.run.outputs import (
     NO_DISAGREEMENT, counted, export_paths, write_exports, write_overlay,
@@ -274,7 +274,7 @@ def _large_settings(settings: SegmentSettings, bundle: "Bundle") -> "LargeSettin
 
 def _only_model(model: Any, settings: SegmentSettings) -> "Bundle":
     """The model for a large picture. Raises ValueError where it cannot work piece by piece."""
-    bundles, large = load_models(model), f"it has more than {settings.large_mpx:g} megapixels"
+    bundles, large = load_models(model, settings), f"it has more than {settings.large_mpx:g} megapixels"
     allow = "allow more megapixels in memory (large_mpx=, or --large-mpx)"
     if len(bundles) > 1:
         raise ValueError(
