@@ -4,21 +4,26 @@
 
 # %% auto #0
 __all__ = ['PixelSize', 'pixel_edges', 'check_labels', 'label_dtype', 'consecutive', 'surviving_ids', 'atomic_path', 'write_csv',
-           'replace_folder', 'file_sha256', 'explain_settings', 'checked_settings', 'one_line', 'package_versions',
+           'replace_folder', 'plain_text', 'cell_text', 'cell_value', 'cell_values', 'parse_json', 'note',
+           'gathered_notes', 'file_sha256', 'explain_settings', 'checked_settings', 'one_line', 'package_versions',
            'require', 'Stopwatch', 'import_all', 'moved']
 
-# %% ../nbs/00_core.ipynb #c8b20ab0
+# %% ../nbs/00_core.ipynb #caf8d3e4
+import codecs
 import hashlib
 import importlib
+import json
 import os
 import pkgutil
 import platform
+import re
 import shutil
 import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
@@ -141,7 +146,7 @@ def surviving_ids(
     kept[0] = False
     return (np.cumsum(kept) * kept).astype(label_dtype(int(kept.sum())))
 
-# %% ../nbs/00_core.ipynb #fb3c953b
+# %% ../nbs/00_core.ipynb #718d824d
 @contextmanager
 def atomic_path(
     path: str | Path,  # the final file; its folder is made when missing
@@ -162,7 +167,10 @@ def write_csv(
     table: Any,  # a DataFrame; its index is not written
     float_format: str | None = None,  # such as "%.6g"; None = all digits
 ) -> Path:  # the file written
-    """Write a table, whole or not at all."""
+    """Write a table, whole or not at all; see `cell_text` for what texts become."""
+    table = table.copy(deep=False)
+    for column in table.columns[[kind.kind not in "biufcmM" for kind in table.dtypes]]:
+        table[column] = table[column].map(cell_text)
     with atomic_path(path) as temporary:
         table.to_csv(temporary, index=False, float_format=float_format)
     return Path(path)
@@ -180,6 +188,97 @@ def replace_folder(
         os.replace(path, old)
     os.replace(new, path)
     shutil.rmtree(old, ignore_errors=True)
+
+# %% ../nbs/00_core.ipynb #65fcef48
+def plain_text(
+    text: Any,  # text, or a path
+) -> str:
+    """Write the bytes of a name that is not UTF-8 as %E4, so that it can be written and printed."""
+    return re.sub("[\udc80-\udcff]", lambda one: f"%{ord(one[0]) - 0xDC00:02X}", str(text))
+
+
+codecs.register_error(  # text.encode(errors="percent") and open(..., errors="percent") do the same
+    "percent", lambda error: (plain_text(error.object[error.start : error.end]), error.end)
+)
+
+
+def cell_text(
+    value: Any,  # of a cell of a table
+) -> Any:  # a text that a spreadsheet runs has an apostrophe before it; all else is as it was
+    """Make a cell a text that can be written and that no spreadsheet takes for a formula."""
+    if not isinstance(value, (str, Path)):
+        return value
+    text = plain_text(value)
+    if not re.match("'*[=+\\-@\t\r]", text) or re.fullmatch(r"[+-]?[\d.,]+(e[+-]?\d+)?", text, re.I):
+        return text
+    return f"'{text}"
+
+
+def cell_value(
+    text: Any,  # of a cell of a table
+) -> Any:  # without the apostrophe that `cell_text` puts before formulas
+    """Read a cell that `cell_text` made."""
+    return text[1:] if isinstance(text, str) and re.match("'+[=+\\-@\t\r]", text) else text
+
+# %% ../nbs/00_core.ipynb #669b8a93
+def cell_values(
+    table: Any,  # a DataFrame that was read from a table of this package, or of somebody else
+) -> Any:  # a DataFrame; texts without the apostrophe of `cell_text`
+    """Read the texts of a table as they were before they were written."""
+    texts = [name for name, kind in table.dtypes.items() if kind.kind not in "biufcmM"]
+    return table.assign(**{name: table[name].map(cell_value) for name in texts})
+
+# %% ../nbs/00_core.ipynb #28f5a415
+def parse_json(
+    text: str | bytes,  # JSON
+) -> Any:
+    """Read JSON.
+
+    Raises
+    ------
+    ValueError
+        It is no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+# %% ../nbs/00_core.ipynb #705d7767
+_NOTES: ContextVar[dict[str, dict[str, None]] | None] = ContextVar("notes", default=None)
+
+
+def note(
+    path: str | Path,  # the file
+    words: str,  # what is said of it, and of others of which the same is true
+) -> None:
+    """Tell something about a file: at once as a warning, or at the end of `gathered_notes`."""
+    held = _NOTES.get()
+    if held is None:
+        warnings.warn(f"{plain_text(path)}: {words}", stacklevel=1)
+    else:
+        held.setdefault(words, {})[plain_text(Path(path).name)] = None
+
+
+@contextmanager
+def gathered_notes(
+    say: Callable[[str], Any] | None = None,  # told at the end; None = a warning
+):
+    """Hold back what `note` is told, and say it at the end: once, with the first three files."""
+    if _NOTES.get() is not None:
+        yield
+        return
+    held: dict[str, dict[str, None]] = {}
+    before = _NOTES.set(held)
+    try:
+        yield
+    finally:
+        _NOTES.reset(before)
+        for words, names in held.items():
+            first = ", ".join(list(names)[:3])
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            said = f"{first}{more}: {words}"
+            warnings.warn(said, stacklevel=1) if say is None else say(said)
 
 # %% ../nbs/00_core.ipynb #99328d7d
 def file_sha256(

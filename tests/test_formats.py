@@ -67,6 +67,51 @@ def tiff_samples(folder):
     return folder.glob("*.tif")
 
 
+def ome_set(folder, names, stack, axis):
+    """A file per plane along an axis; each of them describes them all."""
+    for plane, own in enumerate(names):
+        sizes = {letter: len(names) if letter == axis else 1 for letter in "ZCT"}
+        xml = f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:{own}">'
+        xml += '<Image ID="Image:0"><Pixels ID="P:0" DimensionOrder="XYCZT" Type="uint16" '
+        xml += f'SizeX="{stack.shape[2]}" SizeY="{stack.shape[1]}" '
+        xml += " ".join(f'Size{letter}="{n}"' for letter, n in sizes.items()) + ">"
+        xml += '<Channel ID="C" SamplesPerPixel="1"/>' * sizes["C"]
+        for number, name in enumerate(names):
+            xml += f'<TiffData First{axis}="{number}" IFD="0" PlaneCount="1">'
+            xml += f'<UUID FileName="{name}">urn:{name}</UUID></TiffData>'
+        xml += "</Pixels></Image></OME>"
+        tifffile.imwrite(folder / own, stack[plane], description=xml, metadata=None)
+
+
+def shown_tiff_samples(folder):
+    """What is stored otherwise than it is shown, and images in several files."""
+    gray, shuffled = RGB[..., 0], RNG.permutation(256)
+    for name, layout in {"plain": {}, "tiles": dict(tile=(16, 32), compression="zlib")}.items():
+        white = dict(photometric="miniswhite", **layout)
+        tifffile.imwrite(folder / f"white_{name}.tif", 255 - gray, **white)
+        tifffile.imwrite(folder / f"white16_{name}.tif", 65_535 - GRAY, **white)
+        for kind, table in {
+            "gray": np.stack([shuffled] * 3),
+            "colour": RNG.integers(0, 256, (3, 256)),
+            "lut": np.stack([np.arange(256), np.zeros(256), np.zeros(256)]),
+        }.items():
+            palette = dict(photometric="palette", colormap=(table * 257).astype(np.uint16))
+            tifffile.imwrite(folder / f"palette_{kind}_{name}.tif", gray, **palette, **layout)
+        for orientation in range(1, 9):
+            turn = dict(extratags=[(274, 3, 1, orientation, True)], **layout)
+            tifffile.imwrite(folder / f"turn{orientation}_{name}.tif", GRAY, **turn)
+            tifffile.imwrite(folder / f"rgb{orientation}_{name}.tif", RGB, photometric="rgb", **turn)
+        four = dict(photometric="rgb", extrasamples=["unspecified"], **layout)
+        tifffile.imwrite(folder / f"four_{name}.tif", np.dstack([RGB, gray]), **four)
+        for kind in ("unassalpha", "assocalpha"):
+            opaque = np.dstack([gray, np.full_like(gray, 255)])
+            inside = dict(photometric="minisblack", planarconfig="contig", extrasamples=[kind])
+            tifffile.imwrite(folder / f"gray_{kind}_{name}.tif", opaque, **inside, **layout)
+    for axis in "ZCT":
+        ome_set(folder, [f"set{axis}{n}.ome.tif" for n in range(3)], STACK[0, 0], axis)
+    return folder.glob("*.tif")
+
+
 def zarr_samples(folder):
     write_image(folder / "gray.zarr", GRAY, "YX", 0.5)
     write_image(folder / "rgb.zarr", RGB, "YXC")
@@ -76,6 +121,9 @@ def zarr_samples(folder):
     old["0"][...] = STACK[0]
     axes = [dict(name=name) for name in "zcyx"]
     old.attrs["multiscales"] = [dict(version="0.4", axes=axes, datasets=[dict(path="0")])]
+    blank = zarr.open_group(folder / "blank.zarr", mode="w", zarr_format=2)
+    blank.create_array("0", shape=(33, 41), dtype="uint16", chunks=(9, 11))
+    blank.attrs["multiscales"] = [dict(version="0.4", axes=axes[2:], datasets=[dict(path="0")])]
     return folder.glob("*.zarr")
 
 
@@ -86,6 +134,15 @@ def picture_samples(folder):
     Picture.fromarray(RGB[..., 0]).save(folder / "gray.jpeg")
     Picture.fromarray(RGB).quantize(9).save(folder / "palette.png")
     Picture.fromarray(GRAY > 999).save(folder / "bits.png")
+    opaque = np.dstack([RGB[..., 0], np.full(RGB.shape[:2], 255, np.uint8)])
+    Picture.fromarray(opaque).save(folder / "opaque.png")
+    for orientation in range(1, 9):
+        exif = Picture.Exif()
+        exif[0x0112] = orientation
+        for suffix in ("jpg", "png"):
+            Picture.fromarray(RGB).save(folder / f"turn{orientation}.{suffix}", exif=exif)
+    film = [Picture.fromarray(one) for one in (RGB, RGB[::-1].copy())]
+    film[0].save(folder / "film.png", save_all=True, append_images=film[1:])
     return folder.iterdir()
 
 
@@ -133,7 +190,7 @@ def microscope_samples(folder):
 
 
 SAMPLES = {
-    "Tiff": tiff_samples,
+    "Tiff": lambda folder: [*tiff_samples(folder), *shown_tiff_samples(folder)],
     "OmeZarr": zarr_samples,
     "Pictures": picture_samples,
     "Nd2": microscope_samples,
@@ -192,6 +249,45 @@ def test_samples_are_what_was_written(tmp_path):
         expected = np.moveaxis(expected, -1, 0) if path.stem.startswith("inside") else expected
         expected = expected * np.uint8(255) if expected.dtype == bool else expected
         np.testing.assert_array_equal(pixels, expected.reshape(pixels.shape), err_msg=path.name)
+
+
+def turned(pixels, orientation):
+    """As the specification of EXIF has it: where row 0 and column 0 of the file are shown."""
+    first_row = {1: "top", 2: "top", 3: "bottom", 4: "bottom", 5: "left", 6: "right", 7: "right", 8: "left"}
+    first_column = {1: "left", 2: "right", 3: "right", 4: "left", 5: "top", 6: "top", 7: "bottom", 8: "bottom"}
+    pixels = pixels.swapaxes(0, 1) if orientation > 4 else pixels
+    sides = {first_row[orientation], first_column[orientation]}
+    pixels = pixels[::-1] if "bottom" in sides else pixels
+    return pixels[:, ::-1] if "right" in sides else pixels
+
+
+def test_pictures_are_those_that_viewers_show(tmp_path):
+    for path in shown_tiff_samples(tmp_path):
+        kind, pixels = path.stem.split("_")[0], read_image(path).pixels
+        gray, expected = RGB[..., 0], None
+        if kind.startswith(("turn", "rgb")):
+            expected = turned(GRAY if kind.startswith("turn") else RGB, int(kind[-1]))
+        elif kind.startswith("white"):
+            expected = gray if kind == "white" else GRAY
+        elif kind == "four":
+            expected = np.moveaxis(np.dstack([RGB, gray]), -1, 0)
+        elif kind == "gray" or "lut" in path.stem:
+            expected = gray
+        elif path.name.startswith("set"):
+            expected = STACK[0, 0]
+        if expected is None:  # palettes, against pillow
+            with Picture.open(path) as picture:
+                expected = np.asarray(picture.convert("RGB"))
+            expected = expected[..., 0] if "gray" in path.stem else expected
+        np.testing.assert_array_equal(pixels, expected, err_msg=path.name)
+    for path in tmp_path.glob("*.tif"):
+        path.unlink()
+    for path in picture_samples(tmp_path):
+        if path.stem.startswith("turn"):
+            with Picture.open(path) as picture:
+                stored = np.asarray(picture)
+            expected = turned(stored, int(path.stem[-1]))
+            np.testing.assert_array_equal(read_image(path).pixels, expected, err_msg=path.name)
 
 
 # --- a format of one's own ---------------------------------------------------------------------

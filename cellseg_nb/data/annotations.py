@@ -6,7 +6,7 @@
 __all__ = ['OBJECT_TYPES', 'NAMESPACE', 'LARGEST_ROI_PX', 'ring_area', 'polygons', 'outlines', 'labels_from_polygons',
            'write_geojson', 'read_geojson', 'write_roi_zip', 'read_rois', 'read_roi_zip']
 
-# %% ../../nbs/data/06_annotations.ipynb #529e50ec
+# %% ../../nbs/data/06_annotations.ipynb #293725dc
 import json
 import re
 import uuid
@@ -20,7 +20,7 @@ import numpy as np
 from numba import njit
 
 from cellseg_nb.core import (
-    atomic_path, check_labels, label_dtype,
+    atomic_path, check_labels, label_dtype, parse_json,
 )
 from cellseg_nb.data.io import (
     image_stem,
@@ -423,7 +423,7 @@ def _existing_file(path):
         raise FileNotFoundError(f"there is no file {path}")
     return path
 
-# %% ../../nbs/data/06_annotations.ipynb #cb6ed379
+# %% ../../nbs/data/06_annotations.ipynb #7857fc9d
 def read_geojson(
     path: str | Path,  # as QuPath exports it, or as `write_geojson` writes it
     shape: tuple[int, int],  # of the picture; (Y, X)
@@ -445,8 +445,8 @@ def read_geojson(
     """
     path = _existing_file(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path} is not a whole GeoJSON file ({error})") from error
     features = content.get("features") if isinstance(content, dict) else content
     features = [content] if isinstance(content, dict) and "geometry" in content else features

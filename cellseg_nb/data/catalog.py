@@ -7,7 +7,7 @@ __all__ = ['CAICEDO', 'KROMP', 'KROMP_CLASSES', 'SIMULATED_SPLITS', 'CONVERTERS'
            'Dataset', 'datasets', 'data_folder', 'cache_folder', 'locate', 'state', 'dsb2018_table', 'merge_masks',
            'convert_dsb2018', 'get', 'Sample', 'index_table', 'folder_samples', 'samples']
 
-# %% ../../nbs/data/01_catalog.ipynb #190c635b
+# %% ../../nbs/data/01_catalog.ipynb #f0c03312
 import csv
 import os
 import re
@@ -18,9 +18,14 @@ from functools import lru_cache
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 
+from cellseg_nb.core import (
+    cell_value, file_sha256,
+)
 from cellseg_nb.data.downloads import (
     download, unzip,
 )
@@ -310,17 +315,31 @@ def convert_dsb2018(
         write_labels(target / row["split"] / "masks" / name, labels)
     return target
 
-# %% ../../nbs/data/01_catalog.ipynb #6fb5d9b2
+# %% ../../nbs/data/01_catalog.ipynb #d2001615
 CONVERTERS = {"dsb2018": convert_dsb2018, "sbsst265": convert_sbsst265}
+
+
+def _fetched(dataset, archive, progress):
+    """The archive of a data set: a download, or with `file://` a file of this computer."""
+    place = urlsplit(dataset.address)
+    if place.scheme != "file":
+        return download(dataset.address, archive, dataset.sha256, progress)
+    path = Path(url2pathname(place.path))
+    if place.netloc not in ("", "localhost") or not path.is_file():
+        raise FileNotFoundError(f"there is no file {path} on this computer ({dataset.address})")
+    found = None if dataset.sha256 is None else file_sha256(path)
+    if found != dataset.sha256:
+        raise ValueError(f"{path} has the checksum {found} and not {dataset.sha256}")
+    return path
 
 
 def _install(dataset, target, convert, progress=None):
     """Download, unpack and convert into `target`, which appears only when it is complete."""
     working = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
     archive = target.with_name(f"{target.name}.zip")
-    download(dataset.address, archive, dataset.sha256, progress)
+    fetched = _fetched(dataset, archive, progress)
     try:
-        unzip(archive, working / "archive")
+        unzip(fetched, working / "archive")
         convert(working / "archive", working / "ready")
         os.replace(working / "ready", target)
     finally:
@@ -433,7 +452,7 @@ class Sample:
             return _simulated(self.seed)[1].copy()
         return read_labels(self.labels_path, label_parts=self.label_parts)
 
-# %% ../../nbs/data/01_catalog.ipynb #723caf15
+# %% ../../nbs/data/01_catalog.ipynb #73f6e501
 def index_table(
     folder: str | Path,  # of a data set
 ) -> list[dict[str, str]]:  # one row per image: file, and what else is known about it
@@ -450,7 +469,7 @@ def index_table(
     if not path.is_file():
         raise FileNotFoundError(f"there is no table {path}")
     with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+        rows = [{name: cell_value(text) for name, text in row.items()} for row in csv.DictReader(file)]
     if not rows or "file" not in rows[0]:
         raise ValueError(f"{path} has no column 'file', or no rows")
     return rows

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RISE', 'MOST_CEILING', 'USUAL_CEILING', 'HOT', 'TOP', 'Contrast', 'find_contrast', 'noise_level', 'robust_contrast',
-           'Normalised', 'normalised']
+           'without_offset', 'Normalised', 'normalised']
 
 # %% ../../nbs/data/26_contrast.ipynb #b5224b92
 from collections.abc import Iterator
@@ -75,12 +75,15 @@ def find_contrast(
     )
     return Contrast(dark, bright) if dark < bright else Contrast(least, most)
 
-# %% ../../nbs/data/26_contrast.ipynb #eb8e5a9c
+# %% ../../nbs/data/26_contrast.ipynb #858fd734
 def _sortable_keys(pixels: np.ndarray) -> np.ndarray:
     """Whole numbers (int64) in the order of the pixels as float32."""
     pixels = np.ascontiguousarray(pixels, np.float32).ravel() + np.float32(0)  # -0 becomes 0
     if not np.isfinite(pixels).all():
-        raise ValueError("the image holds NaN or infinite values; replace them first")
+        raise ValueError(
+            "the image holds NaN or infinite values; nan_as_background=True (--nan-as-background) takes them "
+            "for background"
+        )
     digits = pixels.view(np.int32).astype(np.int64)
     return np.where(digits < 0, -1 - (digits & 0x7FFFFFFF), digits) + (1 << 31)
 
@@ -172,6 +175,14 @@ def _origin(image: np.ndarray) -> int | float:
     ends = [(part.min(), part.max()) for part in map(image.__getitem__, _blocks(image))]
     least, most = min(one.item() for one, _ in ends), max(one.item() for _, one in ends)
     return least if max(abs(least), abs(most)) > NARROW * (most - least) else 0
+
+# %% ../../nbs/data/26_contrast.ipynb #b92e14b3
+def without_offset(
+    image: np.ndarray,  # picture, or anything with `shape` that gives arrays when sliced
+) -> np.ndarray:  # itself where float32 tells its numbers apart, else the same less its smallest number
+    """Keep small differences between large numbers, such as 2**60 + 5 and 2**60 + 9."""
+    origin = 0 if 0 in image.shape else _origin(image)
+    return _Values(image, origin) if origin else image
 
 # %% ../../nbs/data/26_contrast.ipynb #fc567a77
 HOT = 0.5  # a pixel is hot if it rises so far above all neighbours but one; 1 = the whole range

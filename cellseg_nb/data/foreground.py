@@ -8,7 +8,7 @@ __all__ = ['SURROUNDINGS_PX', 'DAZZLING', 'SCALES_PX', 'PIXEL_FEATURES', 'PIXEL_
            'TextureLimits', 'texture_limits', 'tidy_mask', 'texture_foreground', 'pixel_features', 'PixelClassifier',
            'learn_foreground', 'MasksWritten', 'project_limits', 'write_foreground_masks']
 
-# %% ../../nbs/data/14_foreground.ipynb #ba8f5d6d
+# %% ../../nbs/data/14_foreground.ipynb #51ddac6f
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 from scipy import ndimage
 
 from cellseg_nb.core import (
-    atomic_path, file_sha256, moved, one_line,
+    atomic_path, file_sha256, moved, one_line, parse_json,
 )
 from cellseg_nb.data.forest import (
     Forest, ForestFormat, convert_forest, load_forest, save_forest,
@@ -357,15 +357,15 @@ def _mask_finder(project, method, scribbles, images, channel):
     limits = project_limits(images.values(), channel)
     return lambda image: texture_foreground(image, limits)
 
-# %% ../../nbs/data/14_foreground.ipynb #4be1d0a7
+# %% ../../nbs/data/14_foreground.ipynb #c6cae58d
 def _proposed(project):
     """Image → checksum of the mask that was proposed for it."""
     path = project / PROPOSED_FILE
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
+        return dict(parse_json(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it to keep all masks") from error
 
 

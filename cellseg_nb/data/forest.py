@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SomeForest', 'ARRAYS', 'Forest', 'convert_forest', 'ForestFormat', 'save_forest', 'load_forest']
 
-# %% ../../nbs/data/16_forest.ipynb #1b53fc67
+# %% ../../nbs/data/16_forest.ipynb #20fb6599
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from cellseg_nb.core import (
-    atomic_path, moved,
+    atomic_path, moved, parse_json,
 )
 
 # %% ../../nbs/data/16_forest.ipynb #36d07e6e
@@ -123,7 +123,7 @@ def save_forest(
         save_file(arrays, temporary, metadata={format.key: json.dumps(forest.facts | facts)})
     return path
 
-# %% ../../nbs/data/16_forest.ipynb #691b1bd3
+# %% ../../nbs/data/16_forest.ipynb #18fcb086
 def load_forest(
     path: str | Path,  # a file written by `save_forest`
     format: ForestFormat,  # what kind of forest it must be
@@ -143,9 +143,9 @@ def load_forest(
         raise FileNotFoundError(f"{path}: there is no such file of {format.content}")
     try:
         with safe_open(path, "numpy") as file:
-            facts = json.loads((file.metadata() or {})[format.key])
+            facts = parse_json((file.metadata() or {})[format.key])
             arrays = {name: file.get_tensor(name) for name in ARRAYS}
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+    except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(
             f"{path}: this is no file of {format.content} ({format.hint}): {error}"
         ) from error
@@ -156,6 +156,9 @@ def load_forest(
             f"program reads version {format.version}. Train them again."
         )
     _check_trees(path, arrays, len(format.features))
+    wrong = [name for name, array in arrays.items() if array.dtype.kind == "f" and np.isnan(array).any()]
+    if wrong:
+        raise ValueError(f"{path}: its numbers {wrong[0]} hold NaN; train them again")
     return kind(**arrays, facts=facts)
 
 # %% ../../nbs/data/16_forest.ipynb #08e24f1b

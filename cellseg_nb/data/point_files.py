@@ -6,7 +6,6 @@
 __all__ = ['POINT_READERS', 'from_percent', 'to_percent', 'read_point_file']
 
 # %% ../../nbs/data/18_point_files.ipynb #a272027e
-import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from cellseg_nb.core import (
-    moved,
+    moved, parse_json,
 )
 from cellseg_nb.data.io import (
     IMAGE_SUFFIXES, image_stem, read_image,
@@ -171,8 +170,8 @@ def _from_row(path, row, shapes) -> Iterator[ImageAnnotation]:
 def _read_json(path, shapes, annotator) -> Iterator[ImageAnnotation]:
     """An export of Label Studio, JSON or JSON-MIN; or COCO, or GeoJSON."""
     try:
-        tasks = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        tasks = parse_json(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
         raise ValueError(f"{path} is no whole JSON file ({error}); export it again") from None
     if is_coco(tasks) or is_geojson(tasks):
         read = read_coco if is_coco(tasks) else read_geojson_points
@@ -229,8 +228,8 @@ def _read_csv(path, shapes, annotator) -> Iterator[ImageAnnotation]:
 def _with_lists(path, row):
     """The row of a CSV export, its lists decoded."""
     try:
-        return {k: json.loads(v) if v.startswith("[") else v for k, v in row.items()}
-    except json.JSONDecodeError as error:
+        return {k: parse_json(v) if v.startswith("[") else v for k, v in row.items()}
+    except ValueError as error:
         raise ValueError(f"{path}: task {row.get('id')} has a damaged list ({error})") from None
 
 # %% ../../nbs/data/18_point_files.ipynb #7acfe5a2

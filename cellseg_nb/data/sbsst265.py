@@ -6,7 +6,7 @@
 __all__ = ['COLUMNS', 'NEEDED', 'MINIATURE', 'find_columns', 'read_magnification', 'read_description', 'convert_sbsst265',
            'simulate_sbsst265']
 
-# %% ../../nbs/data/10_sbsst265.ipynb #664aed49
+# %% ../../nbs/data/10_sbsst265.ipynb #f141e0f5
 import csv
 import re
 import warnings
@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from cellseg_nb.core import (
-    atomic_path,
+    atomic_path, cell_text,
 )
 from cellseg_nb.data.io import (
     image_stem, read_image, read_labels, write_image, write_labels,
@@ -170,7 +170,7 @@ def _one_channel(path):
         raise ValueError(f"{path} has the axes {image.axes}; one plane is expected")
     return pixels
 
-# %% ../../nbs/data/10_sbsst265.ipynb #d5f2f4aa
+# %% ../../nbs/data/10_sbsst265.ipynb #7d981ff6
 def _check_complete(table, pictures, masks, source):
     """Every image of the table needs its picture and its mask."""
     for found, folder in ((pictures, "rawimages"), (masks, "groundtruth")):
@@ -189,7 +189,7 @@ def _write_index(path, table):
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(table[0]))
         writer.writeheader()
-        writer.writerows(table)
+        writer.writerows([{name: cell_text(value) for name, value in row.items()} for row in table])
 
 # %% ../../nbs/data/10_sbsst265.ipynb #e11a8373
 def convert_sbsst265(

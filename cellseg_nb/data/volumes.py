@@ -7,7 +7,7 @@ __all__ = ['STACK_AXES', 'FILE_COLUMNS', 'Stack', 'choose_channels', 'read_stack
            'Row', 'read_table', 'write_table', 'check_shape', 'same_shape', 'read_row', 'plan_patches', 'Patch',
            'cut_patches', 'write_patches']
 
-# %% ../../nbs/data/07_volumes.ipynb #13a595ae
+# %% ../../nbs/data/07_volumes.ipynb #3e51d504
 import csv
 import io
 import os
@@ -18,13 +18,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from fastcore.basics import patch
 from tqdm import tqdm
 
 from cellseg_nb.core import (
-    PixelSize, atomic_path, pixel_edges,
+    PixelSize, atomic_path, cell_text, cell_value, pixel_edges,
 )
 from cellseg_nb.data.io import (
     Plane, image_stem, open_plane, read_image, read_labels, write_image, write_labels,
+)
+from cellseg_nb.data.planes import (
+    ground_level,
 )
 from cellseg_nb.data.targets import (
     border_weights,
@@ -166,7 +170,7 @@ def read_stack(
     pixels, names = choose_channels(pixels, channel, image.channels, path)
     return Stack(np.ascontiguousarray(pixels), size, names, image_stem(path), Path(path))
 
-# %% ../../nbs/data/07_volumes.ipynb #e97e6b87
+# %% ../../nbs/data/07_volumes.ipynb #9874bbce
 class StackFile:
     """One channel of a stack in a file, read window by window: `stack[0:10, 5:9, :]`.
 
@@ -193,7 +197,12 @@ class StackFile:
             depth if axis == "Z" else index
             for axis, index in zip(self._plane.image.axes, self._plane.indices)
         ]
-        return Plane(self._plane.image, indices)
+        return self._like(indices)
+
+    def _like(self, indices: list[int | None]) -> Plane:
+        found = Plane(self._plane.image, indices)
+        found.ground = self._plane.ground
+        return found
 
     def __gt__(self, least: float) -> "ThresholdedStack":
         return ThresholdedStack(self, least)
@@ -204,13 +213,21 @@ class StackFile:
         if axis < 0:
             return [self]
         every = ([*indices[:axis], n, *indices[axis + 1 :]] for n in range(self.n_channels))
-        return [StackFile(Plane(self._plane.image, one)) for one in every]
+        return [StackFile(self._like(one)) for one in every]
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self._plane.close()
+
+# %% ../../nbs/data/07_volumes.ipynb #f94ee763
+@patch
+def fill_nan(self: StackFile) -> None:
+    """Read NaN and infinity as background from now on, see `data.planes.with_ground`."""
+    if self._plane.dtype.kind == "f":
+        planes = (self[z : z + 1, :, :] for z in range(self.shape[0]))
+        self._plane.ground = ground_level(planes, int(np.prod(self.shape)))
 
 # %% ../../nbs/data/07_volumes.ipynb #4b6877d9
 class ThresholdedStack:
@@ -285,7 +302,7 @@ class Row:
         """How errors call it, such as `stacks.csv, row 3`."""
         return f"{self.table}, row {self.number}" if self.table else str(self.image)
 
-# %% ../../nbs/data/07_volumes.ipynb #b42f0fc4
+# %% ../../nbs/data/07_volumes.ipynb #d69832f0
 def _csv_rows(path):
     """The header and the filled rows of a CSV, with their numbers; comma, semicolon or tab."""
     if not path.is_file():
@@ -295,7 +312,7 @@ def _csv_rows(path):
         first = text.partition("\n")[0]
         between = next((mark for mark in ",;\t" if mark in first), ",")
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=between)
-        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+        rows = [(reader.line_num, [cell_value(cell.strip()) for cell in row]) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is not a CSV table ({error})") from error
     rows = [(number, row) for number, row in rows if any(row)]
@@ -342,7 +359,7 @@ def read_table(
         raise ValueError(f"{path} has a header and no rows")
     return table
 
-# %% ../../nbs/data/07_volumes.ipynb #7bbc2a45
+# %% ../../nbs/data/07_volumes.ipynb #0bb78508
 def write_table(
     path: str | Path,  # CSV; its folder is made when missing
     rows: list[dict],  # column → value, the same columns in each; paths become relative
@@ -355,9 +372,11 @@ def write_table(
         for row in rows:
             writer.writerow(
                 {
-                    name: Path(os.path.relpath(value, path.parent)).as_posix()
-                    if isinstance(value, Path)
-                    else value
+                    name: cell_text(
+                        Path(os.path.relpath(value, path.parent)).as_posix()
+                        if isinstance(value, Path)
+                        else value
+                    )
                     for name, value in row.items()
                 }
             )

@@ -88,7 +88,7 @@ def _colour_numbers(ids: np.ndarray, changed: Mapping[int, int]) -> np.ndarray:
         numbers[found] = np.array([changed[key] for key in keys.tolist()])[place[found]]
     return numbers
 
-# %% ../../nbs/measure/03_plots.ipynb #014b811f
+# %% ../../nbs/measure/03_plots.ipynb #d90739a1
 def _stretched(
     image: np.ndarray,  # bool, integer or float; (Y, X) or (Y, X, 3)
     low: float,  # percentile that becomes black
@@ -109,8 +109,8 @@ def _stretched(
     finite = values[np.isfinite(values)]
     black, white = np.percentile(finite, [low, high]) if finite.size else (0, 1)
     if white <= black:
-        black, white = float(black), float(max(finite.max(initial=black), black + 1))
-    scaled = np.nan_to_num((values.astype(np.float32) - black) * (255 / (white - black)))
+        black, white = float(black), float(max(finite.max(initial=black), black + max(1, abs(black) / 1e9)))
+    scaled = np.nan_to_num((values - np.float64(black)) * (255 / (white - black)))
     scaled = np.clip(scaled, 0, 255).round().astype(np.uint8)
     return scaled if colour else np.repeat(scaled[..., None], 3, axis=2)
 

@@ -5,15 +5,14 @@
 # %% auto #0
 __all__ = ['FORMAT_VERSION', 'BUNDLES', 'list_bundles', 'find_bundle', 'read_specification', 'load_bundle']
 
-# %% ../../nbs/models/02_bundle.ipynb #576c5ee8
-import json
+# %% ../../nbs/models/02_bundle.ipynb #7636d9fd
 from pathlib import Path
 
 from pydantic import ValidationError
 
 import cellseg_nb
 from cellseg_nb.core import (
-    explain_settings,
+    explain_settings, parse_json,
 )
 from cellseg_nb.models.kinds.count import (
     CountNetworkSettings, CountNormalisation, CountOutput, CountSpecification, CountTarget, Peaks,
@@ -26,7 +25,7 @@ from cellseg_nb.models.kinds.stars import (
 )
 from cellseg_nb.models.specification import (
     Bundle, NetworkSettings, Normalisation, Scale, Scales, SegmentationSetting, Specification, Target,
-    VoxelSize, needs_maps, save_bundle, specification_class, weight_arrays, with_brightness,
+    VoxelSize, check_weights, needs_maps, save_bundle, specification_class, weight_arrays, with_brightness,
     write_specification,
 )
 from cellseg_nb.models.stars import (
@@ -69,7 +68,7 @@ def find_bundle(
         f"no model {str(model)!r}: neither a folder with model.json nor one of: {', '.join(known)}"
     )
 
-# %% ../../nbs/models/02_bundle.ipynb #f94ae542
+# %% ../../nbs/models/02_bundle.ipynb #6eff348f
 def read_specification(
     model: str | Path,  # name of a bundle of the package, or a folder
 ) -> Specification:
@@ -84,7 +83,7 @@ def read_specification(
     """
     path = find_bundle(model) / "model.json"
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     version = fields.get("format_version") if isinstance(fields, dict) else None
@@ -103,7 +102,7 @@ def read_specification(
     except ValidationError as error:
         raise ValueError(f"{path}: {explain_settings(error, kind)}") from error
 
-# %% ../../nbs/models/02_bundle.ipynb #5277e84e
+# %% ../../nbs/models/02_bundle.ipynb #5ac13f54
 def load_bundle(
     model: str | Path = "nuclei",  # name of a bundle of the package, or a folder
 ) -> Bundle:  # network in float32, in evaluation mode
@@ -114,7 +113,7 @@ def load_bundle(
     FileNotFoundError
         There is no such bundle, or its weights are missing.
     ValueError
-        Specification or weights are damaged or do not fit together.
+        Specification or weights are damaged or do not fit together, or a weight is NaN or infinite.
     """
     from safetensors import SafetensorError
 
@@ -124,7 +123,9 @@ def load_bundle(
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; the bundle is incomplete")
     try:
-        return Bundle(specification.load(path), specification, folder)
+        network = specification.load(path)
     except (SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} is damaged or does not fit model.json: {reason}") from error
+    check_weights(path, weight_arrays(network))
+    return Bundle(network, specification, folder)

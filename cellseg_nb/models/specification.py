@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Scale', 'Scales', 'Target', 'VoxelSize', 'SegmentationSetting', 'DECODER', 'KINDS', 'NetworkSettings',
            'Normalisation', 'KnownPictures', 'Specification', 'register_kind', 'all_kinds', 'specification_class',
-           'architecture', 'needs_maps', 'Bundle', 'with_brightness', 'weight_arrays', 'save_bundle',
+           'architecture', 'needs_maps', 'Bundle', 'with_brightness', 'weight_arrays', 'check_weights', 'save_bundle',
            'write_specification']
 
 # %% ../../nbs/models/05_specification.ipynb #1cb2c66d
@@ -248,6 +248,19 @@ def weight_arrays(
 ) -> dict[str, np.ndarray]:  # name → numbers
     """All numbers of a network by name."""
     return next(kind for kind in all_kinds() if kind.owns(network)).arrays(network)
+
+# %% ../../nbs/models/05_specification.ipynb #bcbb4dc7
+def check_weights(
+    path: str | Path,  # their file
+    weights: dict[str, np.ndarray],  # name → numbers
+) -> None:
+    """Raise a ValueError where a weight is NaN or infinite: such a model would find nothing, without an error."""
+    for name, array in weights.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError(
+                f"{path}: the weight {name} is NaN or infinite, so the model computes nothing; its training went "
+                "wrong or the file is damaged"
+            )
 
 # %% ../../nbs/models/05_specification.ipynb #0be7599c
 def save_bundle(

@@ -6,18 +6,19 @@
 __all__ = ['NETWORK_KEYS', 'PUBLISHED', 'PRETRAINED', 'read_stardist', 'import_stardist', 'export_stardist', 'find_pretrained',
            'pretrained_bundle']
 
-# %% ../../nbs/models/04_stars.ipynb #e4a5eae9
+# %% ../../nbs/models/04_stars.ipynb #e4331c44
 import json
+import shutil
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cellseg_nb.core import (
-    atomic_path,
+    atomic_path, parse_json,
 )
 from cellseg_nb.data.catalog import (
-    cache_folder,
+    cache_folder, download, unzip,
 )
 from cellseg_nb.models.kinds.stars import (
     StarNetworkSettings, StarPostprocessing, StarSpecification, build_stars, fill_stars, star_arrays,
@@ -55,7 +56,7 @@ def _as_json(value: Any) -> str:
     """As it would stand in a file."""
     return json.dumps(value, sort_keys=True)
 
-# %% ../../nbs/models/04_stars.ipynb #4fa8b374
+# %% ../../nbs/models/04_stars.ipynb #204e3660
 def read_stardist(
     folder: str
     | Path,  # with config.json, weights_best.h5 and, where there is one, thresholds.json
@@ -76,7 +77,7 @@ def read_stardist(
         raise FileNotFoundError(f"{folder} has no weights (weights_best.h5)")
     models = stardist_models()
     try:
-        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        fields = parse_json((folder / "config.json").read_text(encoding="utf-8"))
         kind = models.StarDist3D if fields.get("n_dim", 2) == 3 else models.StarDist2D
         with redirect_stdout(StringIO()):
             network = kind(None, name=folder.name, basedir=str(folder.parent))
@@ -152,7 +153,7 @@ def _cache() -> Path:
     """Where fetched models are kept."""
     return cache_folder() / "stardist"
 
-# %% ../../nbs/models/04_stars.ipynb #c4b53791
+# %% ../../nbs/models/04_stars.ipynb #1850d69a
 def find_pretrained(
     name: str,  # one of `PRETRAINED`
 ) -> Path:  # folder of StarDist
@@ -176,18 +177,12 @@ def find_pretrained(
 
 def _fetch(name: str, place: Path) -> Path:
     """Fetch a published model."""
-    import pooch
-
     address = f"{PUBLISHED}/python_{name}.zip"
     try:
-        pooch.retrieve(
-            address,
-            PRETRAINED[name],
-            f"{name}.zip",
-            place,
-            pooch.Unzip(extract_dir="."),
-            progressbar=False,
-        )
+        archive = download(address, place.with_name(f"{name}.zip"), PRETRAINED[name], most_bytes=10**9)
+        shutil.rmtree(place, ignore_errors=True)  # of a download that was not complete
+        unzip(archive, place, most_bytes=2 * 10**9, most_entries=1000)
+        archive.unlink()
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise FileNotFoundError(

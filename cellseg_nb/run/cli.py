@@ -48,7 +48,7 @@ class LazyTask(TyperCommand):
         made.command(self.name)(task_command(find_task(self.name)))
         return typer.main.get_command(made).make_context(info_name, args, parent, **extra)
 
-# %% ../../nbs/run/01_cli.ipynb #925ffc47
+# %% ../../nbs/run/01_cli.ipynb #cfbdb200
 class Verbs(TyperGroup):
     """Commands whose errors are one line each."""
 
@@ -74,7 +74,7 @@ class Verbs(TyperGroup):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                warnings.filterwarnings("always", module=r"cellseg_nb\.")
+                warnings.filterwarnings("default", module=r"cellseg_nb\.")  # the same words once
                 warnings.simplefilter("ignore", DeprecationWarning)  # for those who write code
                 warnings.showwarning = _show_warning
                 # what tifffile logs about a damaged file, data.io says in one line

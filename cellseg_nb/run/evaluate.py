@@ -6,7 +6,7 @@
 __all__ = ['LABEL_ENDINGS', 'ALL', 'label_files', 'score_row', 'Evaluation', 'evaluate_folders', 'score_intervals',
            'write_evaluation', 'plot_evaluation']
 
-# %% ../../nbs/run/03_evaluate.ipynb #57e16606
+# %% ../../nbs/run/03_evaluate.ipynb #5a4aaa23
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import cellseg_nb
 from cellseg_nb.core import (
-    atomic_path,
+    atomic_path, cell_values,
 )
 from cellseg_nb.data.io import (
     IMAGE_SUFFIXES, OWN_OUTPUTS, image_stem, read_labels, read_truth,
@@ -97,7 +97,7 @@ def label_files(
         found[name] = one
     return found
 
-# %% ../../nbs/run/03_evaluate.ipynb #5264d442
+# %% ../../nbs/run/03_evaluate.ipynb #abc73342
 ALL = "all"  # the group of all images
 
 
@@ -136,7 +136,7 @@ def _table(index: str | Path) -> pd.DataFrame:
     if not Path(index).is_file():
         raise FileNotFoundError(f"no such table: {index}")
     try:
-        return pd.read_csv(index, dtype=str, keep_default_na=False)
+        return cell_values(pd.read_csv(index, dtype=str, keep_default_na=False))
     except UnicodeDecodeError as error:
         raise ValueError(f"{index} is not UTF-8 text; save the table as 'CSV UTF-8'") from error
     except ValueError as error:

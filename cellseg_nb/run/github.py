@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['Repository', 'find_repository', 'ask', 'all_releases', 'file_address']
 
-# %% ../../nbs/run/15_github.ipynb #18ba4958
-import json
+# %% ../../nbs/run/15_github.ipynb #9c13570c
 import os
 import re
 import time
@@ -19,6 +18,14 @@ from http.client import HTTPException, HTTPMessage
 from importlib.metadata import metadata
 from typing import Any
 from urllib.parse import urljoin, urlsplit
+
+# %% ../../nbs/run/15_github.ipynb #384d94eb
+from cellseg_nb.core import (
+    parse_json,
+)
+from cellseg_nb.data.downloads import (
+    limited_blocks,
+)
 
 # %% ../../nbs/run/15_github.ipynb #a920dab5
 @dataclass(frozen=True)
@@ -75,15 +82,16 @@ def find_repository(
     api = api or os.environ.get("GITHUB_API_URL") or "https://api.github.com"
     return Repository(repo or home, api, os.environ.get("GITHUB_TOKEN") or None)
 
-# %% ../../nbs/run/15_github.ipynb #55d6c375
+# %% ../../nbs/run/15_github.ipynb #07ca7fe5
+MOST_ANSWER_BYTES, MOST_ANSWER_SECONDS, MOST_PAGES = 64 * 2**20, 300.0, 100
 PRIVATE = "it is private and needs a token in GITHUB_TOKEN"
 
 
 def _refusal(error: urllib.error.HTTPError, at: Repository) -> Exception:
     """The error for an answer that is none."""
     try:
-        answer = json.loads(error.read())
-        said = answer["message"]
+        answer = parse_json(error.read(MOST_ANSWER_BYTES))
+        said = str(answer["message"])
         details = [one.get("message") or one.get("code") for one in answer.get("errors", ())]
         said += f" ({', '.join(map(str, details))})" if details else ""
     except (ValueError, KeyError, TypeError, AttributeError, OSError, HTTPException):
@@ -120,7 +128,7 @@ def _wait(headers: HTTPMessage, at: Repository) -> str:
         return f"{at.host} answers no more requests until {clock} (for {minutes} min){advice}"
     return f"{at.host} answers no more requests for a while; try again in some minutes"
 
-# %% ../../nbs/run/15_github.ipynb #e4abea38
+# %% ../../nbs/run/15_github.ipynb #0b978f2f
 def _request(
     at: Repository,
     method: str,
@@ -135,11 +143,12 @@ def _request(
         archive = content[:2] == b"PK"
         headers["Content-Type"] = f"application/{'zip' if archive else 'json'}"
     request = urllib.request.Request(address, content, headers, method=method)
-    if at.token:
+    asked = urlsplit(address).netloc.removeprefix("uploads.").removeprefix("api.")
+    if at.token and asked == at.host.removeprefix("api."):  # nobody else gets to see it
         request.add_unredirected_header("Authorization", f"Bearer {at.token}")
     return request
 
-# %% ../../nbs/run/15_github.ipynb #54bcdb8f
+# %% ../../nbs/run/15_github.ipynb #9ea256fe
 def ask(
     at: Repository,
     method: str,  # "GET", "POST", "PATCH" or "DELETE"
@@ -164,7 +173,9 @@ def ask(
         with urllib.request.urlopen(
             _request(at, method, address, content), timeout=timeout
         ) as response:
-            return json.loads(response.read() or b"null"), response.headers
+            deadline = time.monotonic() + MOST_ANSWER_SECONDS
+            blocks = limited_blocks(response, at.host, MOST_ANSWER_BYTES, deadline)
+            return parse_json(b"".join(blocks) or b"null"), response.headers
     except urllib.error.HTTPError as error:
         raise _refusal(error, at) from error
     except (OSError, HTTPException) as error:
@@ -175,21 +186,24 @@ def ask(
     except ValueError as error:
         raise ConnectionError(f"{at.host} does not answer as the API of GitHub does") from error
 
-# %% ../../nbs/run/15_github.ipynb #b2bdbac5
+# %% ../../nbs/run/15_github.ipynb #d96d8df2
 def all_releases(
     at: Repository,
 ) -> Iterator[dict[str, Any]]:  # each as the server describes it
     """List every release; the server gives the list in pages. Errors are those of `ask`."""
     address: str | None = f"{at.releases}?per_page=100"
-    while address:
+    for _ in range(MOST_PAGES):
         answer, headers = ask(at, "GET", address)
-        if not isinstance(answer, list):
+        if not isinstance(answer, list) or not all(isinstance(one, dict) for one in answer):
             raise ConnectionError(f"{at.host} does not answer as the API of GitHub does")
         yield from answer
         following = re.search(r'<([^>]+)>;\s*rel="next"', headers.get("Link", ""))
-        address = following and following[1]
+        if following is None:
+            return
+        address = following[1]
+    raise ConnectionError(f"{at.host} lists releases without end; it does not answer as the API of GitHub does")
 
-# %% ../../nbs/run/15_github.ipynb #4d6e04e6
+# %% ../../nbs/run/15_github.ipynb #20cc831e
 class _Stay(urllib.request.HTTPRedirectHandler):
     """Goes nowhere: where the server points to is what is asked for."""
 
@@ -206,16 +220,19 @@ def file_address(
     The answer to the token is an address that is valid for some minutes, for everybody. So the
     token is not needed for the download, and does not get to the computer that has the files.
     """
+    download, asked = (str(file.get(name) or "") for name in ("browser_download_url", "url"))
+    if not re.match("https?://", download if at.token is None else asked):
+        raise ConnectionError(f"{at.host} does not answer as the API of GitHub does: a file of the release has no address")
     if at.token is None:
-        return file["browser_download_url"]
-    request = _request(at, "GET", file["url"], accept="octet-stream")
+        return download
+    request = _request(at, "GET", asked, accept="octet-stream")
     try:
         urllib.request.build_opener(_Stay).open(request, timeout=60).close()
     except urllib.error.HTTPError as error:
         if error.code in (301, 302, 303, 307, 308):
             error.close()
-            return urljoin(file["url"], error.headers["Location"])
+            return urljoin(asked, error.headers["Location"] or "")
         raise _refusal(error, at) from error
     except (OSError, HTTPException) as error:
         raise ConnectionError(f"{at.host} cannot be reached ({error})") from error
-    return file["browser_download_url"]
+    return download

@@ -109,12 +109,13 @@ VoxelEdges = option(
     str, "Z,Y,X", "Edges of a voxel in µm; replace the file's.", callback=_micrometres
 )
 
-# %% ../../nbs/run/16_options.ipynb #a363190e
+# %% ../../nbs/run/16_options.ipynb #c0c2308b
 def say(
     text: str,  # one line
 ) -> None:
     """Print to the error stream, which is not part of a piped result."""
-    print(text, file=sys.stderr, flush=True)
+    plain = text.encode("utf-8", "percent").decode()  # names that are not UTF-8, see `core.plain_text`
+    print(plain, file=sys.stderr, flush=True)
 
 # %% ../../nbs/run/16_options.ipynb #05df360b
 def error_line(

@@ -7,7 +7,7 @@ __all__ = ['EXPORTS', 'FEW', 'write_overlay', 'export_paths', 'write_exports', '
            'read_record', 'refuse_foreign', 'refuse_namesake', 'table_makers', 'check_out', 'collect_inputs', 'counted',
            'rough_duration']
 
-# %% ../../nbs/run/04_outputs.ipynb #3f3e98df
+# %% ../../nbs/run/04_outputs.ipynb #424039d1
 import json
 import shutil
 from collections.abc import Iterable, Mapping
@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cellseg_nb.core import (
-    PixelSize, atomic_path, one_line,
+    PixelSize, atomic_path, note, one_line, plain_text,
 )
 from cellseg_nb.data.io import (
-    find_images, image_stem, write_image, write_labels,
+    check_file, find_images, image_stem, without_parts, write_image, write_labels,
 )
 
 if TYPE_CHECKING:  # loaded where they are needed: a command must show its help at once
@@ -104,14 +104,14 @@ def remove_files(
         else:
             path.unlink(missing_ok=True)
 
-# %% ../../nbs/run/04_outputs.ipynb #3daf8496
+# %% ../../nbs/run/04_outputs.ipynb #7eb5dd73
 def write_text(
     path: Path,  # a file
     text: str,  # its content
 ) -> None:
     """Write a text file, whole or not at all."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="percent")
 
 
 def record_path(
@@ -219,7 +219,7 @@ def check_out(
     if not overwrite:
         refuse_foreign(out / name for name in tables if makers.get(name) != command)
 
-# %% ../../nbs/run/04_outputs.ipynb #83112afe
+# %% ../../nbs/run/04_outputs.ipynb #180c4a08
 def _rows(one: str | Path, tables: bool) -> "list[Row]":
     """The files that an input stands for."""
     from cellseg_nb.data.volumes import Row, read_table
@@ -228,7 +228,7 @@ def _rows(one: str | Path, tables: bool) -> "list[Row]":
         return read_table(Path(one), must_exist=False)
     return [Row(path) for path in find_images([one])]
 
-
+# %% ../../nbs/run/04_outputs.ipynb #262ad518
 def collect_inputs(
     inputs: Iterable[str | Path],  # files and folders
     result: str = "_labels.tif",  # how the file ends that is written for an image
@@ -244,6 +244,7 @@ def collect_inputs(
     found: "dict[str, Row]" = {}
     taken: dict[str, Path] = {}  # some file systems do not tell A.tif from a.tif
     failures: dict[str, str] = {}
+    inputs = list(inputs)
     for one in inputs:
         try:
             rows = _rows(one, tables)
@@ -251,6 +252,13 @@ def collect_inputs(
             failures[str(one)] = one_line(error, one)
             continue
         for row in rows:
+            try:
+                check_file(row.image)
+            except (FileNotFoundError, ValueError) as error:
+                failures[row.place] = one_line(error, row.place)
+                continue
+            if plain_text(row.image.name) != row.image.name:
+                note(row.image, "the name of the file is not UTF-8; results and tables have % and numbers in its place")
             name = image_stem(row.image)
             other = taken.setdefault(name.casefold(), row.image)
             if other.resolve() != row.image.resolve():
@@ -263,6 +271,9 @@ def collect_inputs(
     if not found:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
         raise FileNotFoundError(reasons or "no input was given")
+    if len(inputs) > 1:  # inside of one input it was seen before
+        kept = set(without_parts([row.image for row in found.values()]))
+        found = {name: row for name, row in found.items() if row.image in kept}
     return found, failures
 
 # %% ../../nbs/run/04_outputs.ipynb #41ba01e3

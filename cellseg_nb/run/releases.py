@@ -6,7 +6,7 @@
 __all__ = ['version_key', 'version_text', 'Release', 'list_releases', 'choose_release', 'cached_models', 'fetch_model',
            'init_model', 'pack_model', 'Shipment', 'pack_release', 'release']
 
-# %% ../../nbs/run/12_releases.ipynb #4e1a69b8
+# %% ../../nbs/run/12_releases.ipynb #f9ae835c
 import hashlib
 import io
 import json
@@ -23,6 +23,9 @@ from typing import Any
 from urllib.parse import quote
 
 import cellseg_nb
+from cellseg_nb.core import (
+    parse_json,
+)
 from cellseg_nb.data.catalog import (
     cache_folder, download, unzip,
 )
@@ -101,7 +104,8 @@ class Release:
         """Can this version of the package read it, as far as is known?"""
         return self.format_version is None or self.format_version <= FORMAT_VERSION
 
-# %% ../../nbs/run/12_releases.ipynb #d1a53aa4
+# %% ../../nbs/run/12_releases.ipynb #8363f4c5
+MOST_MODEL_BYTES = 4 * 10**9
 PARTS = {"model.json": True, "weights.safetensors": True, "log.csv": False}  # file → needed?
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 FACTS = re.compile(r"<!-- cellseg_nb (\{.*\}) -->")
@@ -112,9 +116,10 @@ def _facts(notes: str | None) -> dict[str, Any]:
     """The line for programs in the notes of a release; what is not as it should be is left out."""
     found = FACTS.findall(notes or "")
     try:
-        facts = json.loads(found[-1]) if found else {}
+        facts = parse_json(found[-1]) if found else {}
     except ValueError:
         return {}
+    facts = facts if isinstance(facts, dict) else {}
     valid = {
         "format_version": lambda value: type(value) is int,
         "cellseg_nb": lambda value: re.fullmatch(r"[\w.+!]+", str(value)),
@@ -125,16 +130,18 @@ def _facts(notes: str | None) -> dict[str, Any]:
 
 def _as_release(item: dict[str, Any]) -> Release | None:
     """What the server describes, if it is a complete release of a model."""
-    tag = re.fullmatch(rf"({NAME})-(v\d+(?:\.\d+){{0,2}})", item["tag_name"])
-    whole = [one for one in item["assets"] if one.get("state", "uploaded") == "uploaded"]
-    files = {one["name"]: one for one in whole}
-    if item["draft"] or tag is None or f"{tag[0]}.zip" not in files:
+    tag = re.fullmatch(rf"({NAME})-(v\d+(?:\.\d+){{0,2}})", str(item.get("tag_name")))
+    assets = item.get("assets") if isinstance(item.get("assets"), list) else []
+    assets = [one for one in assets if isinstance(one, dict)]
+    whole = [one for one in assets if one.get("state", "uploaded") == "uploaded"]
+    files = {str(one.get("name")): one for one in whole}
+    if item.get("draft") or tag is None or f"{tag[0]}.zip" not in files:
         return None
-    facts = _facts(item.get("body"))
+    facts = _facts(str(item.get("body") or ""))
     return Release(
         tag[1],
         tag[2],
-        item.get("published_at") or "",
+        str(item.get("published_at") or ""),
         facts.get("format_version"),
         facts.get("cellseg_nb"),
         facts.get("sha256"),
@@ -237,7 +244,7 @@ def cached_models(
     found.sort(key=lambda one: version_key(one.name), reverse=True)
     return {one.name: one for one in found}
 
-# %% ../../nbs/run/12_releases.ipynb #08901771
+# %% ../../nbs/run/12_releases.ipynb #40a3a358
 def _checksum(at: Repository, release: Release, folder: Path) -> str:
     """The checksum that a release states in its notes, or in a file beside its archive."""
     if release.sha256:
@@ -246,7 +253,7 @@ def _checksum(at: Repository, release: Release, folder: Path) -> str:
     text = ""
     if beside is not None:
         path = folder / f"{release.archive}.sha256"
-        text = download(file_address(at, beside), path).read_text(
+        text = download(file_address(at, beside), path, most_bytes=10_000).read_text(
             encoding="utf-8", errors="replace"
         )
         path.unlink()
@@ -258,7 +265,7 @@ def _checksum(at: Repository, release: Release, folder: Path) -> str:
         )
     return found[0]
 
-# %% ../../nbs/run/12_releases.ipynb #670732f7
+# %% ../../nbs/run/12_releases.ipynb #c85f7435
 def _fetch(at: Repository, release: Release, folder: Path) -> Path:
     """Download, check and unpack a release into `folder`, which appears only when all is well."""
     from tqdm import tqdm
@@ -273,7 +280,7 @@ def _fetch(at: Repository, release: Release, folder: Path) -> Path:
             bar.update(done - bar.n)
 
         try:
-            download(address, archive, checksum, show)
+            download(address, archive, checksum, show, most_bytes=MOST_MODEL_BYTES)
         except ValueError as error:
             raise ValueError(
                 f"what came for {named} from {at.name} does not have the checksum that its release "
@@ -292,7 +299,7 @@ def _unpack(archive: Path, folder: Path) -> Path:
     """Unpack a model; the folder appears only when the model is whole and its format known."""
     working = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
-        unzip(archive, working)
+        unzip(archive, working, MOST_MODEL_BYTES, most_entries=100)
         _complete(working)
         read_specification(working)
         shutil.rmtree(folder, ignore_errors=True)

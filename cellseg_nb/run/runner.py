@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 from fastcore.basics import patch
 from tqdm import tqdm
 
-# %% ../../nbs/run/14_runner.ipynb #79339e42
+# %% ../../nbs/run/14_runner.ipynb #34f9ee39
 from cellseg_nb.core import (
-    Stopwatch, atomic_path, one_line, package_versions, write_csv,
+    Stopwatch, atomic_path, cell_values, gathered_notes, one_line, package_versions, plain_text,
+    write_csv,
 )
 from cellseg_nb.data.io import (
     image_sha256,
@@ -260,7 +261,7 @@ def _other_items_note(batch: Batch) -> str:
         "them in one table: what is finished is not computed again"
     )
 
-# %% ../../nbs/run/14_runner.ipynb #c62a20b2
+# %% ../../nbs/run/14_runner.ipynb #63c97f30
 def _tables(batch: Batch) -> "dict[str, pd.DataFrame | None]":
     """The main table, one row per item, and the further tables; each row names its image."""
     import pandas as pd
@@ -268,7 +269,7 @@ def _tables(batch: Batch) -> "dict[str, pd.DataFrame | None]":
     task, records = batch.task, {name: batch.records[name] for name in batch.finished}
     if task.cumulative:
         records = _earlier(batch) | records
-    rows = [{"image": name, **_row(one), "file": one["file"]} for name, one in records.items()]
+    rows = [{"image": name, **_row(one), "file": plain_text(one["file"])} for name, one in records.items()]
     tables = {task.table: pd.DataFrame(rows, columns=None if rows else ["image", task.measure])}
     for part in task.tables:
         paths = [record_path(batch.out, name, f".{part}.csv", task.name) for name in records]
@@ -288,7 +289,7 @@ def _part_table(path: Path, name: str) -> "pd.DataFrame":
     """Rows of one item; the name is set here: read from a table, "NA" or "007" would be no text."""
     import pandas as pd
 
-    table = pd.read_csv(path).drop(columns="image", errors="ignore")
+    table = cell_values(pd.read_csv(path)).drop(columns="image", errors="ignore")
     table.insert(0, "image", name)
     return table
 
@@ -403,7 +404,8 @@ def _write_files(batch: Batch, tables: "dict[str, pd.DataFrame | None]") -> None
     batch.task.after(batch, tables)
     _write_report(batch, tables, facts)
 
-# %% ../../nbs/run/14_runner.ipynb #4f036205
+# %% ../../nbs/run/14_runner.ipynb #f2c19468
+@gathered_notes()
 def run(
     task: Task,  # with its settings and model
     inputs: str | Path | Sequence[str | Path],  # files, folders of them, and where it takes them tables

@@ -7,7 +7,7 @@ __all__ = ['SAMPLES', 'NUMBERS', 'STILL', 'download_data', 'read_samples', 'spli
            'draw_augmentations', 'train_model', 'segment_test', 'score_test', 'tabulate_scores', 'draw_scores',
            'draw_results']
 
-# %% ../../nbs/run/08_steps.ipynb #83dc1c0c
+# %% ../../nbs/run/08_steps.ipynb #13ef9e32
 import json
 import shutil
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from cellseg_nb.core import (
-    write_csv,
+    cell_values, write_csv,
 )
 from cellseg_nb.data.catalog import (
     Sample, get, samples,
@@ -110,7 +110,7 @@ def download_data(
     table = pd.DataFrame([_copied(sample, folder) for sample in chosen])
     write_csv(folder / SAMPLES, table)
 
-# %% ../../nbs/run/08_steps.ipynb #e22e7d50
+# %% ../../nbs/run/08_steps.ipynb #f12fe306
 NUMBERS = ("magnification", "pixel_size_y_um", "pixel_size_x_um")  # columns that may be empty
 
 
@@ -120,7 +120,8 @@ def read_samples(
     """Read the table of the images of a folder; an image called NA or 007 keeps its name."""
     empty = dict.fromkeys(NUMBERS, [""])
     text = dict.fromkeys(("image", "split", "kind", "dataset"), str)
-    return pd.read_csv(folder / SAMPLES, dtype=text, keep_default_na=False, na_values=empty)
+    table = pd.read_csv(folder / SAMPLES, dtype=text, keep_default_na=False, na_values=empty)
+    return cell_values(table)
 
 
 def _select(table: pd.DataFrame, wanted: tuple[str, ...], key: str) -> pd.Series:
@@ -333,7 +334,7 @@ def score_test(
     _refuse(evaluation.failures)
     write_evaluation(path, evaluation, score_intervals(evaluation))
 
-# %% ../../nbs/run/08_steps.ipynb #c1f5c2c4
+# %% ../../nbs/run/08_steps.ipynb #d5a81e98
 def tabulate_scores(
     path: Path,  # a CSV file
     metrics: Path,  # from `score_test`
@@ -345,7 +346,7 @@ def tabulate_scores(
     for name in table.columns.intersection(ends["low"].columns):
         for end in ("low", "high"):
             table[f"{name}_{end}"] = table["group"].map(ends[end][name])
-    table.to_csv(path, index=False)
+    write_csv(path, table)
 
 # %% ../../nbs/run/08_steps.ipynb #28b96c1d
 def _named_pictures(section: PicturesSection, metrics: Mapping[str, Any]) -> dict[str, list[str]]:

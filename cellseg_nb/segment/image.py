@@ -386,7 +386,7 @@ def _segment_with(
     confidence = object_confidence(labels, maps[place], disagreement)
     return Segmentation(labels, maps, confidence, disagreement, known, watch.seconds)
 
-# %% ../../nbs/segment/12_image.ipynb #ffba668b
+# %% ../../nbs/segment/12_image.ipynb #524040af
 def segment_image(
     image: np.ndarray,  # picture; any number type; (Y, X), or (Y, X, 3) for models of colours
     model: Model = "nuclei",  # name, folder or bundle, several of them for their mean, or "otsu"
@@ -411,7 +411,9 @@ def segment_image(
             f"image must be (Y, X), one channel; its shape is {image.shape}. "
             "data.io.select_plane chooses a plane, data.io.luminance turns colour into gray."
         )
-    settings = settings or SegmentSettings()
+    from cellseg_nb.data.contrast import without_offset
+
+    image, settings = without_offset(image)[(slice(None),) * image.ndim], settings or SegmentSettings()
     if is_classical(model):
         return _segment_classically(image, settings)
     bundles = load_models(model, settings)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['find_islands', 'LargeResult', 'LargeSettings', 'segment_large']
 
-# %% ../../nbs/segment/02_large.ipynb #fe1d0279
+# %% ../../nbs/segment/02_large.ipynb #f2182187
 import hashlib
 import json
 import shutil
@@ -30,7 +30,7 @@ from cellseg_nb.data.io import (
     LabelWriter, Plane, write_image,
 )
 from cellseg_nb.data.contrast import (
-    normalised,
+    normalised, without_offset,
 )
 from cellseg_nb.data.tiles import (
     Part, Resized, plan_blocks, scaled_shape, stitch,
@@ -356,12 +356,13 @@ def _preview(picture, labels: _Labels, new_ids, longest_px: int, block_px: int) 
         small_labels[block] = new_ids[labels[window]][corners]
     return overlay(small, small_labels)
 
-# %% ../../nbs/segment/02_large.ipynb #ad9b86bb
+# %% ../../nbs/segment/02_large.ipynb #38483cf0
 class _Picture:
     """A `data.io.Plane`, or an array, as something that is read by slicing."""
 
     def __init__(self, plane):
         self.plane, self.shape = plane, tuple(plane.shape)
+        self.dtype = getattr(plane, "dtype", np.dtype(np.float32))
 
     def __getitem__(self, window) -> np.ndarray:
         y, x = (along.indices(size)[:2] for along, size in zip(window[-2:], self.shape))
@@ -581,12 +582,12 @@ def segment_large(
     shutil.rmtree(scratch)
     return LargeResult(path, table, preview, len(table), covered, cut, picture.shape)
 
-# %% ../../nbs/segment/02_large.ipynb #1110360d
+# %% ../../nbs/segment/02_large.ipynb #b076c57e
 def _all_maps(picture, bundle, folder, settings, precision, report) -> _Maps:
     """Normalise and predict."""
     normalisation, source = bundle.specification.normalisation.model_dump(), picture
     if settings.scale != 1:
-        source = Resized(picture, scaled_shape(picture.shape, settings.scale))
+        source = Resized(without_offset(picture), scaled_shape(picture.shape, settings.scale))
     return _predict_to_disk(
         normalised(source, **normalisation),
         bundle,

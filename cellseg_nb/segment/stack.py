@@ -100,7 +100,7 @@ class VolumeSettings(Settings):
         chosen = {name: getattr(self, name) for name in ("method", "beta", "threshold", "min_size")}
         return {name: value for name, value in chosen.items() if value is not None}
 
-# %% ../../nbs/segment/13_stack.ipynb #7df27082
+# %% ../../nbs/segment/13_stack.ipynb #5723d4a4
 class StackSettings(BrightnessSettings, VolumeSettings):
     """How a stack is read (see `VolumeSettings`) and predicted, and how its walls become cells."""
 
@@ -140,6 +140,7 @@ class StackSettings(BrightnessSettings, VolumeSettings):
         unit="voxels", usual="",
     )
     zarr: bool = setting(False, "Volumes as OME-Zarr.")
+    nan_as_background: bool = setting(False, "Voxels that are NaN or infinite are background.")
     device: str = setting("auto", "auto, cpu, cuda or mps.", metavar="NAME")
 
     @property

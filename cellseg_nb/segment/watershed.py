@@ -6,7 +6,7 @@
 __all__ = ['find_seeds', 'tidy', 'object_confidence', 'objects_from_probabilities', 'objects_and_seeds', 'island_margin_px',
            'otsu_watershed']
 
-# %% ../../nbs/segment/01_watershed.ipynb #b03a7d33
+# %% ../../nbs/segment/01_watershed.ipynb #17fa0ce7
 import numpy as np
 from numba import njit
 from scipy import ndimage
@@ -15,6 +15,9 @@ from skimage.segmentation import watershed
 
 from cellseg_nb.core import (
     consecutive, label_dtype, surviving_ids,
+)
+from cellseg_nb.data.contrast import (
+    without_offset,
 )
 from cellseg_nb.data.transforms import (
     fill_holes,
@@ -231,7 +234,7 @@ def island_margin_px(
     """How far around an island the maps matter to what happens on it."""
     return 2 * int(4 * smoothing_px + 0.5) + 2
 
-# %% ../../nbs/segment/01_watershed.ipynb #4d55cfcf
+# %% ../../nbs/segment/01_watershed.ipynb #873a6b4c
 def otsu_watershed(
     image: np.ndarray,  # picture, objects bright; (Y, X) or (Z, Y, X)
     sigma_px: float = 1.0,  # smoothing against noise; px
@@ -247,9 +250,11 @@ def otsu_watershed(
     """
     if image.size == 0 or not np.isfinite(image).all():
         raise ValueError(
-            f"image has no pixels, or NaN or infinite ones; its shape is {image.shape}"
+            f"image has no pixels, or NaN or infinite ones (nan_as_background=True, or --nan-as-background, takes "
+            f"these for background); its shape is {image.shape}"
         )
-    smooth = gaussian(image.astype(np.float32), sigma_px, preserve_range=True)
+    pixels = without_offset(image)[(slice(None),) * image.ndim]
+    smooth = gaussian(pixels.astype(np.float32), sigma_px, preserve_range=True)
     if smooth.min() == smooth.max():
         return np.zeros(image.shape, np.uint16)
     mask = smooth > threshold_otsu(smooth)

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['train_fold', 'run_fold', 'run_folds', 'fold_table', 'cross_validate']
 
-# %% ../../nbs/train/04_experiments.ipynb #f451a992
+# %% ../../nbs/train/04_experiments.ipynb #a1b3264a
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from cellseg_nb.core import (
-    write_csv,
+    cell_values, write_csv,
 )
 from cellseg_nb.train.finish import (
     pooled_scores,
@@ -27,7 +27,7 @@ from cellseg_nb.train.settings import (
     StartSettings, check_run, fold_config, has_checkpoint,
 )
 
-# %% ../../nbs/train/04_experiments.ipynb #5615c402
+# %% ../../nbs/train/04_experiments.ipynb #6f7a81b6
 def train_fold(
     config: StartSettings,  # all settings, without folds
     folds: int,  # number of parts
@@ -46,7 +46,7 @@ def run_fold(config: StartSettings, out: Path) -> pd.DataFrame:
     else:
         model = train(config, out, resume=has_checkpoint(out), force=True)
         write_csv(scores, recipe.score_fold(config, model))
-    return pd.read_csv(scores, dtype={"image": str})
+    return cell_values(pd.read_csv(scores, dtype={"image": str}))
 
 
 def run_folds(

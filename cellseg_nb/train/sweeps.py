@@ -23,9 +23,9 @@ import yaml
 from matplotlib.figure import Figure
 from pydantic import Field, ValidationError, field_validator
 
-# %% ../../nbs/train/08_sweeps.ipynb #ef4898b8
+# %% ../../nbs/train/08_sweeps.ipynb #ce0c59be
 from cellseg_nb.core import (
-    atomic_path, explain_settings, moved, one_line, package_versions, write_csv,
+    atomic_path, cell_values, explain_settings, moved, one_line, package_versions, write_csv,
 )
 from cellseg_nb.settings import (
     Settings, setting,
@@ -463,16 +463,18 @@ def _run_training(
     if mode == "release":
         print(f"model: {release_model(one.config, tables, inside)}", flush=True)
 
-# %% ../../nbs/train/08_sweeps.ipynb #cdce08c0
+# %% ../../nbs/train/08_sweeps.ipynb #9ac81f54
 def read_results(folder: Path) -> pd.DataFrame:
     """Read the table of an experiment; the value "none" stays a word."""
-    return pd.read_csv(folder / "results.csv", keep_default_na=False, na_values=[""])
+    return cell_values(pd.read_csv(folder / "results.csv", keep_default_na=False, na_values=[""]))
 
 
 def failures_of(folder: Path) -> dict[str, str]:
     """Read which trainings of an experiment failed."""
     table = folder / FAILURES
-    return pd.read_csv(table, index_col="training")["reason"].to_dict() if table.exists() else {}
+    if not table.exists():
+        return {}
+    return cell_values(pd.read_csv(table)).set_index("training")["reason"].to_dict()
 
 
 def summary_of(folder: Path) -> pd.DataFrame:

@@ -5,36 +5,73 @@
 # %% auto #0
 __all__ = ['PICTURE_SUFFIXES', 'Pictures']
 
-# %% ../../../nbs/data/formats/03_pictures.ipynb #73cf5d86
+# %% ../../../nbs/data/formats/03_pictures.ipynb #d09705ed
 from pathlib import Path
 
 import numpy as np
 
 from cellseg_nb.core import (
-    atomic_path,
+    atomic_path, note,
 )
 from cellseg_nb.data.formats.base import (
-    Format, Reader, gray_if_equal, named_axes, register_format, without_alpha,
+    Format, Reader, check_memory, explained, gray_if_equal, named_axes, register_format,
+    without_alpha,
+)
+from cellseg_nb.data.shown import (
+    TURNED_WORDS, TURNS, Turned,
 )
 
-# %% ../../../nbs/data/formats/03_pictures.ipynb #8d6c2ae0
+# %% ../../../nbs/data/formats/03_pictures.ipynb #d49d346f
+def _frame_array(path, picture, indices):
+    """The pixels of the picture that is up; `indices` keeps the numbers of a palette (labels)."""
+    if picture.mode == "P" and not indices:
+        picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
+        return gray_if_equal(np.asarray(picture))
+    if picture.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        picture = picture.convert("RGB")
+    return np.asarray(picture)
+
+
+def _is_deep(path, picture):
+    """Whether it has 16 bits per colour, which pillow would cut to 8."""
+    if picture.format != "PNG" or picture.mode not in ("RGB", "RGBA", "LA"):
+        return False
+    with open(path, "rb") as file:
+        return file.read(25)[24] == 16
+
+
 def _picture_array(path, indices=False):
-    """Decode a PNG or JPEG; `indices` keeps the numbers of a palette picture (labels)."""
+    """Decode a PNG or JPEG as it is shown, and say whether it is an animation, (T, Y, X …)."""
     from PIL import Image as Picture
 
     with Picture.open(path) as picture:
-        if picture.format == "PNG" and picture.mode in ("RGB", "RGBA", "LA"):
-            header = path.read_bytes()[:26]
-            if header[24] == 16:  # 16 bits per colour, which pillow would cut to 8
-                import imagecodecs
+        # what a camera puts behind a JPEG are previews
+        n_frames = getattr(picture, "n_frames", 1) if picture.format == "PNG" else 1
+        check_memory(path, (n_frames, *picture.size, 4), np.uint8, (slice(None),) * 4)
+        orientation = picture.getexif().get(0x0112, 1)
+        if n_frames > 1:
+            return _frames(path, picture, n_frames, indices), True
+        if _is_deep(path, picture):
+            import imagecodecs
 
-                return imagecodecs.png_decode(path.read_bytes())
-        if picture.mode == "P" and not indices:
-            picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
-            return gray_if_equal(np.asarray(picture))
-        if picture.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-            picture = picture.convert("RGB")
-        return np.asarray(picture)
+            pixels = imagecodecs.png_decode(path.read_bytes())
+        else:
+            pixels = _frame_array(path, picture, indices)
+    if orientation in TURNS:
+        note(path, TURNED_WORDS)
+        pixels = Turned(pixels, orientation)[:, :]
+    return pixels, False
+
+
+def _frames(path, picture, n_frames, indices):
+    """The pictures of an animation."""
+    if indices:
+        raise ValueError(f"{path} is an animation of {n_frames} pictures, and a label image is one")
+    frames = []
+    for number in range(n_frames):
+        picture.seek(number)
+        frames.append(_frame_array(path, picture, False))
+    return np.stack(frames)
 
 # %% ../../../nbs/data/formats/03_pictures.ipynb #265b42cc
 def _write_png(path, pixels, axes, edges, channels):
@@ -53,7 +90,7 @@ def _write_png(path, pixels, axes, edges, channels):
     with atomic_path(path) as temporary:
         Picture.fromarray(np.ascontiguousarray(pixels)).save(temporary)
 
-# %% ../../../nbs/data/formats/03_pictures.ipynb #1becd9ec
+# %% ../../../nbs/data/formats/03_pictures.ipynb #ef75b8fb
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
@@ -70,16 +107,26 @@ class Pictures(Format):
                 f"{path}: JPEG changes pixel values, so it cannot hold object ids; use TIFF or PNG"
             )
         try:
-            pixels = _picture_array(path, indices=labels)
+            pixels, animated = _picture_array(path, indices=labels)
         except DecompressionBombError as error:
             raise MemoryError(error) from error
         if labels:
             return Reader(path, pixels, "YXC"[: pixels.ndim], rgb=pixels.ndim == 3)
-        if pixels.ndim == 3 and pixels.shape[-1] in (2, 4):
+        film = "T" if animated else ""
+        inside = pixels.ndim == 3 + animated  # several numbers in each pixel
+        if inside and pixels.shape[-1] in (2, 4):
             pixels = without_alpha(path, pixels)
-        pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
-        named = named_axes(path, pixels.shape, "YXS"[: pixels.ndim], axes).replace("S", "C")
-        return Reader(path, pixels, named, rgb=named == "YXC")
+        if inside and pixels.shape[-1] == 1:
+            pixels, inside = pixels[..., 0], False
+        named = named_axes(path, pixels.shape, film + ("YXS" if inside else "YX"), axes).replace("S", "C")
+        return Reader(path, pixels, named, rgb=named == film + "YXC")
+
+    def declared(self, path):
+        from PIL import Image as Picture
+
+        with explained(path), Picture.open(path) as picture:
+            width, height = picture.size
+            return width * height * len(picture.getbands()) * getattr(picture, "n_frames", 1)
 
     def write(self, path, pixels, axes, edges=None, channels=None, labels=False):
         if path.suffix.lower() != ".png":

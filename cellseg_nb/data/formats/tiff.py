@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LARGEST_PRINT_PIXEL_UM', 'TIFF_SUFFIXES', 'write_tiled_tiff', 'Tiff']
 
-# %% ../../../nbs/data/formats/01_tiff.ipynb #23dd7e57
+# %% ../../../nbs/data/formats/01_tiff.ipynb #d52f1be2
 import logging
 import os
 import re
@@ -18,26 +18,29 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 
 from cellseg_nb.core import (
-    atomic_path,
+    atomic_path, note,
 )
 from cellseg_nb.data.formats.base import (
-    Format, PlanesOnDemand, Reader, length_um, named_axes, register_format, spatial_edges,
-    without_alpha,
+    Format, PlanesOnDemand, Reader, check_stored, explained, length_um, named_axes,
+    register_format, spatial_edges, without_alpha,
+)
+from cellseg_nb.data.ome import (
+    check_parts, ome_text, own_images,
+)
+from cellseg_nb.data.shown import (
+    TURNED_WORDS, TURNS, Recoloured, Turned, exchanged, palette_look,
 )
 
-# %% ../../../nbs/data/formats/01_tiff.ipynb #e0c74cb7
+# %% ../../../nbs/data/formats/01_tiff.ipynb #420f76de
 LARGEST_PRINT_PIXEL_UM = 10.0
 
 
-def _ome_facts(tif, series, axes):
-    images = ElementTree.fromstring(tif.ome_metadata).findall("{*}Image")
-    index = next(number for number, one in enumerate(tif.series) if one is series)
-    pixels = images[min(index, len(images) - 1)].find("{*}Pixels")
+def _ome_facts(image, axes):
+    pixels = image.element
     y, x, z = (
         length_um(pixels.get(f"PhysicalSize{a}"), pixels.get(f"PhysicalSize{a}Unit", "µm"))
         for a in "YXZ"
@@ -93,23 +96,23 @@ class _LoggedDamage(logging.Handler):
         if self.damage.search(record.getMessage()):
             self.messages.append(record.getMessage())
 
-# %% ../../../nbs/data/formats/01_tiff.ipynb #6c6fc690
+# %% ../../../nbs/data/formats/01_tiff.ipynb #4878f73b
 def _one_series(path, tif, series):
-    """The image to read; small previews stored beside it do not count."""
+    """The image to read, and its number; small previews stored beside it do not count."""
     candidates = [one for one in tif.series if not getattr(one.keyframe, "is_reduced", False)]
     if series is None and len(candidates) == 1:
-        return candidates[0]
+        return candidates[0], 0
     if series is None or not 0 <= series < len(candidates):
         listed = ", ".join(f"{n}: {one.axes} {one.shape}" for n, one in enumerate(candidates))
         raise ValueError(
             f"{path} holds {len(candidates)} image{'' if len(candidates) == 1 else 's'}; choose "
             f"with series= (on the command line --series): {listed}"
         )
-    return candidates[series]
+    return candidates[series], series
 
-# %% ../../../nbs/data/formats/01_tiff.ipynb #f567031f
+# %% ../../../nbs/data/formats/01_tiff.ipynb #9e19b952
 def _named_image(path, one, axes):
-    """The axes of a series, whether it is in colour, and whether one colour is opacity."""
+    """The axes of a series, whether it is in colour, and whether its last sample is opacity."""
     page, shape = one.keyframe, one.shape
     # the colours of a JPEG (photometric 6) come out of tifffile as red, green and blue
     colour = page.photometric == 2 or (page.photometric == 6 and page.compression in (6, 7))
@@ -121,13 +124,17 @@ def _named_image(path, one, axes):
     if len(shape) != len(one.axes):
         raise ValueError(f"{path} is damaged: shape {shape} for the axes {one.axes}")
     found = named_axes(path, shape, one.axes, axes)
-    colour = colour and found[-1] in "SC" and shape[-1] in (3, 4)
-    return found.replace("S", "C"), colour, colour and shape[-1] == 4
+    inside = one.axes[-1] == "S" and found[-1] in "SC"
+    n_colours = 3 if colour else 1
+    # 1 and 2 are opacity; without one of them a fourth number is a channel like the others
+    opaque = inside and shape[-1] == n_colours + 1 and page.extrasamples in ((1,), (2,))
+    colour = colour and inside and shape[-1] - opaque == 3
+    return found.replace("S", "C"), colour, opaque
 
 
-def _facts(tif, one, named):
-    if tif.is_ome:
-        return _ome_facts(tif, one, named)
+def _facts(tif, one, named, image):
+    if image is not None:
+        return _ome_facts(image, named)
     if tif.is_imagej:
         return _imagej_facts(tif, one.keyframe, named, one.shape)
     return _plain_facts(tif, one.keyframe, named)
@@ -161,16 +168,18 @@ def _mapped(page, offset, shape, index):
     pixels = np.memmap(file.path, dtype, "r", offset, tuple(shape))
     return np.array(pixels[index], page.dtype.newbyteorder("="))
 
-# %% ../../../nbs/data/formats/01_tiff.ipynb #0cba5be6
+# %% ../../../nbs/data/formats/01_tiff.ipynb #b86b654c
 def _decoded_piece(page, number, lock):
     """One strip or tile of a TIFF page; (Y, X, samples)."""
     file, keyframe = page.parent.filehandle, page.keyframe
     with lock:  # everything that may read from the file
+        if number >= len(page.dataoffsets):
+            raise ValueError(f"it lists {len(page.dataoffsets)} pieces, and piece {number + 1} is needed")
         offset, count = page.dataoffsets[number], page.databytecounts[number]
         if offset + count > file.size:
             raise ValueError(f"it has {file.size} bytes, and its pixels need {offset + count}")
         if file.closed:
-            file.open()  # one of several files that hold one image
+            file.open()  # one of several files that hold one image; closed with the first of them
         data, _ = next(file.read_segments([offset], [count]))
         options, decode = {}, keyframe.decode
         if keyframe.compression in (6, 7, 34892, 33007):  # JPEG
@@ -238,7 +247,7 @@ def _page_region(page, separate, rows, columns, pieces):
         region[y.start - y0 : y.stop - y0, x.start - x0 : x.stop - x0] = inside
     return region
 
-# %% ../../../nbs/data/formats/01_tiff.ipynb #dbe84497
+# %% ../../../nbs/data/formats/01_tiff.ipynb #618b0fb8
 class _MappedPixels:
     """The pixels of a series that lie in the file one after the other, as they are."""
 
@@ -273,8 +282,48 @@ def _series_pixels(path, one, opaque):
         region = without_alpha(path, region) if opaque else region
         return region if len(shape) > n_outer + 2 else region[..., 0]
 
-    shape_read = (*shape[:-1], 3) if opaque else shape
+    shape_read = (*shape[:-1], shape[-1] - 1) if opaque else shape
     return PlanesOnDemand(shape_read, one.dtype, n_outer, read_plane)
+
+# %% ../../../nbs/data/formats/01_tiff.ipynb #8d388970
+def _shown(path, pixels, axes, page):
+    """Pixels as viewers show them, and whether a palette made colours of them."""
+    if page.photometric == 0 and pixels.dtype != bool:  # masks of one bit are written so by Python
+        note(path, "0 is white in it, so bright and dark are exchanged, as viewers show it")
+        return Recoloured(pixels, partial(exchanged, bits=page.bitspersample)), False
+    if page.photometric != 3 or page.colormap is None or axes[-1] in "SC" and pixels.shape[-1] > 1:
+        return pixels, False
+    palette = palette_look(np.asarray(page.colormap).T)
+    if palette is None:
+        return pixels, False
+    return Recoloured(pixels, lambda numbers: palette[np.minimum(numbers, len(palette) - 1)]), palette.ndim == 2
+
+
+def _upright(path, pixels, axes, edges, page):
+    """Pixels and their edges in the orientation that they are shown in."""
+    orientation = page.tags.valueof("Orientation", 1)
+    if orientation not in TURNS or "YX" not in axes:
+        return pixels, edges
+    note(path, TURNED_WORDS)
+    pixels = Turned(pixels, orientation, axes.index("Y"))
+    if pixels.exchanged and edges is not None:
+        edges = (*edges[:-2], edges[-1], edges[-2])
+    return pixels, edges
+
+
+def _check_size(path, one, image):
+    """Refuse an image that declares more than its files can hold, or another size than it has."""
+    page, shape = one.keyframe, dict(zip(one.axes, one.shape))
+    files = {page.parent.filehandle.path: page.parent.filehandle}
+    files |= {part.parent.filehandle.path: part.parent.filehandle for part in one.pages if part is not None}
+    n_bits = int(np.prod(one.shape, dtype=float)) * page.bitspersample
+    packed = page.compression != 1 or page.photometric == 6 or 0 in page.databytecounts
+    check_stored(path, n_bits // 8, sum(file.size for file in files.values()), packed)
+    if image is not None and (shape.get("Y"), shape.get("X")) != image.shape:
+        raise ValueError(
+            f"{path}: its OME-XML says planes of {image.shape[0]:,} x {image.shape[1]:,} pixels, and they have "
+            f"{shape.get('Y', 1):,} x {shape.get('X', 1):,}; the file is damaged"
+        )
 
 # %% ../../../nbs/data/formats/01_tiff.ipynb #3fb54cc8
 def _ome_metadata(axes, edges, channels):
@@ -358,7 +407,28 @@ def write_tiled_tiff(
                     **(later if number else first),
                 )
 
-# %% ../../../nbs/data/formats/01_tiff.ipynb #ecc7c9be
+# %% ../../../nbs/data/formats/01_tiff.ipynb #980f4fe9
+def _reader(path, tif, axes, series, labels, images):
+    """A reader of an open file; `images` are those of its OME-XML."""
+    one, number = _one_series(path, tif, series)
+    image = images[min(number, len(images) - 1)] if images else None
+    if image is not None:
+        check_parts(path, image)
+    if any(part is None for part in one.pages):
+        raise ValueError(f"{path}: some of its planes are missing; the file is damaged")
+    _check_size(path, one, image)
+    page = one.keyframe
+    if labels:  # their axes need no name, nothing is dropped, and their numbers are ids
+        pixels, _ = _upright(path, _series_pixels(path, one, False), one.axes, None, page)
+        return Reader(path, pixels, one.axes, rgb="S" in one.axes, close=tif.close)
+    named, rgb, opaque = _named_image(path, one, axes)
+    size, names = _facts(tif, one, named, image)
+    pixels, coloured = _shown(path, _series_pixels(path, one, opaque), named, page)
+    pixels, size = _upright(path, pixels, named, size, page)
+    named, rgb = named + "C" * coloured, rgb or coloured
+    return Reader(path, pixels, named, size, names, rgb, number, tif.close)
+
+# %% ../../../nbs/data/formats/01_tiff.ipynb #d8c61c11
 TIFF_SUFFIXES = (".tif", ".tiff")
 
 
@@ -372,22 +442,22 @@ class Tiff(Format):
 
         with ExitStack() as files:
             with _watched(path):
-                tif = files.enter_context(tifffile.TiffFile(path))
-                reader = self._reader(path, tif, axes, series, labels)
+                text, images = ome_text(path), None
+                if text is not None:
+                    text, images = own_images(path, text)
+                tif = files.enter_context(tifffile.TiffFile(path, omexml=text))
+                reader = _reader(path, tif, axes, series, labels, images)
             files.pop_all()  # the reader closes the file
         return reader
 
-    def _reader(self, path, tif, axes, series, labels):
-        one = _one_series(path, tif, series)
-        if any(part is None for part in one.pages):
-            raise ValueError(f"{path}: other files that belong to this image are missing beside it")
-        if labels:  # their axes need no name, and nothing is dropped
-            pixels = _series_pixels(path, one, False)
-            return Reader(path, pixels, one.axes, rgb="S" in one.axes, close=tif.close)
-        named, rgb, opaque = _named_image(path, one, axes)
-        size, names = _facts(tif, one, named)
-        pixels = _series_pixels(path, one, opaque)
-        return Reader(path, pixels, named, size, names, rgb, series or 0, tif.close)
+    def declared(self, path):
+        import tifffile
+
+        text = ome_text(path)
+        with explained(path), _watched(path):
+            text = None if text is None else own_images(path, text)[0]
+            with tifffile.TiffFile(path, omexml=text) as tif:
+                return max((one.size for one in tif.series), default=0)
 
     def write(self, path, pixels, axes, edges=None, channels=None, labels=False):
         _write_tiff(path, pixels, axes, edges, channels)

@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from fastcore.basics import patch
 
-# %% ../../../nbs/run/tasks/00_segment.ipynb #6a4d4e74
+# %% ../../../nbs/run/tasks/00_segment.ipynb #af674e37
 from cellseg_nb.core import (
     Stopwatch, pixel_edges,
+)
+from cellseg_nb.data.contrast import (
+    without_offset,
 )
 from cellseg_nb.data.formats.pictures import (
     PICTURE_SUFFIXES,
@@ -210,7 +213,7 @@ def is_large(self: Segment, item: Item) -> bool:
             n_pixels = plane.shape[0] * plane.shape[1]
     return n_pixels > settings.large_mpx * 1e6
 
-# %% ../../../nbs/run/tasks/00_segment.ipynb #f73375b4
+# %% ../../../nbs/run/tasks/00_segment.ipynb #c8076eaa
 SAMPLE_PX, SAMPLES_ALONG = 512, 3  # parts of a large picture by which it is compared
 
 
@@ -220,9 +223,10 @@ def _sample_of(plane: Plane) -> np.ndarray:
         np.linspace(0, max(0, size - SAMPLE_PX), SAMPLES_ALONG).astype(int) for size in plane.shape
     )
     height, width = (min(SAMPLE_PX, size) for size in plane.shape)
-    return np.block(
+    sample = np.block(
         [[plane.read(y, y + height, x, x + width) for x in columns.tolist()] for y in rows.tolist()]
     )
+    return without_offset(sample)[:, :]
 
 
 def _confidence_column(labels: np.ndarray, maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

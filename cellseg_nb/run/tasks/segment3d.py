@@ -6,13 +6,13 @@
 __all__ = ['CELLS_ONLY', 'SCORES_3D', 'REPORT_COLUMNS', 'Segment3D', 'Volumes', 'stack_axes_only', 'stack_result',
            'whole_stack_result', 'stack_report']
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #c95c8505
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #ce19d531
 import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -23,12 +23,15 @@ from fastcore.basics import patch
 
 import cellseg_nb
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #778c46ce
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #d1cc7ab7
 from cellseg_nb.core import (
     Stopwatch, pixel_edges,
 )
 from cellseg_nb.data.io import (
     Image, image_sha256, image_stem, label_shape, read_image, read_labels, write_image, write_labels,
+)
+from cellseg_nb.data.planes import (
+    with_ground,
 )
 from cellseg_nb.run.outputs import (
     counted, remove_files, rough_duration,
@@ -173,14 +176,17 @@ def _other_format(path: Path) -> Path:
     suffix = ".ome.tif" if path.suffix == ".zarr" else ".zarr"
     return path.with_name(image_stem(path) + suffix)
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #05541073
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #2ee5f961
 def _open(task: Segment3D, item: Item) -> "StackFile":
     """A stack of the batch, read by window; the first channel of a model that takes several."""
     from cellseg_nb.data.volumes import open_stack
 
     settings, several = task.settings, task.specification.network.in_channels > 1
     axes = settings.axes or item.row.columns.get("axes")
-    return open_stack(item.path, axes, 0 if several else settings.channel)
+    file = open_stack(item.path, axes, 0 if several else settings.channel)
+    if settings.nan_as_background:
+        file.fill_nan()
+    return file
 
 
 def _begin(task: Segment3D, item: Item, files: Volumes) -> bool:
@@ -244,7 +250,7 @@ def stack_axes_only(
     if image.axes != "ZYX":
         raise ValueError(f"a stack in memory must be ZYX; it is {image.axes}")
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #b9587b84
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #41788826
 def _cut_whole(
     task: Segment3D, item: Item, files: Volumes, edges: Any, file: "StackFile"
 ) -> Result:
@@ -255,6 +261,7 @@ def _cut_whole(
     settings, outputs = task.settings, task.specification.outputs
     how = settings.axes, settings.channel, settings.pixel_size_um, settings.label_parts
     stack, _, _ = read_row(item.row, *how)
+    stack = replace(stack, pixels=with_ground(stack.pixels, settings.nan_as_background))
     known, stored = _begin(task, item, files), files.stored
     with item.watch("network"):
         if known:
