@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['LARGEST_PRINT_PIXEL_UM', 'TIFF_SUFFIXES', 'write_tiled_tiff', 'Tiff']
 
-# %% ../../../nbs/data/formats/01_tiff.ipynb #23dd7e57
+# %% ../../../nbs/data/formats/01_tiff.ipynb #c751a03d
+import hashlib
 import logging
 import os
 import re
 import threading
+import uuid
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -276,7 +278,7 @@ def _series_pixels(path, one, opaque):
     shape_read = (*shape[:-1], 3) if opaque else shape
     return PlanesOnDemand(shape_read, one.dtype, n_outer, read_plane)
 
-# %% ../../../nbs/data/formats/01_tiff.ipynb #3fb54cc8
+# %% ../../../nbs/data/formats/01_tiff.ipynb #d6b60ded
 def _ome_metadata(axes, edges, channels):
     metadata = {"axes": axes}
     if edges is not None:
@@ -286,6 +288,14 @@ def _ome_metadata(axes, edges, channels):
     if channels is not None:
         metadata["Channel"] = {"Name": list(channels)}
     return metadata
+
+
+def _with_uuid(metadata, shape, dtype, blocks):
+    """OME metadata with an identifier that follows from the content: equal images are equal bytes."""
+    digest = hashlib.sha256(repr((sorted(metadata.items()), tuple(shape), str(dtype))).encode())
+    for block in blocks:
+        digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8))
+    return metadata | {"UUID": str(uuid.uuid5(uuid.NAMESPACE_OID, digest.hexdigest()))}
 
 
 def _imagej_metadata(axes, edges, channels, shape):
@@ -299,7 +309,7 @@ def _imagej_metadata(axes, edges, channels, shape):
         metadata["Labels"] = list(channels) * n_planes
     return metadata
 
-# %% ../../../nbs/data/formats/01_tiff.ipynb #28d00632
+# %% ../../../nbs/data/formats/01_tiff.ipynb #3d35f0b4
 def _write_tiff(path, pixels, axes, edges, channels):
     import tifffile
 
@@ -309,7 +319,9 @@ def _write_tiff(path, pixels, axes, edges, channels):
     imagej = pixels.dtype in (np.uint8, np.uint16, np.float32) and not options["bigtiff"]
     imagej = imagej and not (rgb and pixels.dtype != np.uint8)
     if re.search(r"\.ome\.tiff?$", path.name, re.IGNORECASE):
-        options |= dict(ome=True, metadata=_ome_metadata(axes, edges, channels))
+        metadata = _ome_metadata(axes, edges, channels)
+        metadata = _with_uuid(metadata, pixels.shape, pixels.dtype, [pixels])
+        options |= dict(ome=True, metadata=metadata)
     elif imagej:
         metadata = _imagej_metadata(axes, edges, channels, pixels.shape)
         options |= dict(imagej=True, metadata=metadata)
@@ -326,7 +338,7 @@ def _write_tiff(path, pixels, axes, edges, channels):
     with atomic_path(path) as temporary:
         tifffile.imwrite(temporary, pixels, **options)
 
-# %% ../../../nbs/data/formats/01_tiff.ipynb #68a4f496
+# %% ../../../nbs/data/formats/01_tiff.ipynb #15bf0063
 def _tiles(level, tile_px) -> Iterator[np.ndarray]:
     """The tiles of one plane, row by row; those at the lower and right border are smaller."""
     for y in range(0, level.shape[0], tile_px):
@@ -345,10 +357,12 @@ def write_tiled_tiff(
 
     options = dict(tile=(tile_px, tile_px), compression="zlib", photometric="minisblack")
     n_bytes = sum(int(np.prod(one.shape)) * one.dtype.itemsize for one in levels)
+    described = _ome_metadata("YX", edges, None), levels[0].shape, levels[0].dtype
+    metadata = _with_uuid(*described, _tiles(levels[0], tile_px))
     with atomic_path(path) as temporary:
         with tifffile.TiffWriter(temporary, bigtiff=n_bytes > 2**31, ome=True) as writer:
             for number, level in enumerate(levels):
-                first = dict(subifds=len(levels) - 1, metadata=_ome_metadata("YX", edges, None))
+                first = dict(subifds=len(levels) - 1, metadata=metadata)
                 later = dict(subfiletype=1, metadata=None)
                 writer.write(
                     _tiles(level, tile_px),
