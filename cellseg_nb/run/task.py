@@ -18,7 +18,7 @@ from fastcore.basics import patch
 
 import cellseg_nb
 
-# %% ../../nbs/run/19_task.ipynb #fbbb6591
+# %% ../../nbs/run/19_task.ipynb #998db51e
 from cellseg_nb.core import (
     Stopwatch,
 )
@@ -26,7 +26,10 @@ from cellseg_nb.data.io import (
     Image, read_image,
 )
 from cellseg_nb.run.outputs import (
-    FEW, counted, record_path, remove_files, write_record,
+    FEW, counted, remove_files,
+)
+from cellseg_nb.run.records import (
+    record_path, write_record,
 )
 from cellseg_nb.settings import (
     Settings,
@@ -37,7 +40,7 @@ if TYPE_CHECKING:  # loaded where they are needed: a command must show its help 
 
     from cellseg_nb.data.volumes import Row
 
-# %% ../../nbs/run/19_task.ipynb #8a89707c
+# %% ../../nbs/run/19_task.ipynb #3af2dae4
 @dataclass(kw_only=True)
 class Item:
     """One input of a task: a file of a batch, or a picture in memory.
@@ -60,6 +63,10 @@ class Item:
         Record of an earlier run; empty = there is none.
     record : dict
         What is kept of it, filled step by step.
+    edited : list of str
+        Its files that were changed after they were written, perhaps by hand; they are never replaced.
+    by_hand : bool
+        True = its labels are among them, and are to be measured as they are.
     watch : Stopwatch
         Where the time goes.
     advance : callable
@@ -74,6 +81,8 @@ class Item:
     sha256: str = ""
     before: dict[str, Any] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
+    edited: list[str] = field(default_factory=list)
+    by_hand: bool = False
     watch: Stopwatch = field(default_factory=Stopwatch)
     advance: Callable[[int], Any] = lambda done: None
 
@@ -192,7 +201,7 @@ class Task:
         """Find what there is in one item, piece by piece; its files are written on the way."""
         raise NotImplementedError
 
-# %% ../../nbs/run/19_task.ipynb #a0bca3ab
+# %% ../../nbs/run/19_task.ipynb #60170458
 @patch
 def check(self: Task, out: Path | None = None) -> None:
     """Refuse settings, and what lies in the output folder, that cannot work; before any file is read."""
@@ -236,6 +245,12 @@ def plan(self: Task, item: Item) -> int:
 def announce(self: Task, plan: dict[str, int]) -> str:
     """What to say before the work: how much there is, how long it takes; empty = nothing."""
     return ""
+
+
+@patch
+def measure_again(self: Task, item: Item) -> Result:
+    """Measure labels that were changed by hand, as they are; asked for where a record names `labels`."""
+    raise NotImplementedError
 
 
 @patch

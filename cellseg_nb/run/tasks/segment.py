@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from fastcore.basics import patch
 
-# %% ../../../nbs/run/tasks/00_segment.ipynb #6a4d4e74
+# %% ../../../nbs/run/tasks/00_segment.ipynb #2b8cbe99
 from cellseg_nb.core import (
     Stopwatch, pixel_edges,
 )
@@ -28,7 +28,7 @@ from cellseg_nb.data.planes import (
     open_chosen_plane, read_plane,
 )
 from cellseg_nb.run.outputs import (
-    NO_DISAGREEMENT, counted, export_paths, write_exports, write_overlay,
+    EXPORTS, NO_DISAGREEMENT, counted, export_paths, fitting_labels, write_exports, write_overlay,
 )
 from cellseg_nb.run.registry import (
     register,
@@ -318,7 +318,30 @@ def process_large(self: Segment, item: Item) -> Result:
     result.picture = read_image(found.preview).pixels
     return result
 
-# %% ../../../nbs/run/tasks/00_segment.ipynb #35c037ee
+# %% ../../../nbs/run/tasks/00_segment.ipynb #e547d2a9
+@patch
+def measure_again(self: Segment, item: Item) -> Result:
+    """Measure and draw labels that were changed by hand."""
+    from cellseg_nb.measure.objects import object_table
+    from cellseg_nb.measure.plots import overlay
+
+    image, before = read_plane(item.path, self.settings), item.before
+    gray = luminance(image.pixels) if image.rgb else image.pixels
+    path, edges = item.out / before["labels"], image.pixel_size_um
+    labels = fitting_labels(path, gray.shape, item.path)
+    objects = object_table(labels, gray, pixel_size_um=edges)
+    result = _result(objects, labels.shape, 100 * float((labels > 0).mean()), edges, None)
+    known = {key: one for key, one in before["row"].items() if key.startswith("unlike_")}
+    result.row, result.unlike = result.row | known, before["unlike"]
+    result.labels, result.picture = labels, overlay(image.pixels, labels)
+    result.facts |= {"polygons": False}  # outlines are those of the pixels now
+    result.files = {f"{item.name}_overlay.png": partial(write_overlay, rgb=result.picture)}
+    exports = [one for one, end in EXPORTS.items() if f"{item.name}{end}" in before["files"]]
+    exports = tuple({*exports, *self.settings.exports} - {"disagreement"})
+    result.files |= _export_writers(item.name, exports, labels, objects, edges)
+    return result
+
+
 @patch
 def outputs(self: Segment, item: Item) -> list[str]:
     """Labels, overlay and exports."""
