@@ -86,7 +86,7 @@ def write_exports(
             raise ValueError(NO_DISAGREEMENT)
         write_image(paths["disagreement"], disagreement, "YX", pixel_size_um)
 
-# %% ../../nbs/run/04_outputs.ipynb #83b82a61
+# %% ../../nbs/run/04_outputs.ipynb #b614da26
 def fitting_labels(
     path: Path,  # labels that were changed by hand
     shape: tuple[int, ...],  # of the picture
@@ -104,6 +104,8 @@ def fitting_labels(
         labels = read_labels(path)
     except ValueError as error:
         raise ValueError(f"{path} was changed after it was written, and {one_line(error, path)}; {way_out}") from error
+    if (1, *labels.shape) == tuple(shape):  # a stack of one slice
+        labels = labels[None]
     if labels.shape != tuple(shape):
         raise ValueError(
             f"{path} was changed after it was written and is {labels.shape} now, while {image} is {tuple(shape)}; {way_out}"
