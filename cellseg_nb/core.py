@@ -248,7 +248,7 @@ def _holder(lock: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):  # just taken, or just given back
         return "a process that has just begun"
 
-# %% ../nbs/00_core.ipynb #bf12b68e
+# %% ../nbs/00_core.ipynb #c03b81cd
 @contextmanager
 def claim(
     lock: str | Path,  # a file that is there while somebody works; its folder is made when missing
@@ -277,9 +277,10 @@ def claim(
     with file:
         try:
             since = datetime.now().isoformat(" ", timespec="seconds")
+            note = json.dumps({"host": platform.node(), "pid": os.getpid(), "since": since})
             file.truncate(0)
-            file.write(json.dumps({"host": platform.node(), "pid": os.getpid(), "since": since}))
-            file.flush()
+            with suppress(OSError):  # the disk is full: the lock holds, and does not say whose it is
+                os.write(file.fileno(), note.encode())
             yield
         finally:
             with suppress(PermissionError):  # Windows removes no open file; an unlocked one does no harm
@@ -382,7 +383,7 @@ def package_versions(
             found[name] = version(name)
     return found
 
-# %% ../nbs/00_core.ipynb #54cdfd25
+# %% ../nbs/00_core.ipynb #1d230131
 def thread_count(
     library: str = "torch",  # that computes: torch or tensorflow
 ) -> int:  # 1 = one after the other
@@ -392,6 +393,8 @@ def thread_count(
         count = loaded.get_num_threads()
     elif loaded is not None:
         count = loaded.config.threading.get_intra_op_parallelism_threads()  # 0 = one per processor
+    if library == "tensorflow":
+        count = count or int(os.environ.get("TF_NUM_INTRAOP_THREADS") or 0)
     affinity = getattr(os, "sched_getaffinity", None)
     return count or (len(affinity(0)) if affinity else os.cpu_count() or 1)
 

@@ -362,7 +362,7 @@ def _part_table(path: Path, name: str) -> "pd.DataFrame":
     table.insert(0, "image", name)
     return table
 
-# %% ../../nbs/run/14_runner.ipynb #ea4db48b
+# %% ../../nbs/run/14_runner.ipynb #1aac3495
 def _run_facts(batch: Batch) -> dict[str, Any]:
     """Everything needed to repeat the run."""
     task, device = batch.task, "cpu"
@@ -391,6 +391,7 @@ def _run_facts(batch: Batch) -> dict[str, Any]:
         "seconds": batch.watch.split(),
         "inputs": inputs,
         "resumed": batch.resumed,
+        "edited": batch.edited,
         "failures": batch.failures,
     }
 

@@ -39,7 +39,7 @@ def init(
     print("settings: conf/base/*.yml")
     print(f"next: cd {project} && cellseg pipeline run")
 
-# %% ../../../nbs/run/commands/07_project.ipynb #8ce68c02
+# %% ../../../nbs/run/commands/07_project.ipynb #b0698cad
 @pipeline_app.command("run")
 def pipeline_run(
     name: PipelineName = "__default__",
@@ -53,6 +53,7 @@ def pipeline_run(
         Optional[list[str]], "KEY=VALUE", "A change, as model.seed=2; several times."
     ) = None,
     resume: flag("--resume", "Leave out what has not changed; go on where it stopped.") = False,
+    overwrite: flag("--overwrite", "Replace results that were changed by hand.") = False,
 ) -> None:
     """Run a pipeline of a project, in its folder.
 
@@ -65,7 +66,8 @@ def pipeline_run(
     from cellseg_nb.run.workflow import run_pipeline
 
     tags = [tag for one in tags or () for tag in one.split(",")]
-    card = run_pipeline(project, name, tags, from_step, to_step, params or (), resume)
+    how = {"resume": resume, "overwrite": overwrite}
+    card = run_pipeline(project, name, tags, from_step, to_step, params or (), **how)
     scores, outdated = read_scores(card)
     if scores:
         print()
