@@ -5,20 +5,19 @@
 # %% auto #0
 __all__ = ['download', 'unzip']
 
-# %% ../../nbs/data/21_downloads.ipynb #86f194db
+# %% ../../nbs/data/21_downloads.ipynb #1b712dc2
 import os
 import shutil
 import stat
 import urllib.error
 import urllib.request
-import uuid
 import zipfile
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from cellseg_nb.core import (
-    file_sha256,
+    claim, file_sha256, temporary_beside,
 )
 
 # %% ../../nbs/data/21_downloads.ipynb #c81c1dfb
@@ -52,7 +51,7 @@ def _fetch_rest(address, part, progress, timeout):
                     progress(done, total)
     return total
 
-# %% ../../nbs/data/21_downloads.ipynb #3d47c88b
+# %% ../../nbs/data/21_downloads.ipynb #7e331e01
 def download(
     address: str,  # http or https
     path: str | Path,  # where to write it; its folder is made when missing
@@ -64,6 +63,8 @@ def download(
 ) -> Path:  # the file
     """Download a file; go on where an earlier attempt broke off.
 
+    A second process that wants the same file waits for the first.
+
     Raises
     ------
     ConnectionError
@@ -72,7 +73,14 @@ def download(
         The file does not have the checksum.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with claim(path.with_name(f".{path.name}.lock"), path, wait=True):
+        if sha256 is None or not path.is_file() or file_sha256(path) != sha256:
+            _download(address, path, sha256, progress, attempts, timeout)
+    return path
+
+
+def _download(address, path, sha256, progress, attempts, timeout) -> None:
+    """Download a file that nobody else writes now."""
     part = path.with_name(path.name + ".part")
     reason = "no attempt"
     for _ in range(attempts):
@@ -96,9 +104,8 @@ def download(
         part.unlink()
         raise ValueError(f"{address} has the checksum {found} and not {sha256}; it was deleted")
     os.replace(part, path)
-    return path
 
-# %% ../../nbs/data/21_downloads.ipynb #25c71be4
+# %% ../../nbs/data/21_downloads.ipynb #7876f820
 def _check_entry(archive, entry):
     name = entry.filename
     outside = (
@@ -126,7 +133,7 @@ def unzip(
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
+    temporary = temporary_beside(folder)
     try:
         with zipfile.ZipFile(archive) as content:
             for entry in content.infolist():

@@ -6,14 +6,13 @@
 __all__ = ['version_key', 'version_text', 'Release', 'list_releases', 'choose_release', 'cached_models', 'fetch_model',
            'init_model', 'pack_model', 'Shipment', 'pack_release', 'release']
 
-# %% ../../nbs/run/12_releases.ipynb #4e1a69b8
+# %% ../../nbs/run/12_releases.ipynb #2b195c1b
 import hashlib
 import io
 import json
 import os
 import re
 import shutil
-import uuid
 import warnings
 import zipfile
 from contextlib import suppress
@@ -23,6 +22,9 @@ from typing import Any
 from urllib.parse import quote
 
 import cellseg_nb
+from cellseg_nb.core import (
+    claim,
+)
 from cellseg_nb.data.catalog import (
     cache_folder, download, unzip,
 )
@@ -258,8 +260,14 @@ def _checksum(at: Repository, release: Release, folder: Path) -> str:
         )
     return found[0]
 
-# %% ../../nbs/run/12_releases.ipynb #670732f7
+# %% ../../nbs/run/12_releases.ipynb #a7a6c04b
 def _fetch(at: Repository, release: Release, folder: Path) -> Path:
+    """Give the folder of a release; the second of two processes waits for the first."""
+    with claim(folder.with_name(f".{folder.name}.claim"), f"{release.model} {release.version}", wait=True):
+        return folder if (folder / "model.json").is_file() else _fetch_alone(at, release, folder)
+
+
+def _fetch_alone(at: Repository, release: Release, folder: Path) -> Path:
     """Download, check and unpack a release into `folder`, which appears only when all is well."""
     from tqdm import tqdm
 
@@ -290,15 +298,17 @@ def _fetch(at: Repository, release: Release, folder: Path) -> Path:
 
 def _unpack(archive: Path, folder: Path) -> Path:
     """Unpack a model; the folder appears only when the model is whole and its format known."""
-    working = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
+    working = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(working, ignore_errors=True)  # left by a process that was killed
+    inside = working / "model"
     try:
-        unzip(archive, working)
-        _complete(working)
-        read_specification(working)
+        unzip(archive, inside)
+        _complete(inside)
+        read_specification(inside)
         shutil.rmtree(folder, ignore_errors=True)
-        os.replace(working, folder)
+        os.replace(inside, folder)
     except (ValueError, FileNotFoundError) as error:
-        raise ValueError(str(error).replace(f"{working}{os.sep}", "its ")) from error
+        raise ValueError(str(error).replace(f"{inside}{os.sep}", "its ")) from error
     finally:
         shutil.rmtree(working, ignore_errors=True)
     return folder
