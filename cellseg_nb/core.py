@@ -248,7 +248,7 @@ def _holder(lock: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):  # just taken, or just given back
         return "a process that has just begun"
 
-# %% ../nbs/00_core.ipynb #c03b81cd
+# %% ../nbs/00_core.ipynb #e66d6083
 @contextmanager
 def claim(
     lock: str | Path,  # a file that is there while somebody works; its folder is made when missing
@@ -274,20 +274,22 @@ def claim(
             print(f"{what}: waiting for {_holder(lock)}", file=sys.stderr, flush=True)
         told = True
         time.sleep(0.2)
-    with file:
-        try:
+    try:
+        with file:
             since = datetime.now().isoformat(" ", timespec="seconds")
             note = json.dumps({"host": platform.node(), "pid": os.getpid(), "since": since})
             file.truncate(0)
             with suppress(OSError):  # the disk is full: the lock holds, and does not say whose it is
                 os.write(file.fileno(), note.encode())
-            yield
-        finally:
-            with suppress(PermissionError):  # Windows removes no open file; an unlocked one does no harm
-                lock.unlink(missing_ok=True)
-    for folder in made:
-        with suppress(OSError):  # it is not empty
-            folder.rmdir()
+            try:
+                yield
+            finally:
+                with suppress(PermissionError):  # Windows removes no open file; unlocked, it does no harm
+                    lock.unlink(missing_ok=True)
+    finally:
+        for folder in made:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
 
 
 def folder_lock(
@@ -383,7 +385,7 @@ def package_versions(
             found[name] = version(name)
     return found
 
-# %% ../nbs/00_core.ipynb #1d230131
+# %% ../nbs/00_core.ipynb #aebee85a
 def thread_count(
     library: str = "torch",  # that computes: torch or tensorflow
 ) -> int:  # 1 = one after the other
@@ -393,8 +395,8 @@ def thread_count(
         count = loaded.get_num_threads()
     elif loaded is not None:
         count = loaded.config.threading.get_intra_op_parallelism_threads()  # 0 = one per processor
-    if library == "tensorflow":
-        count = count or int(os.environ.get("TF_NUM_INTRAOP_THREADS") or 0)
+    asked = os.environ.get("TF_NUM_INTRAOP_THREADS" if library == "tensorflow" else "OMP_NUM_THREADS", "")
+    count = count or (int(asked) if asked.isdigit() else 0)
     affinity = getattr(os, "sched_getaffinity", None)
     return count or (len(affinity(0)) if affinity else os.cpu_count() or 1)
 

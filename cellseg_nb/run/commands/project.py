@@ -108,7 +108,7 @@ def pipeline_show(
         path.write_text(drawing, encoding="utf-8")
     print(f"drawing: {out}")
 
-# %% ../../../nbs/run/commands/07_project.ipynb #dd3f1df5
+# %% ../../../nbs/run/commands/07_project.ipynb #24d57237
 @app.command()
 def verify(
     run: argument(Path, "RUN", "Folder of a project, or its run_card.json.") = Path("."),
@@ -131,5 +131,7 @@ def verify(
         f"{len(shown.scores) - len(differing)} of {len(shown.scores)} numbers agree within "
         f"{shown.tolerance:g} (largest difference {largest:.2g}); {len(shown.changed)} files differ"
     )
+    if shown.thread_note:
+        print(shown.thread_note)
     if not shown.agrees:
         raise typer.Exit(1)
