@@ -147,13 +147,16 @@ class Summary:
             f"{self.report}"
         )
 
-# %% ../../nbs/run/14_runner.ipynb #180f2ee1
+# %% ../../nbs/run/14_runner.ipynb #b7f18293
 def _look_at_files(batch: Batch, item: Item) -> set[str]:
     """The files of an item that were changed since the last run; those that are damaged are removed."""
-    changed = changed_since(batch.out, item.before.get("written", {}))
+    written = item.before.get("written", {})
+    changed = changed_since(batch.out, written)
     results = [name for name in changed if not name.startswith(".resume/")]
     gone = [name for name in changed if name not in results or is_damaged(batch.out / name)]
     remove_files(batch.out, gone)
+    if written:  # what is made again may be another
+        item.before["written"] = {name: known for name, known in written.items() if (batch.out / name).exists()}
     batch.damaged += [name for name in results if name in gone]
     known = dict.fromkeys([*item.before.get("edited", ()), *results])
     item.edited = [name for name in known if (batch.out / name).exists()]
