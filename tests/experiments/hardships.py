@@ -283,12 +283,12 @@ def full_disk(place: Path) -> list[Tried]:
         rows[0].note(problem or (f"exit code {again}" if again else difference(out, expected)), f"exit code {code}")
         for path in (*out.glob("*.csv"), out / "report.html", out / "run.json"):
             path.unlink()
-        with open(disk / "filler", "wb") as filler, open(os.devnull) as _:
+        with open(disk / "filler", "wb", buffering=0) as filler:
             try:
                 while filler.write(bytes(1 << 12)):
-                    filler.flush()
+                    pass
             except OSError:
-                pass
+                pass  # now it is full
         fork = Fork(verb(*words, out, "--out", out), place / "log")  # `out` holds no picture: a failure to remember
         code = fork.wait()
         told = "its tables and report could not be written" in fork.said and f"{out}/" in fork.said
