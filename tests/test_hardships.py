@@ -353,3 +353,20 @@ def test_large_pictures_say_first_how_many_pieces_there_are(model, pictures, tmp
     first = result.stdout.splitlines()[0]
     assert first.startswith("1 large image, ") and " pieces of 384 x 384 px: about " in first
     assert first.endswith(" in the network")
+
+
+def test_cells_in_one_file_are_replaced_unless_edited(tmp_path):
+    walls = np.zeros((4, 48, 48), np.float32)
+    walls[:, ::16], walls[:, :, ::16] = 1, 1
+    write_image(tmp_path / "walls.tif", walls, "ZYX")
+    words = ("graph", tmp_path / "walls.tif", "--out", tmp_path / "cells.ome.tif")
+    run(*words)
+    run(*words, "--beta", 0.4)
+    labels = np.ones((4, 48, 48), np.uint16)
+    labels[:2] = 2
+    write_labels(tmp_path / "cells.ome.tif", labels)
+    assert "cells.ome.tif was changed after it was written" in error_of(*words)
+    assert (read_labels(tmp_path / "cells.ome.tif") == labels).all()
+    run(*words, "--overwrite")
+    write_labels(tmp_path / "mine.ome.tif", labels)
+    assert "was not made by this command" in error_of(*words[:-1], tmp_path / "mine.ome.tif")

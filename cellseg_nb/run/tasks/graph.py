@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from fastcore.basics import patch
 
-# %% ../../../nbs/run/tasks/02_graph.ipynb #15fa4e74
+# %% ../../../nbs/run/tasks/02_graph.ipynb #7d2be70b
 from cellseg_nb.core import (
-    PixelSize, pixel_edges,
+    PixelSize, claim, pixel_edges,
 )
 from cellseg_nb.data.io import (
     IMAGE_SUFFIXES, image_sha256, read_labels, write_labels,
 )
 from cellseg_nb.run.outputs import (
-    counted,
+    counted, refuse_foreign,
+)
+from cellseg_nb.run.records import (
+    changed_since, describe_files, read_record, refuse_edited, write_record,
 )
 from cellseg_nb.run.registry import (
     register,
@@ -296,7 +299,7 @@ def _cut_large(task: Graph, item: Item, file: "StackFile") -> Result:
     result.facts["labels"] = out.name
     return result
 
-# %% ../../../nbs/run/tasks/02_graph.ipynb #ced310a1
+# %% ../../../nbs/run/tasks/02_graph.ipynb #17a082e9
 @patch
 def start(self: Graph, inputs: list[Path], out: Path, overwrite: bool, say: Any) -> Any:
     """Into one file, where `out` is the name of one; else as every task."""
@@ -306,5 +309,14 @@ def start(self: Graph, inputs: list[Path], out: Path, overwrite: bool, say: Any)
         raise ValueError(f"--out {out} is one file, for one boundary probability; name a folder")
     settings, places = self.settings, ("superpixels", "edges", "axes", "channel", "pixel_size_um")
     how = {name: getattr(settings, name) for name in (*places, "large_mvox")} | settings.cut
-    print(f"{counted(partition_file(inputs[0], out, **how), 'cell')}: {out}")
+    with claim(out.with_name(f".{out.name}.lock"), out):
+        before = read_record(out.parent, out.name, self.name)
+        if not overwrite:
+            refuse_edited(out.parent, changed_since(out.parent, before.get("written", {})))
+            refuse_foreign([] if before else [out])
+        n_cells = partition_file(inputs[0], out, **how)
+        facts = {"file": str(out.resolve()), "sha256": ""}  # no item of a batch: nothing goes on from it
+        written = describe_files(out.parent, [out.name])
+        write_record(out.parent, out.name, facts | {"written": written}, self.name)
+    print(f"{counted(n_cells, 'cell')}: {out}")
     return None
