@@ -130,7 +130,7 @@ def surviving_ids(
     kept[0] = False
     return (np.cumsum(kept) * kept).astype(label_dtype(int(kept.sum())))
 
-# %% ../nbs/00_core.ipynb #f89c97a4
+# %% ../nbs/00_core.ipynb #dccd339b
 TEMPORARY = ".cellseg-"  # how the names of unfinished files and folders begin
 
 
@@ -159,7 +159,7 @@ def atomic_path(
     finally:
         temporary.unlink(missing_ok=True)
 
-
+# %% ../nbs/00_core.ipynb #ed4c54a0
 def write_csv(
     path: str | Path,  # a .csv file; its folder is made when missing
     table: Any,  # a DataFrame; its index is not written

@@ -51,7 +51,7 @@ def _fetch_rest(address, part, progress, timeout):
                     progress(done, total)
     return total
 
-# %% ../../nbs/data/21_downloads.ipynb #7e331e01
+# %% ../../nbs/data/21_downloads.ipynb #edc80c54
 def download(
     address: str,  # http or https
     path: str | Path,  # where to write it; its folder is made when missing
@@ -78,7 +78,7 @@ def download(
             _download(address, path, sha256, progress, attempts, timeout)
     return path
 
-
+# %% ../../nbs/data/21_downloads.ipynb #9d3660b5
 def _download(address, path, sha256, progress, attempts, timeout) -> None:
     """Download a file that nobody else writes now."""
     part = path.with_name(path.name + ".part")

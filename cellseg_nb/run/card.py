@@ -56,7 +56,7 @@ def content(
     stats = {name: one.stat() for name, one in files.items() if "/." not in f"/{name}"}
     return {name: _sha256(files[name], at.st_size, at.st_mtime_ns) for name, at in stats.items()}
 
-# %% ../../nbs/run/09_card.ipynb #1eaca88c
+# %% ../../nbs/run/09_card.ipynb #ae6852dc
 CARD = "data/08_reporting/run_card.json"
 VERSIONS_OF = (
     "cellseg_nb",
@@ -95,7 +95,7 @@ def _device(settings: Mapping[str, Any]) -> str:
     except ValueError:  # the card of a run that failed for this reason
         return f"{wanted}, which is not there"
 
-
+# %% ../../nbs/run/09_card.ipynb #f4ab99b9
 def _library(settings: Mapping[str, Any]) -> str:
     """What the network computes with."""
     return "tensorflow" if settings["model"]["method"] == "stardist" else "torch"
@@ -277,7 +277,7 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
             found[str(name)] = math.nan if value is None else float(value)
     return found
 
-# %% ../../nbs/run/09_card.ipynb #2634f0b4
+# %% ../../nbs/run/09_card.ipynb #6af70a87
 def compare_scores(
     before: Sequence[Mapping[str, Any]],  # one row per group
     now: Sequence[Mapping[str, Any]],  # the same, of the repetition
@@ -295,7 +295,7 @@ def compare_scores(
     names = ["group", "score", "before", "now", "difference", "agrees"]
     return pd.DataFrame(rows, columns=names)
 
-
+# %% ../../nbs/run/09_card.ipynb #34da2927
 def verify(
     run: str | Path,  # folder of a project, or its run card
 ) -> Verification:

@@ -23,7 +23,7 @@ from cellseg_nb.data.fingerprint import (
     image_sha256,
 )
 
-# %% ../../nbs/run/20_records.ipynb #0dbf7309
+# %% ../../nbs/run/20_records.ipynb #af56eb3d
 def record_path(
     out: Path,  # folder of the results
     name: str,  # what the results of the image are called
@@ -58,7 +58,7 @@ def write_record(
     with atomic_path(record_path(out, name, ".json", command), durable=True) as temporary:
         temporary.write_text(json.dumps(sealed, indent=1), encoding="utf-8")
 
-
+# %% ../../nbs/run/20_records.ipynb #986e6688
 def read_record(
     out: Path,  # folder of the results
     name: str,  # what the results of the image are called
@@ -87,7 +87,7 @@ def read_record(
     )
     return {}
 
-# %% ../../nbs/run/20_records.ipynb #9cb7ab9b
+# %% ../../nbs/run/20_records.ipynb #a90fad53
 def _stamp(path: Path) -> list[int]:
     """How many files there are, their size together, and the time of the last change."""
     stats = [one.stat() for one in ([*path.rglob("*")] if path.is_dir() else [path])]
@@ -120,7 +120,7 @@ def changed_since(
         and image_sha256(out / name, alone=True) != known["sha256"]
     ]
 
-
+# %% ../../nbs/run/20_records.ipynb #d2e20dde
 def is_damaged(
     path: Path,  # a result
 ) -> bool:

@@ -260,13 +260,13 @@ def _checksum(at: Repository, release: Release, folder: Path) -> str:
         )
     return found[0]
 
-# %% ../../nbs/run/12_releases.ipynb #a7a6c04b
+# %% ../../nbs/run/12_releases.ipynb #d43aec0c
 def _fetch(at: Repository, release: Release, folder: Path) -> Path:
     """Give the folder of a release; the second of two processes waits for the first."""
     with claim(folder.with_name(f".{folder.name}.claim"), f"{release.model} {release.version}", wait=True):
         return folder if (folder / "model.json").is_file() else _fetch_alone(at, release, folder)
 
-
+# %% ../../nbs/run/12_releases.ipynb #b96e29cb
 def _fetch_alone(at: Repository, release: Release, folder: Path) -> Path:
     """Download, check and unpack a release into `folder`, which appears only when all is well."""
     from tqdm import tqdm

@@ -41,7 +41,7 @@ from cellseg_nb.run.task import (
 if TYPE_CHECKING:  # loaded where they are needed: a command must show its help at once
     import pandas as pd
 
-# %% ../../nbs/run/14_runner.ipynb #9dbf2c01
+# %% ../../nbs/run/14_runner.ipynb #580f0b18
 @dataclass(kw_only=True)
 class Batch:
     """The state of a running batch.
@@ -82,11 +82,6 @@ class Batch:
         return [name for name in self.items if name in self.records]
 
     @property
-    def edited(self) -> list[str]:
-        """Finished items with files that were changed by hand."""
-        return [name for name in self.finished if self.records[name].get("edited")]
-
-    @property
     def unlike(self) -> dict[str, str]:
         """Items unlike those of the training, and what is unlike."""
         reasons = {name: self.records[name].get("unlike") for name in self.finished}
@@ -97,6 +92,12 @@ class Batch:
         place = item.row.place
         self.failures[place] = one_line(error, place if item.row.table else item.path)
         self.tracebacks[place] = "".join(traceback.format_exception(error))
+
+# %% ../../nbs/run/14_runner.ipynb #57d1e944
+@patch(as_prop=True)
+def edited(self: Batch) -> list[str]:
+    """Finished items with files that were changed by hand."""
+    return [name for name in self.finished if self.records[name].get("edited")]
 
 # %% ../../nbs/run/14_runner.ipynb #b01ce346
 @dataclass(frozen=True)

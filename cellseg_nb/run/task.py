@@ -40,7 +40,7 @@ if TYPE_CHECKING:  # loaded where they are needed: a command must show its help 
 
     from cellseg_nb.data.volumes import Row
 
-# %% ../../nbs/run/19_task.ipynb #3af2dae4
+# %% ../../nbs/run/19_task.ipynb #70efaaf0
 @dataclass(kw_only=True)
 class Item:
     """One input of a task: a file of a batch, or a picture in memory.
@@ -59,18 +59,14 @@ class Item:
         Name of the task.
     sha256 : str
         Of the content.
-    before : dict
-        Record of an earlier run; empty = there is none.
-    record : dict
-        What is kept of it, filled step by step.
+    before, record : dict
+        Record of an earlier run (empty = there is none); what is kept of this one, step by step.
     edited : list of str
-        Its files that were changed after they were written, perhaps by hand; they are never replaced.
-    by_hand : bool
-        True = its labels are among them, and are to be measured as they are.
+        Files changed after they were written, perhaps by hand; `by_hand` = its labels are among them.
     watch : Stopwatch
         Where the time goes.
     advance : callable
-        Told how much of what `Task.plan` counted is done.
+        Told how much of `Task.plan` is done.
     """
 
     name: str
@@ -201,7 +197,7 @@ class Task:
         """Find what there is in one item, piece by piece; its files are written on the way."""
         raise NotImplementedError
 
-# %% ../../nbs/run/19_task.ipynb #60170458
+# %% ../../nbs/run/19_task.ipynb #3c9bb2ef
 @patch
 def check(self: Task, out: Path | None = None) -> None:
     """Refuse settings, and what lies in the output folder, that cannot work; before any file is read."""
@@ -234,7 +230,7 @@ def outputs(self: Task, item: Item) -> list[str]:
     """Files that an item gets, so that those of somebody else are refused before computing."""
     return []
 
-
+# %% ../../nbs/run/19_task.ipynb #84f1e9ce
 @patch
 def plan(self: Task, item: Item) -> int:
     """How much there is to do for an item; raises what is wrong with it."""

@@ -6,7 +6,7 @@
 __all__ = ['STEPS', 'Place', 'pipelines', 'code_version', 'step_facts', 'Ledger', 'StepHooks', 'ProjectHooks', 'ResumingRunner',
            'project_pipelines', 'run_pipeline', 'pipeline_drawing']
 
-# %% ../../nbs/run/06_workflow.ipynb #14c5cf64
+# %% ../../nbs/run/06_workflow.ipynb #7f963f55
 import hashlib
 import json
 import logging
@@ -20,6 +20,8 @@ from contextlib import chdir, contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
+
+from fastcore.basics import patch
 
 import cellseg_nb
 from cellseg_nb.core import (
@@ -269,7 +271,7 @@ def _what_changed(now: dict[str, Any], before: dict[str, Any]) -> str:
             return f"{name} has changed"
     return "" if now["code"] == before["code"] else "the code has changed"
 
-# %% ../../nbs/run/06_workflow.ipynb #a9cf0a2b
+# %% ../../nbs/run/06_workflow.ipynb #e571b211
 class Ledger:
     """Notes on finished steps.
 
@@ -293,18 +295,6 @@ class Ledger:
         gone = [path for path, whole in self.changed(step, catalog).items() if not whole]
         return f"{gone[0]} is gone or damaged" if gone else _what_changed(facts, note)
 
-    def changed(self, step: Any, catalog: Any) -> dict[str, bool]:
-        """Files of a finished step that are not as it wrote them; False = gone or damaged, True = edited."""
-        noted, now = self.read(step.name).get("outputs", {}), _contents(step, catalog)
-        found = {}
-        for name in noted.keys() & now.keys():
-            root = catalog.get(name).path
-            for file, digest in noted[name].items():
-                path = root / file if root.is_dir() else root
-                if now[name].get(file) != digest:
-                    found[str(path)] = path.exists() and not is_damaged(path)
-        return found
-
     def read(self, name: str) -> dict[str, Any]:
         """The note on a step; empty = there is none, or one that is damaged, which is said."""
         path = self.folder / f"{name}.json"
@@ -324,6 +314,20 @@ class Ledger:
         note = facts | {"seconds": round(seconds, 2), "outputs": _contents(step, catalog)}
         with atomic_path(self.folder / f"{step.name}.json", durable=True) as path:
             path.write_text(json.dumps(note, indent=1, default=str) + "\n", encoding="utf-8")
+
+# %% ../../nbs/run/06_workflow.ipynb #8ebc6c91
+@patch
+def changed(self: Ledger, step: Any, catalog: Any) -> dict[str, bool]:
+    """Files of a finished step that are not as it wrote them; False = gone or damaged, True = edited."""
+    noted, now = self.read(step.name).get("outputs", {}), _contents(step, catalog)
+    found = {}
+    for name in noted.keys() & now.keys():
+        root = catalog.get(name).path
+        for file, digest in noted[name].items():
+            path = root / file if root.is_dir() else root
+            if now[name].get(file) != digest:
+                found[str(path)] = path.exists() and not is_damaged(path)
+    return found
 
 
 def _contents(step: Any, catalog: Any) -> dict[str, dict[str, str]]:

@@ -230,7 +230,7 @@ def commands(place: Path) -> dict[str, dict]:
     """What is killed, and started twice."""
     small = pictures(place / "small", 6, (160, 160), 8)
     few = pictures(place / "few", 2, (96, 96), 5)
-    (large,) = pictures(place / "large", 1, (320, 420), 30).iterdir()
+    (large,) = pictures(place / "large", 1, (224, 320), 16).iterdir()
     walls = np.zeros((8, 48, 48), np.float32)
     walls[:, ::12], walls[:, :, ::12] = 1, 1
     write_image(place / "walls.tif", walls, "ZYX")

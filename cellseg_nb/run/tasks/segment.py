@@ -292,7 +292,7 @@ def _only_model(model: Any, settings: SegmentSettings) -> "Bundle":
         )
     return bundles[0]
 
-# %% ../../../nbs/run/tasks/00_segment.ipynb #f930cfc0
+# %% ../../../nbs/run/tasks/00_segment.ipynb #176061b0
 def _count_pieces(shape: tuple[int, int], bundle: "Bundle", how: "LargeSettings") -> int:
     """How many pieces of a large picture the network sees."""
     from cellseg_nb.data.tiles import scaled_shape
@@ -319,7 +319,7 @@ def _seconds_per_piece(bundle: "Bundle", settings: SegmentSettings) -> float:
         seconds = seconds_per_window(bundle, (edge_px, edge_px), settings.device, settings.flips)
     return seconds * (settings.tile_px / edge_px) ** 2
 
-
+# %% ../../../nbs/run/tasks/00_segment.ipynb #b4e5080d
 @patch
 def plan(self: Segment, item: Item) -> int:
     """1; how many pieces a large image has is kept, to say it before the work."""
@@ -344,7 +344,7 @@ def announce(self: Segment, plan: dict[str, int]) -> str:
         f"{rough_duration(seconds)} in the network"
     )
 
-
+# %% ../../../nbs/run/tasks/00_segment.ipynb #6879aca2
 @patch
 def process_large(self: Segment, item: Item) -> Result:
     """Segment, measure and draw an image piece by piece."""

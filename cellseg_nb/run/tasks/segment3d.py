@@ -193,7 +193,7 @@ def _begin(task: Segment3D, item: Item, files: Volumes) -> bool:
     item.begin(dict.fromkeys([*files.names, *stored]))
     return known
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #28a7be26
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #9766c31c
 @patch
 def process(self: Segment3D, item: Item) -> Result:
     """Predict, cut and measure a stack that fits into the memory."""
@@ -223,7 +223,7 @@ def process_large(self: Segment3D, item: Item) -> Result:
     """Predict, cut and measure a stack piece by piece; volumes as OME-Zarr."""
     return _process_file(self, item, _cut_pieces)
 
-
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #4cc82251
 def _process_file(task: Segment3D, item: Item, work: Callable[..., Result]) -> Result:
     """What is the same for a stack in a file, whether it fits into the memory or not."""
     with _open(task, item) as file:
