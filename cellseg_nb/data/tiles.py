@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLENDINGS', 'GAUSSIAN_WIDTH', 'tile_starts', 'tile_weights', 'Tile', 'plan_tiles', 'cut', 'Part', 'weigh', 'stitch',
-           'stitch_in_order', 'plan_blocks', 'Contrast', 'find_contrast', 'Normalised', 'normalised', 'Resized',
-           'scaled_shape', 'shrink_part']
+           'stitch_in_order', 'plan_blocks', 'Resized', 'neighbours', 'scaled_shape', 'shrink_part']
 
 # %% ../../nbs/data/05_tiles.ipynb #086ed751
 import math
@@ -282,121 +281,6 @@ def plan_blocks(
     for corner in product(*(range(0, size, edge) for size, edge in zip(shape, edges))):
         yield tuple(slice(at, min(at + n, end)) for at, n, end in zip(corner, edges, shape))
 
-# %% ../../nbs/data/05_tiles.ipynb #fc8468dd
-class Contrast(NamedTuple):
-    """Brightnesses that become 0 and 1."""
-
-    dark: float
-    bright: float
-
-# %% ../../nbs/data/05_tiles.ipynb #952c340c
-def find_contrast(
-    image: np.ndarray,  # picture, or anything with `shape` that gives arrays when sliced
-    low: float = 1.0,  # percentile that becomes 0; 0..100
-    high: float = 99.8,  # percentile that becomes 1; 0..100
-    block_px: int = 1024,  # edge of the blocks that are read, plane by plane; px
-) -> Contrast:  # the two percentiles; smallest and largest value where they are equal
-    """Find percentiles of a picture of any size, exactly, in memory for one block.
-
-    Raises
-    ------
-    ValueError
-        The picture is empty or holds NaN or infinity, or the percentiles are not in order.
-    """
-    if not 0 <= low < high <= 100:
-        raise ValueError(f"percentiles must rise within 0..100; they are low={low}, high={high}")
-    n_pixels = int(np.prod(image.shape))
-    if n_pixels == 0:
-        raise ValueError(f"the image has no pixels: shape {image.shape}")
-    edges = [1] * (len(image.shape) - 2) + [block_px] * 2
-    blocks = list(plan_blocks(image.shape, edges[-len(image.shape) :]))
-    upper, least, most = 0, np.inf, -np.inf
-    for block in blocks:
-        pixels = image[block]
-        least, most = min(least, float(pixels.min())), max(most, float(pixels.max()))
-        upper = upper + np.bincount(_sortable_keys(pixels) >> 16, minlength=1 << 16)
-    places = np.array([low, high]) / 100 * (n_pixels - 1)
-    ranks = [*np.floor(places).astype(int), *np.ceil(places).astype(int)]
-    before = np.cumsum(upper) - upper
-    bins = np.searchsorted(np.cumsum(upper), ranks, side="right")
-    lower = dict.fromkeys(bins.tolist(), 0)
-    for block in blocks:
-        keys = _sortable_keys(image[block])
-        for one in lower:
-            found = keys[keys >> 16 == one] & 0xFFFF
-            lower[one] = lower[one] + np.bincount(found, minlength=1 << 16)
-    digits = [
-        np.searchsorted(np.cumsum(lower[one]), rank - before[one], side="right")
-        for one, rank in zip(bins.tolist(), ranks)
-    ]
-    values = _pixels_of_keys(bins << 16 | np.array(digits))
-    dark, bright = (
-        float(a + (b - a) * (place % 1)) for a, b, place in zip(values[:2], values[2:], places)
-    )
-    return Contrast(dark, bright) if dark < bright else Contrast(least, most)
-
-# %% ../../nbs/data/05_tiles.ipynb #c9d8b646
-def _sortable_keys(pixels: np.ndarray) -> np.ndarray:
-    """Whole numbers (int64) in the order of the pixels as float32."""
-    pixels = np.ascontiguousarray(pixels, np.float32).ravel() + np.float32(0)  # -0 becomes 0
-    if not np.isfinite(pixels).all():
-        raise ValueError("the image holds NaN or infinite values; replace them first")
-    digits = pixels.view(np.int32).astype(np.int64)
-    return np.where(digits < 0, -1 - (digits & 0x7FFFFFFF), digits) + (1 << 31)
-
-
-def _pixels_of_keys(keys: np.ndarray) -> np.ndarray:
-    """The pixels (float64) that belong to the numbers of `_sortable_keys`."""
-    keys = keys.astype(np.int64) - (1 << 31)
-    digits = np.where(keys < 0, (-1 - keys) | (1 << 31), keys).astype(np.uint32)
-    return digits.view(np.float32).astype(np.float64)
-
-# %% ../../nbs/data/05_tiles.ipynb #d9f3f46c
-@dataclass(frozen=True)
-class Normalised:
-    """A picture whose brightness is stretched when a window of it is read.
-
-    Parameters
-    ----------
-    image : array, or anything with `shape` that gives arrays when sliced
-    contrast : Contrast
-        From `find_contrast`.
-    """
-
-    image: np.ndarray
-    contrast: Contrast
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the picture."""
-        return tuple(self.image.shape)
-
-    def __getitem__(self, window) -> np.ndarray:
-        pixels = np.asarray(self.image[window]).astype(np.float32)
-        dark, bright = self.contrast
-        if bright == dark:
-            return np.zeros_like(pixels)
-        return (pixels - np.float32(dark)) / np.float32(bright - dark)
-
-
-def normalised(
-    image: np.ndarray,  # picture, or anything with `shape` that gives arrays when sliced
-    low: float = 1.0,  # percentile that becomes 0; 0..100
-    high: float = 99.8,  # percentile that becomes 1; 0..100
-    invert: bool = False,  # True = bright and dark exchanged first
-) -> Normalised:
-    """Show a picture as a model sees it, window by window.
-
-    Raises
-    ------
-    ValueError
-        As in `find_contrast`.
-    """
-    if not invert:
-        return Normalised(image, find_contrast(image, low, high))
-    bright, dark = find_contrast(image, 100 - high, 100 - low)
-    return Normalised(image, Contrast(dark, bright))
-
 # %% ../../nbs/data/05_tiles.ipynb #c22a4038
 @dataclass(frozen=True)
 class Resized:
@@ -419,7 +303,7 @@ class Resized:
         sizes, ratios = self.image.shape, np.divide(self.shape, self.image.shape)
         sigmas = np.maximum(0, (1 / ratios - 1) / 2) * (ratios.min() < 0.5)
         margins = np.ceil(4 * sigmas + 1).astype(int)
-        places = [_neighbours(*one) for one in zip(sizes, self.shape, spans)]
+        places = [neighbours(*one) for one in zip(sizes, self.shape, spans)]
         box = [
             slice(max(0, first[0] - margin), second[-1] + 1 + margin)
             for (first, second, _), margin in zip(places, margins)
@@ -434,7 +318,7 @@ class Resized:
         return pixels
 
 # %% ../../nbs/data/05_tiles.ipynb #fd081495
-def _neighbours(size: int, new_size: int, window: slice) -> tuple[np.ndarray, ...]:
+def neighbours(size: int, new_size: int, window: slice) -> tuple[np.ndarray, ...]:
     """For each new pixel of a window: the old pixels beside it, and how far it is between them."""
     place = (np.arange(window.start, window.stop) + 0.5) * (size / new_size) - 0.5
     first = np.floor(place).astype(int)
@@ -466,7 +350,7 @@ def shrink_part(
             int(np.clip((at + reach) * new_size / size, 0, new_size))
             for at, reach in ((along.start, -2), (along.stop, 3))
         )
-        first, second, fraction = _neighbours(size, new_size, slice(start, stop))
+        first, second, fraction = neighbours(size, new_size, slice(start, stop))
         weights = [
             (share * ((place >= along.start) & (place < along.stop))).astype(np.float32)
             for place, share in ((first, 1 - fraction), (second, fraction))

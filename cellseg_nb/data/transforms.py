@@ -28,8 +28,11 @@ from scipy.interpolate import BSpline
 from cellseg_nb.core import (
     consecutive,
 )
-from cellseg_nb.data.tiles import (
+from cellseg_nb.data.contrast import (
     normalised,
+)
+from cellseg_nb.data.tiles import (
+    neighbours,
 )
 
 # %% ../../nbs/data/04_transforms.ipynb #79788c71
@@ -47,7 +50,7 @@ def normalise_percentile(
     ValueError
         The picture is empty or holds NaN or infinity, or the percentiles are not in order.
     """
-    return normalised(image, low, high)[(slice(None),) * image.ndim]
+    return normalised(image, low, high, robust=False)[(slice(None),) * image.ndim]
 
 # %% ../../nbs/data/04_transforms.ipynb #0145dc01
 def rescale(
@@ -69,21 +72,59 @@ def rescale(
     return resize(image, shape, order)
 
 # %% ../../nbs/data/04_transforms.ipynb #8cfe17ad
+@njit(cache=True, nogil=True)
+def _most(labels, firsts, seconds, fractions, out):
+    """Label with the most weight among the eight pixels around each new one; writes into `out`."""
+    near, weights = np.empty(8, labels.dtype), np.empty(8)
+    for z, y, x in np.ndindex(out.shape):
+        place, alike = (z, y, x), True
+        for n in range(8):
+            weights[n], at = 1.0, (0, 0, 0)
+            for axis in range(3):
+                far, fraction = n >> axis & 1, fractions[axis][place[axis]]
+                weights[n] *= fraction if far else 1 - fraction
+                index = seconds[axis][place[axis]] if far else firsts[axis][place[axis]]
+                at = (at[1], at[2], index)
+            near[n] = labels[at]
+            alike &= near[n] == near[0]
+        best, most = near[0], -1.0
+        for n in range(8 if not alike else 0):
+            total = 0.0
+            for other in range(8):
+                if near[other] == near[n]:
+                    total += weights[other]
+            wins = (near[n] > best) == ((z + y + x) % 2 == 0)
+            if total > most + 1e-4 or (abs(total - most) <= 1e-4 and wins):
+                best, most = near[n], total
+        out[z, y, x] = best
+
+
+def _most_of_neighbours(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Labels in another size; see `resize`."""
+    more = (1,) * (3 - labels.ndim)
+    sizes = [(old, new, slice(0, new)) for old, new in zip(more + labels.shape, more + shape)]
+    firsts, seconds, fractions = zip(*(neighbours(*one) for one in sizes))
+    out = np.empty(more + shape, labels.dtype)
+    _most(labels.reshape(more + labels.shape), firsts, seconds, fractions, out)
+    return out.reshape(shape)
+
+
 def resize(
     image: np.ndarray,  # picture or label image; (Y, X) or (Z, Y, X)
     shape: tuple[int, ...],  # new shape
-    order: int = 1,  # 1 = linear, for pictures; 0 = nearest, for labels
+    order: int = 1,  # 1 = linear, for pictures; 0 = the label of most of the nearest pixels
 ) -> np.ndarray:  # same number type; the new shape
     """Resize to an exact shape; the frame of the picture stays the frame.
 
     A picture that shrinks to less than half is smoothed first, so that nothing fine turns into
-    something coarse.
+    something coarse. Where as much speaks for one label as for another, as in the middle between
+    two pixels, they win in turns like the squares of a chessboard: objects neither move nor grow.
     """
     if shape == image.shape:
         return image.copy()
     zoom = np.array(shape) / image.shape
     if order == 0:
-        return ndimage.zoom(image, zoom, order=0, grid_mode=True, mode="nearest")
+        return _most_of_neighbours(image, shape)
     smooth = image.astype(np.float32)
     if zoom.min() < 0.5:
         smooth = ndimage.gaussian_filter(smooth, np.maximum(0, (1 / zoom - 1) / 2))

@@ -26,7 +26,8 @@ from cellseg_nb.models.kinds.stars import (
 )
 from cellseg_nb.models.specification import (
     Bundle, NetworkSettings, Normalisation, Scale, Scales, SegmentationSetting, Specification, Target,
-    VoxelSize, needs_maps, save_bundle, specification_class, weight_arrays, write_specification,
+    VoxelSize, needs_maps, save_bundle, specification_class, weight_arrays, with_brightness,
+    write_specification,
 )
 from cellseg_nb.models.stars import (
     PRETRAINED, pretrained_bundle,

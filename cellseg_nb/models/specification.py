@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Scale', 'Scales', 'Target', 'VoxelSize', 'SegmentationSetting', 'DECODER', 'KINDS', 'NetworkSettings',
            'Normalisation', 'Specification', 'register_kind', 'all_kinds', 'specification_class', 'architecture',
-           'needs_maps', 'Bundle', 'weight_arrays', 'save_bundle', 'write_specification']
+           'needs_maps', 'Bundle', 'with_brightness', 'weight_arrays', 'save_bundle', 'write_specification']
 
 # %% ../../nbs/models/05_specification.ipynb #1cb2c66d
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -61,12 +61,25 @@ class Normalisation(Settings):
     invert: bool = setting(False,
         "Take the negative first, for dark objects on a bright background; the percentiles count "
         "on the negative.")
+    robust: bool = setting(True,
+        "Check the upper percentile against noise and against what is bright, and leave out hot pixels.")
 
     @model_validator(mode="after")
     def _rises(self):
         if self.low >= self.high:
             raise ValueError(f"low ({self.low}) must be smaller than high ({self.high})")
         return self
+
+    def chosen(
+        self,
+        percentiles: tuple[float, float] | None = None,  # used as they are; None = as they stand here
+        invert: bool | None = None,  # True = objects are darker than the ground; None = as here
+    ) -> "Normalisation":
+        """The same but for what a user chooses."""
+        changes = {} if invert is None else {"invert": invert}
+        if percentiles is not None:
+            changes |= dict(zip(("low", "high"), percentiles)) | {"robust": False}
+        return self.model_copy(update=changes)
 
     def prepare(
         self,
@@ -79,7 +92,7 @@ class Normalisation(Settings):
         ValueError
             The picture is empty, or holds NaN or infinity.
         """
-        from cellseg_nb.data.tiles import normalised
+        from cellseg_nb.data.contrast import normalised
 
         return normalised(image, **self.model_dump())[(slice(None),) * image.ndim]
 
@@ -197,6 +210,17 @@ class Bundle:
     network: "nn.Module"
     specification: Specification
     folder: Path
+
+
+def with_brightness(
+    bundle: Bundle,  # a model
+    percentiles: tuple[float, float] | None = None,  # become 0 and 1, used as they are; None = the model's own
+    invert: bool | None = None,  # True = objects are darker than the ground; None = as in training
+) -> Bundle:  # the same network
+    """The same model, which sees pictures in another contrast."""
+    changed = bundle.specification.normalisation.chosen(percentiles, invert)
+    specification = bundle.specification.model_copy(update={"normalisation": changed})
+    return replace(bundle, specification=specification)
 
 # %% ../../nbs/models/05_specification.ipynb #4339d173
 def weight_arrays(

@@ -21,7 +21,7 @@ from cellseg_nb.core import (
     Stopwatch, file_sha256, pixel_edges,
 )
 from cellseg_nb.data.planes import (
-    PlaneSettings, Positive,
+    BrightnessSettings, PlaneSettings, Positive,
 )
 from cellseg_nb.settings import (
     setting,
@@ -53,7 +53,7 @@ def check_tiles(
         )
 
 # %% ../../nbs/segment/12_image.ipynb #afce32bb
-class SegmentSettings(PlaneSettings):
+class SegmentSettings(BrightnessSettings, PlaneSettings):
     """How a file becomes a picture (see `PlaneSettings`), and a picture becomes objects."""
 
     diameter_px: Positive | None = setting(
@@ -168,6 +168,7 @@ def is_classical(
 
 def load_models(
     model: Model,  # names, folders, or bundles that are loaded already
+    settings: BrightnessSettings = BrightnessSettings(),  # what they shall see as dark and bright
 ) -> "list[Bundle]":
     """Load the networks that are asked together.
 
@@ -178,11 +179,12 @@ def load_models(
     ValueError
         A model is damaged, or "otsu" is among several.
     """
-    from cellseg_nb.models.bundle import load_bundle
+    from cellseg_nb.models.bundle import load_bundle, with_brightness
 
-    return [
+    loaded = [
         load_bundle(one) if isinstance(one, (str, Path)) else one for one in members(model)
     ]
+    return [with_brightness(one, settings.percentiles, settings.invert) for one in loaded]
 
 # %% ../../nbs/segment/12_image.ipynb #37c38615
 NETWORK_ONLY = ("threshold", "nms_threshold", "diameter_px", "flips")  # Otsu's method lacks them
@@ -190,6 +192,7 @@ NETWORK_ONLY = ("threshold", "nms_threshold", "diameter_px", "flips")  # Otsu's 
 
 def _segment_classically(image: np.ndarray, settings: SegmentSettings) -> Segmentation:
     """Otsu threshold and watershed."""
+    from cellseg_nb.models.specification import Normalisation
     from cellseg_nb.segment.watershed import otsu_watershed
 
     unused = [name for name in NETWORK_ONLY if getattr(settings, name)]
@@ -201,7 +204,8 @@ def _segment_classically(image: np.ndarray, settings: SegmentSettings) -> Segmen
     limits = {} if area_px is None else {"min_area_px": area_px}
     watch = Stopwatch()
     with watch("postprocessing"):
-        labels = otsu_watershed(image, **limits)
+        seen = Normalisation().chosen(settings.percentiles, settings.invert).prepare(image)
+        labels = otsu_watershed(np.clip(seen, 0, 1), **limits)
     return Segmentation(labels, seconds=watch.seconds)
 
 # %% ../../nbs/segment/12_image.ipynb #e48dd8a3
@@ -398,7 +402,7 @@ def segment_image(
     settings = settings or SegmentSettings()
     if is_classical(model):
         return _segment_classically(image, settings)
-    bundles = load_models(model)
+    bundles = load_models(model, settings)
     check_flat(bundles[0])
     return _segment_with(bundles, image, settings)
 

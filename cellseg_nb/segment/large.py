@@ -29,8 +29,11 @@ from cellseg_nb.core import (
 from cellseg_nb.data.io import (
     LabelWriter, Plane, write_image,
 )
+from cellseg_nb.data.contrast import (
+    normalised,
+)
 from cellseg_nb.data.tiles import (
-    Part, Resized, normalised, plan_blocks, scaled_shape, stitch,
+    Part, Resized, plan_blocks, scaled_shape, stitch,
 )
 from cellseg_nb.measure.objects import (
     object_table,

@@ -21,8 +21,11 @@ import torch
 from cellseg_nb.data.simulate import (
     simulate_germline, simulate_nuclei,
 )
+from cellseg_nb.data.contrast import (
+    normalised,
+)
 from cellseg_nb.data.tiles import (
-    Part, Resized, Tile, cut, normalised, plan_tiles, scaled_shape, shrink_part, stitch, weigh,
+    Part, Resized, Tile, cut, plan_tiles, scaled_shape, shrink_part, stitch, weigh,
 )
 from cellseg_nb.data.transforms import (
     normalise_percentile,

@@ -20,7 +20,7 @@ from cellseg_nb.core import (
     PixelSize, checked_settings, pixel_edges,
 )
 from cellseg_nb.data.planes import (
-    AxisNames, Positive,
+    AxisNames, BrightnessSettings, Positive,
 )
 from cellseg_nb.settings import (
     Settings, setting,
@@ -97,7 +97,7 @@ class VolumeSettings(Settings):
         return {name: value for name, value in chosen.items() if value is not None}
 
 # %% ../../nbs/segment/13_stack.ipynb #7df27082
-class StackSettings(VolumeSettings):
+class StackSettings(BrightnessSettings, VolumeSettings):
     """How a stack is read (see `VolumeSettings`) and predicted, and how its walls become cells."""
 
     window_px: Window | None = setting(
@@ -354,10 +354,10 @@ def segment_stack(
         The model is not for such stacks, the stack is empty or holds NaN, or a setting makes no
         sense.
     """
-    from cellseg_nb.models.bundle import load_bundle
+    from cellseg_nb.segment.image import load_models
     from cellseg_nb.segment.predict import predict_stack
 
-    bundle = load_bundle(model) if isinstance(model, (str, Path)) else model
+    (bundle,) = load_models(model, settings)
     specification = bundle.specification
     walls = boundary_output(specification)
     check_settings(specification, settings)

@@ -36,6 +36,11 @@ class CountNormalisation(Normalisation):
     constants: tuple[tuple[float, float], ...] = setting((),
         "For the whole data set: gray values that become 0 and 1, a pair per channel.")
 
+    def chosen(self, percentiles=None, invert=None):
+        """The same but for what a user chooses; percentiles are those of every picture."""
+        changed = super().chosen(percentiles, invert)
+        return changed if percentiles is None else changed.model_copy(update={"per_image": True})
+
     def prepare(
         self,
         image: np.ndarray,  # picture as it was read; any number type; (Y, X) or (Y, X, 3)
@@ -48,7 +53,8 @@ class CountNormalisation(Normalisation):
             The picture is empty, holds NaN or infinity, or has not one channel per constant.
         """
         if self.per_image:
-            one = Normalisation(low=self.low, high=self.high, invert=self.invert)
+            names = Normalisation.model_fields
+            one = Normalisation(**{name: getattr(self, name) for name in names})
             if image.ndim == 2:
                 return one.prepare(image)
             return np.stack([one.prepare(image[..., n]) for n in range(image.shape[-1])], -1)

@@ -24,7 +24,7 @@ from cellseg_nb.data.io import (
     write_image,
 )
 from cellseg_nb.data.planes import (
-    PlaneSettings, read_plane,
+    BrightnessSettings, PlaneSettings, read_plane,
 )
 from cellseg_nb.run.outputs import (
     counted, write_text,
@@ -56,7 +56,7 @@ DEFAULT_MODEL = "count-cells"
 TILE_PX, OVERLAP_PX = 1024, 192  # as in `segment.count`, which takes seconds to load
 
 
-class CountSettings(PlaneSettings):
+class CountSettings(BrightnessSettings, PlaneSettings):
     """How a file becomes a picture (see `PlaneSettings`), and a picture becomes a count."""
 
     tile_px: int = setting(TILE_PX, "Edge of a tile, in pixels.", metavar="PX", ge=32)
@@ -92,6 +92,7 @@ class CountSettings(PlaneSettings):
 # %% ../../../nbs/run/tasks/03_count.ipynb #fe7b7988
 def load_counters(
     model: Model = DEFAULT_MODEL,  # name, folder, bundle, several of them, or a folder of folds
+    settings: BrightnessSettings = BrightnessSettings(),  # what they shall see as dark and bright
 ) -> "list[Bundle]":
     """Load models that count. A folder without a model, but with folders of models, is all of them.
 
@@ -104,7 +105,7 @@ def load_counters(
     """
     from cellseg_nb.segment.count import needs_density
 
-    bundles = load_models(model_places(model))
+    bundles = load_models(model_places(model), settings)
     for bundle in bundles:
         needs_density(bundle.specification)
     return bundles
@@ -219,7 +220,7 @@ class Count(Task):
             read_counts(out / "counts.json")  # other entries are kept, so it must be readable
 
         choose_device(self.settings.device)
-        self.bundles = load_counters(self.model)
+        self.bundles = load_counters(self.model, self.settings)
 
     def identity(self) -> dict[str, Any]:
         return {"models": [bundle_facts(place)[1] for place in model_places(self.model)]}

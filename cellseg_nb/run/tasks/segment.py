@@ -279,7 +279,7 @@ def _chosen(plane: Plane, settings: SegmentSettings, bundle: "Bundle") -> tuple:
 
 def _only_model(model: Any, settings: SegmentSettings) -> "Bundle":
     """The model for a large picture. Raises ValueError where it cannot work piece by piece."""
-    bundles, large = load_models(model), f"it has more than {settings.large_mpx:g} megapixels"
+    bundles, large = load_models(model, settings), f"it has more than {settings.large_mpx:g} megapixels"
     allow = "allow more megapixels in memory (large_mpx=, or --large-mpx)"
     if len(bundles) > 1:
         raise ValueError(

@@ -120,10 +120,10 @@ def _map_fingerprint(task: Segment3D) -> str:
 def load(self: Segment3D, watch: Stopwatch) -> None:
     """Load the network and the learned edges."""
     with watch("imports"):
-        from cellseg_nb.models.bundle import load_bundle
+        from cellseg_nb.segment.image import load_models
         from cellseg_nb.segment.edges import load_edges
     with watch("network"):
-        self.bundle = load_bundle(self.model)
+        (self.bundle,) = load_models(self.model, self.settings)
     self.edge_model = None if self.settings.edges is None else load_edges(self.settings.edges)
 
 
