@@ -7,12 +7,11 @@ __all__ = ['CAICEDO', 'KROMP', 'KROMP_CLASSES', 'SIMULATED_SPLITS', 'CONVERTERS'
            'Dataset', 'datasets', 'data_folder', 'cache_folder', 'locate', 'state', 'dsb2018_table', 'merge_masks',
            'convert_dsb2018', 'get', 'Sample', 'index_table', 'folder_samples', 'samples']
 
-# %% ../../nbs/data/01_catalog.ipynb #f0c03312
+# %% ../../nbs/data/01_catalog.ipynb #8c6cecdf
 import csv
 import os
 import re
 import shutil
-import uuid
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
@@ -24,7 +23,7 @@ from urllib.request import url2pathname
 import numpy as np
 
 from cellseg_nb.core import (
-    cell_value, file_sha256,
+    cell_value, claim, file_sha256,
 )
 from cellseg_nb.data.downloads import (
     download, unzip,
@@ -315,7 +314,7 @@ def convert_dsb2018(
         write_labels(target / row["split"] / "masks" / name, labels)
     return target
 
-# %% ../../nbs/data/01_catalog.ipynb #d2001615
+# %% ../../nbs/data/01_catalog.ipynb #29224545
 CONVERTERS = {"dsb2018": convert_dsb2018, "sbsst265": convert_sbsst265}
 
 
@@ -335,8 +334,17 @@ def _fetched(dataset, archive, progress):
 
 def _install(dataset, target, convert, progress=None):
     """Download, unpack and convert into `target`, which appears only when it is complete."""
-    working = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
+    with claim(target.with_name(f".{target.name}.claim"), target, wait=True):
+        if not target.is_dir():  # else the process that was waited for has done it
+            _install_alone(dataset, target, convert, progress)
+    return target
+
+
+def _install_alone(dataset, target, convert, progress):
+    """Install a data set that no other process installs now."""
+    working = target.with_name(f".{target.name}.unfinished")
     archive = target.with_name(f"{target.name}.zip")
+    shutil.rmtree(working, ignore_errors=True)  # left by a process that was killed
     fetched = _fetched(dataset, archive, progress)
     try:
         unzip(fetched, working / "archive")
@@ -345,7 +353,6 @@ def _install(dataset, target, convert, progress=None):
     finally:
         archive.unlink(missing_ok=True)
         shutil.rmtree(working, ignore_errors=True)
-    return target
 
 
 def _with_address(dataset, address, sha256):

@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['MOST_BYTES', 'MOST_SECONDS', 'limited_blocks', 'download', 'unzip']
 
-# %% ../../nbs/data/21_downloads.ipynb #e91b9b26
+# %% ../../nbs/data/21_downloads.ipynb #6ee8c3d3
 import os
 import shutil
 import stat
 import time
 import urllib.error
 import urllib.request
-import uuid
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cellseg_nb.core import (
-    file_sha256,
+    claim, file_sha256, temporary_beside,
 )
 
 # %% ../../nbs/data/21_downloads.ipynb #36277908
@@ -104,7 +103,7 @@ def _check_address(address):
     if urlsplit(address).scheme not in ("http", "https"):
         raise ValueError(f"{address} is no address of the web; it must begin with https:// or http://")
 
-# %% ../../nbs/data/21_downloads.ipynb #83fbceae
+# %% ../../nbs/data/21_downloads.ipynb #03a98f40
 def download(
     address: str,  # http or https
     path: str | Path,  # where to write it; its folder is made when missing
@@ -118,6 +117,8 @@ def download(
 ) -> Path:  # the file
     """Download a file; go on where an earlier attempt broke off.
 
+    A second process that wants the same file waits for the first.
+
     Raises
     ------
     ConnectionError
@@ -126,8 +127,18 @@ def download(
         The file does not have the checksum, is larger than allowed, or the address is none of the web.
     """
     _check_address(address)
-    path, deadline = Path(path), time.monotonic() + most_seconds
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(path)
+    with claim(path.with_name(f".{path.name}.lock"), path, wait=True):
+        if sha256 is None or not path.is_file() or file_sha256(path) != sha256:
+            limits = most_bytes, time.monotonic() + most_seconds, most_seconds
+            _download(address, path, sha256, progress, attempts, timeout, *limits)
+    return path
+
+# %% ../../nbs/data/21_downloads.ipynb #6df451ce
+def _download(
+    address, path, sha256, progress, attempts, timeout, most_bytes, deadline, most_seconds
+) -> None:
+    """Download a file that nobody else writes now."""
     part = path.with_name(path.name + ".part")
     reason = "no attempt"
     for _ in range(attempts):
@@ -153,7 +164,7 @@ def download(
     if found != sha256:
         part.unlink()
         raise ValueError(f"{address} has the checksum {found} and not {sha256}; it was deleted")
-    return part.replace(path)
+    part.replace(path)
 
 # %% ../../nbs/data/21_downloads.ipynb #c1cdcb6e
 def _check_entry(archive, entry):
@@ -182,7 +193,7 @@ def _check_size(archive, entries, folder, most_bytes, most_entries):
     if n_bytes > free:
         raise ValueError(f"{archive} unfolds to {n_bytes:,} bytes, and the disk has {free:,} left in {folder.parent}")
 
-# %% ../../nbs/data/21_downloads.ipynb #3a087775
+# %% ../../nbs/data/21_downloads.ipynb #68ac8de2
 def unzip(
     archive: str | Path,  # zip file
     folder: str | Path,  # where its content goes; must not exist yet
@@ -199,7 +210,7 @@ def unzip(
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
+    temporary = temporary_beside(folder)
     try:
         with zipfile.ZipFile(archive) as content:
             entries = content.infolist()

@@ -7,8 +7,7 @@ __all__ = ['IMAGE_SUFFIXES', 'OWN_OUTPUTS', 'OTHER_IMAGE_SUFFIXES', 'Image', 'ch
            'image_sha256', 'write_image', 'read_labels', 'read_truth', 'label_shape', 'write_labels', 'select_plane',
            'read_pixels', 'luminance', 'Plane', 'open_plane', 'find_images']
 
-# %% ../../nbs/data/00_io.ipynb #eafa88db
-import hashlib
+# %% ../../nbs/data/00_io.ipynb #23430ef3
 import re
 import warnings
 from collections.abc import Iterable
@@ -191,6 +190,7 @@ def read_image(
 # %% ../../nbs/data/00_io.ipynb #b3381c3b
 def image_sha256(
     path: str | Path,  # an image file, or an OME-Zarr folder
+    alone: bool = False,  # True = the file without the others of its image
 ) -> str:  # 64 hexadecimal digits
     """SHA-256 of a file, or of the names and contents of all files in a folder or of one image."""
     path = Path(path)
@@ -198,7 +198,7 @@ def image_sha256(
     if path.is_dir():
         inside = sorted((one.relative_to(path).as_posix(), one) for one in path.rglob("*"))
     else:
-        inside = [(one.name, one) for one in image_parts(path)]
+        inside = [(one.name, one) for one in ([path] if alone else image_parts(path))]
         if len(inside) == 1:
             return file_sha256(path)
     listed = "".join(f"{name} {file_sha256(one)}\n" for name, one in inside if one.is_file())

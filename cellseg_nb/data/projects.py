@@ -311,14 +311,14 @@ def _read_all(files, sizes, **how):
         together = join_annotations(together, read)
     return together
 
-# %% ../../nbs/data/19_projects.ipynb #f8683a95
+# %% ../../nbs/data/19_projects.ipynb #98beecca
 def _new_images(paths, own):
     """Images that a project does not have yet; one of the same name must be the same file."""
     for name in paths.keys() & own.keys():
         path, there = paths[name], own[name]
         if path.name != there.name:
             raise ValueError(f"{path} and {there} would have the same name; rename one of them")
-        if path.resolve() != there.resolve() and image_sha256(path) != image_sha256(there):
+        if path.resolve() != there.resolve() and image_sha256(path, True) != image_sha256(there, True):
             raise ValueError(
                 f"{there} is there already and differs from {path}; rename one of them"
             )

@@ -6,7 +6,7 @@
 __all__ = ['NETWORK_KEYS', 'PUBLISHED', 'PRETRAINED', 'read_stardist', 'import_stardist', 'export_stardist', 'find_pretrained',
            'pretrained_bundle']
 
-# %% ../../nbs/models/04_stars.ipynb #e4331c44
+# %% ../../nbs/models/04_stars.ipynb #11f52f5b
 import json
 import shutil
 from contextlib import redirect_stdout
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cellseg_nb.core import (
-    atomic_path, parse_json,
+    atomic_path, claim, parse_json,
 )
 from cellseg_nb.data.catalog import (
     cache_folder, download, unzip,
@@ -192,7 +192,7 @@ def _fetch(name: str, place: Path) -> Path:
         ) from error
     return next(iter(sorted(place.rglob("config.json")))).parent
 
-# %% ../../nbs/models/04_stars.ipynb #8fe19e51
+# %% ../../nbs/models/04_stars.ipynb #c759561a
 def pretrained_bundle(
     name: str,  # one of `PRETRAINED`
 ) -> Path:  # folder of the bundle
@@ -204,10 +204,14 @@ def pretrained_bundle(
         There is no such model, or it is in no cache and cannot be fetched.
     """
     bundle = _cache() / "bundles" / name
-    if not (bundle / "model.json").is_file():
-        about = {"description": f"Published by the authors of StarDist as {name}"}
-        about["citation"] = (
-            "Schmidt et al., MICCAI 2018, https://doi.org/10.1007/978-3-030-00934-2_30"
-        )
-        import_stardist(find_pretrained(name), bundle, name=name, licence="BSD-3-Clause", **about)
+    if (bundle / "model.json").is_file():  # it is written last
+        return bundle
+    with claim(bundle.with_name(f".{name}.claim"), f"the model {name}", wait=True):
+        if not (bundle / "model.json").is_file():
+            about = {"description": f"Published by the authors of StarDist as {name}"}
+            about["citation"] = (
+                "Schmidt et al., MICCAI 2018, https://doi.org/10.1007/978-3-030-00934-2_30"
+            )
+            found = find_pretrained(name)
+            import_stardist(found, bundle, name=name, licence="BSD-3-Clause", **about)
     return bundle

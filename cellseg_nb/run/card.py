@@ -6,7 +6,7 @@
 __all__ = ['CARD', 'VERSIONS_OF', 'content', 'card_path', 'write_card', 'read_scores', 'Verification', 'read_card',
            'changed_files', 'compare_scores', 'verify']
 
-# %% ../../nbs/run/09_card.ipynb #3bbe8ead
+# %% ../../nbs/run/09_card.ipynb #8780fc02
 import json
 import math
 import os
@@ -24,10 +24,13 @@ from typing import Any
 import pandas as pd
 
 from cellseg_nb.core import (
-    atomic_path, file_sha256, package_versions,
+    atomic_path, file_sha256, package_versions, thread_count,
 )
 from cellseg_nb.segment.image import (
     model_facts,
+)
+from cellseg_nb.run.outputs import (
+    counted,
 )
 from cellseg_nb.run.steps import (
     score_test, segment_test,
@@ -53,7 +56,7 @@ def content(
     stats = {name: one.stat() for name, one in files.items() if "/." not in f"/{name}"}
     return {name: _sha256(files[name], at.st_size, at.st_mtime_ns) for name, at in stats.items()}
 
-# %% ../../nbs/run/09_card.ipynb #08e71d3d
+# %% ../../nbs/run/09_card.ipynb #ae6852dc
 CARD = "data/08_reporting/run_card.json"
 VERSIONS_OF = (
     "cellseg_nb",
@@ -92,16 +95,20 @@ def _device(settings: Mapping[str, Any]) -> str:
     except ValueError:  # the card of a run that failed for this reason
         return f"{wanted}, which is not there"
 
+# %% ../../nbs/run/09_card.ipynb #f4ab99b9
+def _library(settings: Mapping[str, Any]) -> str:
+    """What the network computes with."""
+    return "tensorflow" if settings["model"]["method"] == "stardist" else "torch"
+
 
 def _computer(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Where it was computed."""
-    torch = sys.modules.get("torch")
     affinity = getattr(os, "sched_getaffinity", None)
     return {
         "platform": platform.platform(),
         "device": _device(settings),
         "processors": len(affinity(0)) if affinity else os.cpu_count(),
-        "threads": None if torch is None else torch.get_num_threads(),
+        "threads": thread_count(_library(settings)),
     }
 
 # %% ../../nbs/run/09_card.ipynb #9df8187c
@@ -163,7 +170,7 @@ def read_scores(
     found = json.loads(Path(card).read_text(encoding="utf-8"))
     return found["metrics"] or [], found["outdated"]
 
-# %% ../../nbs/run/09_card.ipynb #d6572352
+# %% ../../nbs/run/09_card.ipynb #256fe7c6
 @dataclass(frozen=True)
 class Verification:
     """What a repetition showed.
@@ -176,11 +183,27 @@ class Verification:
         One row per score: group, score, before, now, difference, agrees.
     tolerance : float
         Largest difference that agrees.
+    threads : tuple of int or None
+        Threads that the training used (None = nobody noted them), and threads here. With another number of
+        them, sums are added up in another order, and the same training gives other weights.
     """
 
     changed: dict[str, str]
     scores: pd.DataFrame
     tolerance: float
+    threads: tuple[int | None, int] = (None, 1)
+
+    @property
+    def thread_note(self) -> str:
+        """What the threads mean for a repetition of the training; empty = it can be repeated as far as is known."""
+        before, here = self.threads
+        if before in (None, here):
+            return ""
+        return (
+            f"the model was trained with {counted(before, 'thread')}, and here it would be {here}: training it "
+            "again here gives other weights (OMP_NUM_THREADS sets the number for PyTorch, "
+            "TF_NUM_INTRAOP_THREADS for StarDist)"
+        )
 
     @property
     def agrees(self) -> bool:
@@ -254,7 +277,7 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
             found[str(name)] = math.nan if value is None else float(value)
     return found
 
-# %% ../../nbs/run/09_card.ipynb #b083ff2b
+# %% ../../nbs/run/09_card.ipynb #6af70a87
 def compare_scores(
     before: Sequence[Mapping[str, Any]],  # one row per group
     now: Sequence[Mapping[str, Any]],  # the same, of the repetition
@@ -272,7 +295,7 @@ def compare_scores(
     names = ["group", "score", "before", "now", "difference", "agrees"]
     return pd.DataFrame(rows, columns=names)
 
-
+# %% ../../nbs/run/09_card.ipynb #34da2927
 def verify(
     run: str | Path,  # folder of a project, or its run card
 ) -> Verification:
@@ -298,4 +321,11 @@ def verify(
         segment_test(predicted, prepared, trained, settings)
         score_test(metrics, prepared, predicted)
         scores = compare_scores(card["metrics"], _scores(metrics), card["tolerance"])
-    return Verification(changed, scores, card["tolerance"])
+    threads = _trained_with(trained / "model"), thread_count(_library(card["settings"]))
+    return Verification(changed, scores, card["tolerance"], threads)
+
+
+def _trained_with(folder: Path) -> int | None:
+    """Threads of a training, as its model has them; None = it does not say."""
+    facts = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    return (facts.get("training") or {}).get("threads")

@@ -6,14 +6,13 @@
 __all__ = ['version_key', 'version_text', 'Release', 'list_releases', 'choose_release', 'cached_models', 'fetch_model',
            'init_model', 'pack_model', 'Shipment', 'pack_release', 'release']
 
-# %% ../../nbs/run/12_releases.ipynb #f9ae835c
+# %% ../../nbs/run/12_releases.ipynb #4167b87b
 import hashlib
 import io
 import json
 import os
 import re
 import shutil
-import uuid
 import warnings
 import zipfile
 from contextlib import suppress
@@ -24,7 +23,7 @@ from urllib.parse import quote
 
 import cellseg_nb
 from cellseg_nb.core import (
-    parse_json,
+    claim, parse_json,
 )
 from cellseg_nb.data.catalog import (
     cache_folder, download, unzip,
@@ -265,8 +264,14 @@ def _checksum(at: Repository, release: Release, folder: Path) -> str:
         )
     return found[0]
 
-# %% ../../nbs/run/12_releases.ipynb #c85f7435
+# %% ../../nbs/run/12_releases.ipynb #d43aec0c
 def _fetch(at: Repository, release: Release, folder: Path) -> Path:
+    """Give the folder of a release; the second of two processes waits for the first."""
+    with claim(folder.with_name(f".{folder.name}.claim"), f"{release.model} {release.version}", wait=True):
+        return folder if (folder / "model.json").is_file() else _fetch_alone(at, release, folder)
+
+# %% ../../nbs/run/12_releases.ipynb #619fa23b
+def _fetch_alone(at: Repository, release: Release, folder: Path) -> Path:
     """Download, check and unpack a release into `folder`, which appears only when all is well."""
     from tqdm import tqdm
 
@@ -297,15 +302,17 @@ def _fetch(at: Repository, release: Release, folder: Path) -> Path:
 
 def _unpack(archive: Path, folder: Path) -> Path:
     """Unpack a model; the folder appears only when the model is whole and its format known."""
-    working = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
+    working = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(working, ignore_errors=True)  # left by a process that was killed
+    inside = working / "model"
     try:
-        unzip(archive, working, MOST_MODEL_BYTES, most_entries=100)
-        _complete(working)
-        read_specification(working)
+        unzip(archive, inside, MOST_MODEL_BYTES, most_entries=100)
+        _complete(inside)
+        read_specification(inside)
         shutil.rmtree(folder, ignore_errors=True)
-        os.replace(working, folder)
+        os.replace(inside, folder)
     except (ValueError, FileNotFoundError) as error:
-        raise ValueError(str(error).replace(f"{working}{os.sep}", "its ")) from error
+        raise ValueError(str(error).replace(f"{inside}{os.sep}", "its ")) from error
     finally:
         shutil.rmtree(working, ignore_errors=True)
     return folder

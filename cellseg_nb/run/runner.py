@@ -19,17 +19,20 @@ from typing import TYPE_CHECKING, Any
 from fastcore.basics import patch
 from tqdm import tqdm
 
-# %% ../../nbs/run/14_runner.ipynb #34f9ee39
+# %% ../../nbs/run/14_runner.ipynb #5f2d951d
 from cellseg_nb.core import (
-    Stopwatch, atomic_path, cell_values, gathered_notes, one_line, package_versions, plain_text,
-    write_csv,
+    Stopwatch, atomic_path, cell_values, claim, clear_temporaries, folder_lock, gathered_notes, one_line,
+    package_versions, plain_text, thread_count, write_csv,
 )
 from cellseg_nb.data.io import (
     image_sha256,
 )
 from cellseg_nb.run.outputs import (
-    FEW, check_out, collect_inputs, counted, read_record, record_path, refuse_foreign,
-    refuse_namesake, table_makers, write_text,
+    FEW, check_out, collect_inputs, counted, refuse_foreign, refuse_namesake, remove_files,
+    table_makers, write_text,
+)
+from cellseg_nb.run.records import (
+    changed_since, describe_files, is_damaged, read_record, record_path, refuse_edited,
 )
 from cellseg_nb.run.task import (
     Item, Result, Task,
@@ -38,7 +41,7 @@ from cellseg_nb.run.task import (
 if TYPE_CHECKING:  # loaded where they are needed: a command must show its help at once
     import pandas as pd
 
-# %% ../../nbs/run/14_runner.ipynb #1c3badf3
+# %% ../../nbs/run/14_runner.ipynb #580f0b18
 @dataclass(kw_only=True)
 class Batch:
     """The state of a running batch.
@@ -56,6 +59,8 @@ class Batch:
         Name → record of a finished item.
     resumed : list of str
         Items that were finished before.
+    damaged : list of str
+        Results of an earlier run that were empty or damaged, and are made again.
     watch : Stopwatch
     started : datetime
     """
@@ -67,6 +72,7 @@ class Batch:
     tracebacks: dict[str, str] = field(default_factory=dict)
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
     resumed: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
     watch: Stopwatch = field(default_factory=Stopwatch)
     started: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
 
@@ -86,6 +92,12 @@ class Batch:
         place = item.row.place
         self.failures[place] = one_line(error, place if item.row.table else item.path)
         self.tracebacks[place] = "".join(traceback.format_exception(error))
+
+# %% ../../nbs/run/14_runner.ipynb #57d1e944
+@patch(as_prop=True)
+def edited(self: Batch) -> list[str]:
+    """Finished items with files that were changed by hand."""
+    return [name for name in self.finished if self.records[name].get("edited")]
 
 # %% ../../nbs/run/14_runner.ipynb #b01ce346
 @dataclass(frozen=True)
@@ -136,13 +148,47 @@ class Summary:
             f"{self.report}"
         )
 
-# %% ../../nbs/run/14_runner.ipynb #6629ec6e
+# %% ../../nbs/run/14_runner.ipynb #b7f18293
+def _look_at_files(batch: Batch, item: Item) -> set[str]:
+    """The files of an item that were changed since the last run; those that are damaged are removed."""
+    written = item.before.get("written", {})
+    changed = changed_since(batch.out, written)
+    results = [name for name in changed if not name.startswith(".resume/")]
+    gone = [name for name in changed if name not in results or is_damaged(batch.out / name)]
+    remove_files(batch.out, gone)
+    if written:  # what is made again may be another
+        item.before["written"] = {name: known for name, known in written.items() if (batch.out / name).exists()}
+    batch.damaged += [name for name in results if name in gone]
+    known = dict.fromkeys([*item.before.get("edited", ()), *results])
+    item.edited = [name for name in known if (batch.out / name).exists()]
+    return {name for name in results if name not in gone}
+
+
+def _has_all(batch: Batch, item: Item, needed: list[str]) -> bool:
+    """Whether everything is there that a finished item has."""
+    item.record, own = item.before, item.before["files"]
+    there = [item.kept(f".{name}.csv") for name in item.record["tables"]]
+    there += [_thumbnail_path(item, px) for px in (SMALL_PX, LARGE_PX) if item.record["picture"]]
+    there += [] if needed else [batch.out / name for name in own]
+    if not all(path.exists() for path in there) or not batch.task.is_complete(item):
+        return False
+    return all((batch.out / name).exists() for name in needed)
+
+
+def _note_files(item: Item, again: set[str]) -> None:
+    """Keep the state of files that were added to a finished item, or changed by hand."""
+    written = item.record.get("written", {})
+    new = [name for name in item.record["files"] if name in again or name not in written]
+    found = describe_files(item.out, new)
+    if found:
+        item.note(written=written | found, edited=item.edited)
+
+# %% ../../nbs/run/14_runner.ipynb #1c9ae609
 def _is_finished(batch: Batch, item: Item, fingerprint: str, overwrite: bool) -> bool:
     """Whether an item is finished. Raises OSError or ValueError where it must not be touched."""
     if not item.path.exists():
         raise FileNotFoundError(f"there is no file {item.path}")
     item.sha256 = image_sha256(item.path)
-    item.record = {"file": str(item.path.resolve()), "sha256": item.sha256}
     begun, item.before = item.kept(".json").exists(), read_record(batch.out, item.name, item.command)
     own = item.before.get("files", ())
     if overwrite:
@@ -153,15 +199,14 @@ def _is_finished(batch: Batch, item: Item, fingerprint: str, overwrite: bool) ->
         refuse_foreign(batch.out / name for name in needed if name not in own)
     if item.before:
         refuse_namesake(batch.out, item.before, item.path, item.sha256)
-    if item.before.get("sha256") != item.sha256 or item.before.get("fingerprint") != fingerprint:
-        return False
-    item.record = item.before
-    there = [item.kept(f".{name}.csv") for name in item.record["tables"]]
-    there += [_thumbnail_path(item, px) for px in (SMALL_PX, LARGE_PX) if item.record["picture"]]
-    there += [] if needed else [batch.out / name for name in own]
-    if not all(path.exists() for path in there) or not batch.task.is_complete(item):
-        return False
-    return all((batch.out / name).exists() for name in needed)
+    new, labels = _look_at_files(batch, item), item.before.get("labels")
+    same = item.before.get("sha256") == item.sha256 and item.before.get("fingerprint") == fingerprint
+    item.by_hand = same and labels in item.edited
+    if same and labels not in new and _has_all(batch, item, needed):
+        _note_files(item, new)
+        return True
+    refuse_edited(batch.out, [] if item.by_hand else item.edited)
+    return False
 
 
 def _look_for_finished(batch: Batch, overwrite: bool) -> tuple[list[Item], str]:
@@ -170,18 +215,19 @@ def _look_for_finished(batch: Batch, overwrite: bool) -> tuple[list[Item], str]:
     for item in batch.items.values():
         try:
             finished = _is_finished(batch, item, fingerprint, overwrite)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # as in `_compute`
             batch.note_failure(item, error)
             continue
         if finished:
             batch.records[item.name] = item.record
             batch.resumed.append(item.name)
         else:
-            item.record = {"file": str(item.path.resolve()), "sha256": item.sha256}
+            about = {"file": str(item.path.resolve()), "sha256": item.sha256}
+            item.record = item.before | about if item.by_hand else about
             todo.append(item)
     return todo, fingerprint
 
-# %% ../../nbs/run/14_runner.ipynb #c73a4fb7
+# %% ../../nbs/run/14_runner.ipynb #78cdda4a
 SMALL_PX, LARGE_PX = 360, 1000  # longest edge of a thumbnail, in a report of many or few images
 
 
@@ -194,14 +240,19 @@ def keep(
     result: Result,  # what was found in it
     fingerprint: str,  # from `Task.fingerprint`
 ) -> None:
-    """Write the files of an item, then its record. What is written last makes it finished."""
+    """Write the files of an item, then its record. What is written last makes it finished.
+
+    Files that were changed by hand are not written.
+    """
     from cellseg_nb.run.report import thumbnail
 
-    files = [*result.files, *(name for name in item.record.get("files", ()) if name not in result.files)]
-    item.begin(files)
+    files = [*dict.fromkeys([*result.files, *item.record.get("files", ())])]
+    if not item.by_hand:  # else the record that knows the changes stays until all is done
+        item.begin(files)
     for name, write in result.files.items():
-        (item.out / name).parent.mkdir(parents=True, exist_ok=True)
-        write(item.out / name)
+        if name not in item.edited:
+            (item.out / name).parent.mkdir(parents=True, exist_ok=True)
+            write(item.out / name)
     if result.picture is not None:
         for longest_px in (SMALL_PX, LARGE_PX):
             with atomic_path(_thumbnail_path(item, longest_px)) as path:
@@ -210,18 +261,34 @@ def keep(
         write_csv(item.kept(f".{name}.csv"), table)
     kept = {"row": result.row, "unlike": result.unlike, "tables": list(result.tables)}
     kept |= {"picture": result.picture is not None, **result.facts}
+    kept |= {"files": files, "edited": item.edited, "written": describe_files(item.out, files)}
+    kept["written"] |= describe_files(item.out, _kept_files(item, kept))
     item.note(**kept, fingerprint=fingerprint, seconds=item.watch.split())
 
-# %% ../../nbs/run/14_runner.ipynb #58c993b3
+
+def _kept_files(item: Item, record: dict[str, Any]) -> list[str]:
+    """What is kept of an item for tables and report, as names in the folder of the results."""
+    paths = [item.kept(f".{name}.csv") for name in record["tables"]]
+    paths += [_thumbnail_path(item, px) for px in (SMALL_PX, LARGE_PX) if record["picture"]]
+    return [path.relative_to(item.out).as_posix() for path in paths]
+
+# %% ../../nbs/run/14_runner.ipynb #f8fd74d4
 def _plan(batch: Batch, todo: list[Item]) -> dict[str, int]:
     """How much there is to do for each item; one that cannot be done is noted."""
     plan = {}
     for item in todo:
         try:
-            plan[item.name] = batch.task.plan(item)
+            plan[item.name] = 1 if item.by_hand else batch.task.plan(item)
         except Exception as error:  # as in `_compute`
             batch.note_failure(item, error)
     return plan
+
+
+def _work(task: Task, item: Item) -> Callable[[Item], Result]:
+    """How an item is worked on."""
+    if item.by_hand:
+        return task.measure_again
+    return task.process_large if task.is_large(item) else task.process
 
 
 def _compute(batch: Batch, plan: dict[str, int], fingerprint: str, unit: str) -> None:
@@ -232,8 +299,7 @@ def _compute(batch: Batch, plan: dict[str, int], fingerprint: str, unit: str) ->
             item, until = batch.items[name], bar.n + amount
             item.watch, item.advance = Stopwatch(), bar.update
             try:
-                work = task.process_large if task.is_large(item) else task.process
-                keep(item, work(item), fingerprint)
+                keep(item, _work(task, item)(item), fingerprint)
                 batch.records[name] = item.record
                 spent = {part: s for part, s in item.record["seconds"].items() if part != "rest"}
                 batch.watch.add(spent)  # the batch has a rest of its own
@@ -241,13 +307,20 @@ def _compute(batch: Batch, plan: dict[str, int], fingerprint: str, unit: str) ->
                 batch.note_failure(item, error)
             bar.update(until - bar.n)
 
-# %% ../../nbs/run/14_runner.ipynb #7066b9ca
+# %% ../../nbs/run/14_runner.ipynb #1a3577d7
 def _earlier(batch: Batch) -> dict[str, dict[str, Any]]:
     """Records of items that an earlier run finished and this one does not name."""
     paths = record_path(batch.out, "x", ".json", batch.task.name).parent.glob("*.json")
     names = sorted({path.stem for path in paths} - set(batch.items))
     records = {name: read_record(batch.out, name, batch.task.name) for name in names}
-    return {name: one for name, one in records.items() if one.get("fingerprint")}
+    return {name: one for name, one in records.items() if _is_whole(batch, one)}
+
+
+def _is_whole(batch: Batch, record: dict[str, Any]) -> bool:
+    """Whether an earlier item is finished, and what is kept of it for tables is as it was."""
+    written = record.get("written", {})
+    kept = {name: known for name, known in written.items() if name.startswith(".resume/")}
+    return bool(record.get("fingerprint")) and not changed_since(batch.out, kept)
 
 
 def _other_items_note(batch: Batch) -> str:
@@ -293,7 +366,7 @@ def _part_table(path: Path, name: str) -> "pd.DataFrame":
     table.insert(0, "image", name)
     return table
 
-# %% ../../nbs/run/14_runner.ipynb #ae5edf3a
+# %% ../../nbs/run/14_runner.ipynb #1aac3495
 def _run_facts(batch: Batch) -> dict[str, Any]:
     """Everything needed to repeat the run."""
     task, device = batch.task, "cpu"
@@ -315,12 +388,14 @@ def _run_facts(batch: Batch) -> dict[str, Any]:
         **task.facts(),
         "settings": task.settings.model_dump(mode="json"),
         "device": device,
+        "threads": thread_count(),
         "versions": package_versions(task.libraries),
         "platform": platform.platform(),
         "started": batch.started.isoformat(timespec="seconds"),
         "seconds": batch.watch.split(),
         "inputs": inputs,
         "resumed": batch.resumed,
+        "edited": batch.edited,
         "failures": batch.failures,
     }
 
@@ -376,19 +451,32 @@ def headline(
         return f"{number:.1f} {task.found}s in {counted(len(main), task.noun)}"
     return f"{counted(int(number), task.found)} in {counted(len(main), task.noun)}"
 
-# %% ../../nbs/run/14_runner.ipynb #5a3d4571
+# %% ../../nbs/run/14_runner.ipynb #d21c281e
 def _write_tables(batch: Batch) -> "dict[str, pd.DataFrame | None]":
     """Write the tables, `run.json` and the report, if anything was finished."""
     task, tables = batch.task, _tables(batch)
     tables |= task.summarise(batch)
     if batch.records:
-        _write_files(batch, tables)
+        try:
+            _write_files(batch, tables)
+        except OSError as error:
+            _note_unwritten(batch, error)
     if not task.cumulative:
         return tables
     return {
         name: table[table["image"].isin(batch.finished)].reset_index(drop=True)
         for name, table in tables.items()
     }
+
+
+def _note_unwritten(batch: Batch, error: OSError) -> None:
+    """Say that tables are not there, or old, and what to do; what failed before is not forgotten."""
+    reason = error.strerror or one_line(error, batch.out)
+    batch.failures[str(batch.out)] = (
+        f"its tables and report could not be written ({reason}: {error.filename or batch.out}); make room, or "
+        "see what forbids it, and call the same again: what is finished is not computed again"
+    )
+    batch.tracebacks[str(batch.out)] = "".join(traceback.format_exception(error))
 
 
 def _write_files(batch: Batch, tables: "dict[str, pd.DataFrame | None]") -> None:
@@ -404,7 +492,48 @@ def _write_files(batch: Batch, tables: "dict[str, pd.DataFrame | None]") -> None
     batch.task.after(batch, tables)
     _write_report(batch, tables, facts)
 
-# %% ../../nbs/run/14_runner.ipynb #f2c19468
+# %% ../../nbs/run/14_runner.ipynb #d7f18eaf
+def _folders(batch: Batch) -> set[Path]:
+    """Where the files of a batch are written."""
+    names = [name for item in batch.items.values() for name in batch.task.outputs(item)]
+    kept = record_path(batch.out, "x", ".json", batch.task.name).parent
+    return {batch.out, kept, *((batch.out / name).parent for name in names)}
+
+
+def _work_through(
+    batch: Batch, overwrite: bool, say: Callable[[str], None] | None
+) -> "dict[str, pd.DataFrame | None]":
+    """Do what is not finished, and write the tables."""
+    task = batch.task
+    todo, fingerprint = _look_for_finished(batch, overwrite)
+    if batch.damaged:
+        named = ", ".join(batch.damaged[:FEW]) + (", …" if len(batch.damaged) > FEW else "")
+        warnings.warn(f"{batch.out}: empty or damaged, and made again: {named}", stacklevel=4)
+    if not all(item.by_hand for item in todo):
+        task.load(batch.watch)
+    if todo:
+        plan = _plan(batch, todo)
+        work = {name: amount for name, amount in plan.items() if not batch.items[name].by_hand}
+        announcement = task.announce(work) if work and say is not None else ""
+        if announcement:
+            say(announcement)
+        _compute(batch, plan, fingerprint, task.unit or task.noun)
+    return _write_tables(batch)
+
+
+def _edited_note(batch: Batch) -> str:
+    """Say which results were changed by hand."""
+    names = batch.edited
+    more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
+    if not names:
+        return ""
+    return (
+        f"{batch.out}: files of {counted(len(names), batch.task.noun)} were changed after they were written "
+        f"({', '.join(names[:FEW])}{more}); they are kept, and tables are made from the labels as they are now; "
+        "--overwrite (overwrite=True) makes them again"
+    )
+
+# %% ../../nbs/run/14_runner.ipynb #23cbde9b
 @gathered_notes()
 def run(
     task: Task,  # with its settings and model
@@ -420,7 +549,8 @@ def run(
     FileNotFoundError
         None of the inputs is there, or there is no such model.
     ValueError
-        `out` is a file or holds tables that were not made here, or a setting does not fit.
+        `out` is a file or holds tables that were not made here, another run works in it, or a setting
+        does not fit.
     """
     watch, out = Stopwatch(), Path(task.default_out if out is None else out)
     with watch("imports"):
@@ -435,18 +565,12 @@ def run(
     batch = Batch(
         task=task, out=out, items=items, failures=failures, watch=watch
     )
-    todo, fingerprint = _look_for_finished(batch, overwrite)
-    if todo:
-        task.load(batch.watch)
-        plan = _plan(batch, todo)
-        announcement = task.announce(plan) if plan and say is not None else ""
-        if announcement:
-            say(announcement)
-        _compute(batch, plan, fingerprint, task.unit or task.noun)
-    tables = _write_tables(batch)
-    for note in (*task.notes(batch), _other_items_note(batch)):
-        if note:
-            warnings.warn(note, stacklevel=3)
+    with claim(folder_lock(out), out):
+        clear_temporaries(_folders(batch))
+        tables = _work_through(batch, overwrite, say)
+        for note in (*task.notes(batch), _edited_note(batch), _other_items_note(batch)):
+            if note:
+                warnings.warn(note, stacklevel=3)
     return Summary(
         out, tables, headline(task, tables), batch.failures, batch.resumed, batch.tracebacks
     )

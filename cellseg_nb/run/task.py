@@ -18,7 +18,7 @@ from fastcore.basics import patch
 
 import cellseg_nb
 
-# %% ../../nbs/run/19_task.ipynb #fbbb6591
+# %% ../../nbs/run/19_task.ipynb #998db51e
 from cellseg_nb.core import (
     Stopwatch,
 )
@@ -26,7 +26,10 @@ from cellseg_nb.data.io import (
     Image, read_image,
 )
 from cellseg_nb.run.outputs import (
-    FEW, counted, record_path, remove_files, write_record,
+    FEW, counted, remove_files,
+)
+from cellseg_nb.run.records import (
+    record_path, write_record,
 )
 from cellseg_nb.settings import (
     Settings,
@@ -37,7 +40,7 @@ if TYPE_CHECKING:  # loaded where they are needed: a command must show its help 
 
     from cellseg_nb.data.volumes import Row
 
-# %% ../../nbs/run/19_task.ipynb #8a89707c
+# %% ../../nbs/run/19_task.ipynb #70efaaf0
 @dataclass(kw_only=True)
 class Item:
     """One input of a task: a file of a batch, or a picture in memory.
@@ -56,14 +59,14 @@ class Item:
         Name of the task.
     sha256 : str
         Of the content.
-    before : dict
-        Record of an earlier run; empty = there is none.
-    record : dict
-        What is kept of it, filled step by step.
+    before, record : dict
+        Record of an earlier run (empty = there is none); what is kept of this one, step by step.
+    edited : list of str
+        Files changed after they were written, perhaps by hand; `by_hand` = its labels are among them.
     watch : Stopwatch
         Where the time goes.
     advance : callable
-        Told how much of what `Task.plan` counted is done.
+        Told how much of `Task.plan` is done.
     """
 
     name: str
@@ -74,6 +77,8 @@ class Item:
     sha256: str = ""
     before: dict[str, Any] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
+    edited: list[str] = field(default_factory=list)
+    by_hand: bool = False
     watch: Stopwatch = field(default_factory=Stopwatch)
     advance: Callable[[int], Any] = lambda done: None
 
@@ -192,7 +197,7 @@ class Task:
         """Find what there is in one item, piece by piece; its files are written on the way."""
         raise NotImplementedError
 
-# %% ../../nbs/run/19_task.ipynb #a0bca3ab
+# %% ../../nbs/run/19_task.ipynb #3c9bb2ef
 @patch
 def check(self: Task, out: Path | None = None) -> None:
     """Refuse settings, and what lies in the output folder, that cannot work; before any file is read."""
@@ -225,7 +230,7 @@ def outputs(self: Task, item: Item) -> list[str]:
     """Files that an item gets, so that those of somebody else are refused before computing."""
     return []
 
-
+# %% ../../nbs/run/19_task.ipynb #84f1e9ce
 @patch
 def plan(self: Task, item: Item) -> int:
     """How much there is to do for an item; raises what is wrong with it."""
@@ -236,6 +241,12 @@ def plan(self: Task, item: Item) -> int:
 def announce(self: Task, plan: dict[str, int]) -> str:
     """What to say before the work: how much there is, how long it takes; empty = nothing."""
     return ""
+
+
+@patch
+def measure_again(self: Task, item: Item) -> Result:
+    """Measure labels that were changed by hand, as they are; asked for where a record names `labels`."""
+    raise NotImplementedError
 
 
 @patch

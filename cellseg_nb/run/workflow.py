@@ -6,7 +6,7 @@
 __all__ = ['STEPS', 'Place', 'pipelines', 'code_version', 'step_facts', 'Ledger', 'StepHooks', 'ProjectHooks', 'ResumingRunner',
            'project_pipelines', 'run_pipeline', 'pipeline_drawing']
 
-# %% ../../nbs/run/06_workflow.ipynb #c524d3fb
+# %% ../../nbs/run/06_workflow.ipynb #7f963f55
 import hashlib
 import json
 import logging
@@ -21,9 +21,11 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from fastcore.basics import patch
+
 import cellseg_nb
 from cellseg_nb.core import (
-    atomic_path, replace_folder, require,
+    atomic_path, claim, clear_temporaries, replace_folder, require,
 )
 from cellseg_nb.data.catalog import (
     datasets,
@@ -42,6 +44,9 @@ from cellseg_nb.run.drawing import (
 )
 from cellseg_nb.run.project import (
     catalog_paths, check_catalog, check_settings, parameter_files, read_project,
+)
+from cellseg_nb.run.records import (
+    is_damaged, refuse_edited,
 )
 from cellseg_nb.train.settings import (
     change_key,
@@ -267,7 +272,7 @@ def _what_changed(now: dict[str, Any], before: dict[str, Any]) -> str:
             return f"{name} has changed"
     return "" if now["code"] == before["code"] else "the code has changed"
 
-# %% ../../nbs/run/06_workflow.ipynb #cdb3ad5a
+# %% ../../nbs/run/06_workflow.ipynb #e571b211
 class Ledger:
     """Notes on finished steps.
 
@@ -286,20 +291,55 @@ class Ledger:
         if missing:
             return f"{missing[0]} is not there"
         note = self.read(step.name)
-        return _what_changed(facts, note) if note else "it has not been run to its end here"
+        if not note:
+            return "it has not been run to its end here"
+        gone = [path for path, whole in self.changed(step, catalog).items() if not whole]
+        return f"{gone[0]} is gone or damaged" if gone else _what_changed(facts, note)
 
     def read(self, name: str) -> dict[str, Any]:
-        """The note on a step; empty = there is none."""
-        note = self.folder / f"{name}.json"
-        return json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+        """The note on a step; empty = there is none, or one that is damaged, which is said."""
+        path = self.folder / f"{name}.json"
+        try:
+            note = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError):
+            note = None
+        if isinstance(note, dict) and {"settings", "inputs", "code", "seconds"} <= note.keys():
+            return note
+        warnings.warn(f"the note {path} is damaged or from elsewhere; its step runs again", stacklevel=2)
+        return {}
 
-    def write(self, step: Any, facts: dict[str, Any], seconds: float) -> None:
-        """Note that a step is finished."""
-        text = json.dumps(facts | {"seconds": round(seconds, 2)}, indent=1, default=str)
-        with atomic_path(self.folder / f"{step.name}.json") as path:
-            path.write_text(text + "\n", encoding="utf-8")
+    def write(self, step: Any, facts: dict[str, Any], seconds: float, catalog: Any) -> None:
+        """Note that a step is finished, and what its files are."""
+        note = facts | {"seconds": round(seconds, 2), "outputs": _contents(step, catalog)}
+        with atomic_path(self.folder / f"{step.name}.json", durable=True) as path:
+            path.write_text(json.dumps(note, indent=1, default=str) + "\n", encoding="utf-8")
 
-# %% ../../nbs/run/06_workflow.ipynb #3a69a352
+# %% ../../nbs/run/06_workflow.ipynb #8ebc6c91
+@patch
+def changed(self: Ledger, step: Any, catalog: Any) -> dict[str, bool]:
+    """Files of a finished step that are not as it wrote them; False = gone or damaged, True = edited."""
+    noted, now = self.read(step.name).get("outputs", {}), _contents(step, catalog)
+    found = {}
+    for name in noted.keys() & now.keys():
+        root = catalog.get(name).path
+        for file, digest in noted[name].items():
+            path = root / file if root.is_dir() else root
+            if now[name].get(file) != digest:
+                found[str(path)] = path.exists() and not is_damaged(path)
+    return found
+
+
+def _contents(step: Any, catalog: Any) -> dict[str, dict[str, str]]:
+    """Files of what a step made, with their checksums; nothing for what is no `Place`."""
+    places = {name: catalog.get(name) for name in step.outputs}
+    return {
+        name: content(one.path, one.patterns)
+        for name, one in places.items() if hasattr(one, "patterns")
+    }
+
+# %% ../../nbs/run/06_workflow.ipynb #b9ba29ba
 class StepHooks:
     """What happens around each step: settings are checked, notes are left."""
 
@@ -321,7 +361,7 @@ class StepHooks:
         """Note what decides the result of a step, before it begins."""
         facts = step_facts(node, catalog, self.project)
         reason = Ledger(self.project).reason(node, facts, catalog)
-        self.begun[node.name] = (time.perf_counter(), facts)
+        self.begun[node.name] = (time.perf_counter(), facts, catalog)
         self.steps[node.name] = {"ran": True, "reason": reason or "asked for"}
         for name in node.outputs:
             dataset = catalog.get(name)
@@ -331,11 +371,11 @@ class StepHooks:
     @hook_impl
     def after_dataset_saved(self, node):
         """Note that a step is finished."""
-        begun, facts = self.begun[node.name]
+        begun, facts, catalog = self.begun[node.name]
         seconds = time.perf_counter() - begun
-        Ledger(self.project).write(node, facts, seconds)
+        Ledger(self.project).write(node, facts, seconds, catalog)
 
-# %% ../../nbs/run/06_workflow.ipynb #9a8bffad
+# %% ../../nbs/run/06_workflow.ipynb #1ef32741
 class ProjectHooks(StepHooks):
     """What happens around the steps of a project; its `settings.py` names them."""
 
@@ -357,12 +397,17 @@ class ProjectHooks(StepHooks):
             "outdated": _outdated(self.project, catalog),
             "pipelines": list(run_params.get("pipeline_names") or ["__default__"]),
             "started": self.started,
-            "steps": {name: Ledger(self.project).read(name) | one for name, one in ran.items()},
+            "steps": {name: self._noted(name) | one for name, one in ran.items()},
             "settings": self.settings.model_dump(mode="json"),
             "places": {name: (one.path, one.patterns) for name, one in places.items()},
             "error": None if error is None else " ".join(str(error).split()),
         }
         write_card(self.project, facts)
+
+    def _noted(self, name):
+        """The note on a step; the checksums of its files stand at their places."""
+        note = Ledger(self.project).read(name)
+        return {key: value for key, value in note.items() if key != "outputs"}
 
 # %% ../../nbs/run/06_workflow.ipynb #5b5ca3d1
 def _outdated(project: Path, catalog: Any) -> str:
@@ -377,7 +422,7 @@ def _outdated(project: Path, catalog: Any) -> str:
                 return f"scores are of an earlier model or other settings: {reason}"
     return ""
 
-# %% ../../nbs/run/06_workflow.ipynb #be61ac63
+# %% ../../nbs/run/06_workflow.ipynb #1b6bed0e
 class ResumingRunner(SequentialRunner):
     """Run one step after the other, and leave out those for which nothing has changed.
 
@@ -387,6 +432,8 @@ class ResumingRunner(SequentialRunner):
         Not used; Kedro gives it to every runner.
     resume : bool
         False = run every step, from its beginning.
+    overwrite : bool
+        True = also where the results of a step were changed by hand.
     say : function or None
         Called with each line to tell the person; None = print.
     force : bool
@@ -398,19 +445,24 @@ class ResumingRunner(SequentialRunner):
         is_async: bool = False,
         resume: bool = True,
         say: Callable | None = None,
+        overwrite: bool = False,
         force: bool = False,
     ):
         super().__init__()
-        self.resume, self.say, self.force = resume, say or partial(print, flush=True), force
+        self.resume, self.overwrite, self.force = resume, overwrite, force
+        self.say = say or partial(print, flush=True)
 
     def _run(self, pipeline, catalog, hook_manager=None, run_id=None):
         for step in pipeline.nodes:
-            reason = "asked for"
+            reason, ledger = "asked for", Ledger(Path.cwd())
+            edited = [path for path, whole in ledger.changed(step, catalog).items() if whole]
             if self.resume:
-                reason = Ledger(Path.cwd()).reason(step, step_facts(step, catalog), catalog)
+                reason = ledger.reason(step, step_facts(step, catalog), catalog)
             if not reason:
-                self.say(f"{step.name}: skipped, nothing has changed")
+                kept = f"{edited[0]} was changed by hand and is kept" if edited else "nothing has changed"
+                self.say(f"{step.name}: skipped, {kept}")
                 continue
+            refuse_edited(Path.cwd(), [] if self.overwrite else edited)
             for name in step.outputs:
                 catalog.get(name).resume = self.resume
                 if step.name == "train_model":
@@ -488,7 +540,7 @@ def _explained(error: Exception) -> Exception:
         error = error.__cause__
     return ValueError(" ".join(str(error).split())) if isinstance(error, DatasetError) else error
 
-# %% ../../nbs/run/06_workflow.ipynb #71b06bb3
+# %% ../../nbs/run/06_workflow.ipynb #5e603ade
 def run_pipeline(
     project: str | Path = ".",  # folder of the project
     name: str = "__default__",  # pipeline; "__default__" is the whole
@@ -499,6 +551,7 @@ def run_pipeline(
     resume: bool = False,  # leave out steps for which nothing has changed
     say: Callable[[str], None] | None = None,  # called with each line; None = print
     force: bool = False,  # keep a model that is worse than the one it started from
+    overwrite: bool = False,  # replace results that were changed by hand
 ) -> Path:  # the run card
     """Run a pipeline of a project.
 
@@ -507,7 +560,8 @@ def run_pipeline(
     FileNotFoundError
         It is no project, or a step reads what is not there.
     ValueError
-        A setting is wrong, or there is no such pipeline, tag or step; or a step fails.
+        A setting is wrong, another process runs a pipeline here, there is no such pipeline, tag or step,
+        results were changed by hand, or a step fails.
     """
     from kedro.framework import project as registered
     from kedro.framework.session import KedroSession
@@ -518,10 +572,11 @@ def run_pipeline(
         change_key(parameters, change)
     ends = {"from_nodes": from_step, "to_nodes": to_step}
     project = Path(project).resolve()
-    with _inside(project):
+    with claim(project / ".cellseg" / "lock", project), _inside(project):
+        clear_temporaries({(project / path).parent for path in catalog_paths(project).values() if path})
         _check_choice(registered.pipelines, name, tags, ends.values())
         ends = {key: [step] for key, step in ends.items() if step is not None}
-        runner = ResumingRunner(resume=resume, say=say, force=force)
+        runner = ResumingRunner(resume=resume, say=say, overwrite=overwrite, force=force)
         try:
             with KedroSession.create(project, False, runtime_params=parameters) as session:
                 session.run(pipeline_names=[name], tags=tags or None, runner=runner, **ends)

@@ -601,7 +601,7 @@ def _all_maps(picture, bundle, folder, settings, precision, report) -> _Maps:
         flips=settings.flips,
     )
 
-# %% ../../nbs/segment/02_large.ipynb #9a526bc6
+# %% ../../nbs/segment/02_large.ipynb #96f63251
 def _all_cut(picture, bundle, scratch, settings, how, precision, report) -> tuple:
     """Predict maps and cut them: labels, islands that were cut, no probabilities, maps."""
     maps = _all_maps(picture, bundle, scratch / "maps", settings, precision, report)
@@ -622,6 +622,7 @@ def _all_stars(picture, bundle, scratch, settings, how, precision, report) -> tu
     whole, n_found, probabilities = folder / "labels.npy", 0, [np.zeros(0)]
     mode = "r+" if whole.is_file() else "w+"
     labels = np.lib.format.open_memmap(whole, mode, np.uint32, shape)
+    report("predict", 0, len(blocks))
     for number, block in enumerate(blocks):
         path = folder / f"{number:08d}.npy"
         if not path.is_file():

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['train_fold', 'run_fold', 'run_folds', 'fold_table', 'cross_validate']
 
-# %% ../../nbs/train/04_experiments.ipynb #a1b3264a
+# %% ../../nbs/train/04_experiments.ipynb #51f75bf9
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from cellseg_nb.core import (
-    cell_values, write_csv,
+    cell_values, claim, clear_temporaries, folder_lock, write_csv,
 )
 from cellseg_nb.train.finish import (
     pooled_scores,
@@ -27,7 +27,7 @@ from cellseg_nb.train.settings import (
     StartSettings, check_run, fold_config, has_checkpoint,
 )
 
-# %% ../../nbs/train/04_experiments.ipynb #6f7a81b6
+# %% ../../nbs/train/04_experiments.ipynb #cc952024
 def train_fold(
     config: StartSettings,  # all settings, without folds
     folds: int,  # number of parts
@@ -63,9 +63,11 @@ def run_folds(
     """
     configs = [fold_config(config, folds, fold) for fold in range(1, max(folds, 1) + 1)]
     tables = []
-    for fold, one in enumerate(configs, start=1):
-        print(f"fold {fold} of {folds}", flush=True)
-        tables.append(run_fold(one, Path(out) / f"fold_{fold}"))
+    with claim(folder_lock(out), out):
+        clear_temporaries([Path(out)])
+        for fold, one in enumerate(configs, start=1):
+            print(f"fold {fold} of {folds}", flush=True)
+            tables.append(run_fold(one, Path(out) / f"fold_{fold}"))
     return tables
 
 # %% ../../nbs/train/04_experiments.ipynb #376e9d74

@@ -34,9 +34,9 @@ from matplotlib.figure import Figure
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-# %% ../../nbs/train/02_learner.ipynb #618242e5
+# %% ../../nbs/train/02_learner.ipynb #42253b70
 from cellseg_nb.core import (
-    atomic_path, package_versions,
+    atomic_path, claim, clear_temporaries, folder_lock, package_versions, thread_count,
 )
 from cellseg_nb.models.bundle import (
     Bundle, Specification, load_bundle,
@@ -56,7 +56,7 @@ from cellseg_nb.train.settings import (
     StartSettings, check_run, is_weights_file, restore_refused,
 )
 
-# %% ../../nbs/train/02_learner.ipynb #651340e3
+# %% ../../nbs/train/02_learner.ipynb #969edf19
 def train(
     config: StartSettings,  # all settings
     out: str | Path,  # folder of the run; made when missing
@@ -70,8 +70,8 @@ def train(
     FileNotFoundError
         There is no such data, or nothing to start from.
     ValueError
-        The folder holds another run, there is nothing to resume, or the settings do not fit the
-        data or the network to start from.
+        The folder holds another run, another process trains in it, there is nothing to resume, or the
+        settings do not fit the data or the network to start from.
     WorseThanParent
         A `ValueError`: the model that the training started from is better on the validation
         pictures. The new one is kept in `model_refused/`.
@@ -79,6 +79,13 @@ def train(
     out, recipe = Path(out), recipe_of(config)
     if config.start_from is not None and not resume:
         recipe.network(config) if recipe.learn else first_network(config)  # what does not fit is said before all pictures are read
+    with claim(folder_lock(out), out):
+        clear_temporaries([out, out / "model"])
+        return _train(config, recipe, out, resume, force)
+
+
+def _train(config: StartSettings, recipe: Any, out: Path, resume: bool, force: bool) -> Path:
+    """Train in a folder that nobody else uses."""
     check_run(config, out / recipe.checkpoint, resume)
     if not epochs_left(config.training, recipe.start(out)) and recipe.is_finished(out):
         return out / "model"
@@ -305,7 +312,7 @@ def score_left_out(
     scores = score_parts(config, model, Parts(parts.train, parts.held_out))
     return pd.DataFrame([{"fold": config.data.fold, "pictures": len(parts.held_out)} | scores])
 
-# %% ../../nbs/train/02_learner.ipynb #edf4f440
+# %% ../../nbs/train/02_learner.ipynb #e1c7e178
 def write_facts(config: StartSettings, out: Path, inputs: dict[str, Any], begun: bool) -> None:
     """Write `run.json`: versions, device and a sum of every sample."""
     recipe = recipe_of(config)
@@ -323,6 +330,7 @@ def write_facts(config: StartSettings, out: Path, inputs: dict[str, Any], begun:
         "config": config.model_dump(mode="json"),
         "versions": versions(config),
         "device": str(device if recipe.learn else choose_device(device)),
+        "threads": thread_count(recipe.libraries[0]),
         "platform": platform.platform(),
         "inputs": inputs,
     }
@@ -334,7 +342,7 @@ def versions(config: StartSettings) -> dict[str, str]:
     """Versions of what decides the result of a training."""
     return package_versions(("cellseg_nb", *recipe_of(config).libraries, "numpy", "scipy"))
 
-# %% ../../nbs/train/02_learner.ipynb #5a1c5ca7
+# %% ../../nbs/train/02_learner.ipynb #fcc47ca3
 def specify(config: StartSettings, parts: Parts) -> Specification:
     """Describe the model that a configuration makes."""
     recipe = recipe_of(config)
@@ -346,6 +354,7 @@ def specify(config: StartSettings, parts: Parts) -> Specification:
         "seed": config.seed,
         "command": f"cellseg train {config.name}.yml",
         "versions": versions(config),
+        "threads": thread_count(recipe.libraries[0]),
     }
     return recipe.specification(**fields | recipe.about(config, parts))
 

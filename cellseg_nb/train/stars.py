@@ -137,7 +137,7 @@ def middle_crop(
     window = tuple(slice(start, start + edge) for start, edge in zip(starts, size))
     return Picture(*(one[window] for one in arrays))
 
-# %% ../../nbs/train/06_stars.ipynb #82b5abaf
+# %% ../../nbs/train/06_stars.ipynb #33d236de
 ROUGH = "auto_mixed_precision_onednn_bfloat16"
 # TensorFlow has the sigmoid in its list of layers that may be rough. In two lists at once, it gives up without an error,
 # and computes all in full precision.
@@ -152,6 +152,7 @@ def rough_arithmetic(
     precision: str,  # "auto", "float32" or "bfloat16"
 ):
     """Compute what TensorFlow builds meanwhile in bfloat16, all but the sigmoid; "auto" asks the processor."""
+    stardist_models()
     tensorflow = require("tensorflow", "tensorflow")
     rough = precision == "bfloat16"
     if precision == "auto":
@@ -180,7 +181,7 @@ def learning_rate(
     falling = (done - training.warmup) / (1 - training.warmup)
     return training.learning_rate * 0.5 * (1 + np.cos(np.pi * falling))
 
-# %% ../../nbs/train/06_stars.ipynb #73fa041c
+# %% ../../nbs/train/06_stars.ipynb #efecba3e
 def first_stars(
     config: StartSettings,  # all settings
     resumed: bool = False,  # True = a checkpoint has the weights, so the parent's are not read
@@ -194,8 +195,8 @@ def first_stars(
     ValueError
         It is no StarDist model, or has other network settings; the message names them.
     """
+    stardist_models()  # loads TensorFlow, and keeps its start-up lines aside
     keras, training = require("keras", "tensorflow"), config.training
-    stardist_models()
     keras.utils.set_random_seed(config.seed)
     network = build_stars(
         config.network,
@@ -243,7 +244,7 @@ def epochs_done(path: Path) -> int:
     with np.load(path) as stored:
         return int(stored["epoch"]) + 1
 
-# %% ../../nbs/train/06_stars.ipynb #01cfea1f
+# %% ../../nbs/train/06_stars.ipynb #3715a915
 def learn_stars(
     config: StartSettings,  # all settings
     out: Path,  # folder of the run
@@ -257,6 +258,7 @@ def learn_stars(
     ValueError
         The loss is no number any more.
     """
+    stardist_models()
     keras, training = require("keras", "tensorflow"), config.training
     checkpoint = out / "checkpoint.npz"
     network = first_stars(config, resumed=checkpoint.exists())

@@ -23,9 +23,10 @@ import yaml
 from matplotlib.figure import Figure
 from pydantic import Field, ValidationError, field_validator
 
-# %% ../../nbs/train/08_sweeps.ipynb #ce0c59be
+# %% ../../nbs/train/08_sweeps.ipynb #ad64b750
 from cellseg_nb.core import (
-    atomic_path, cell_values, explain_settings, moved, one_line, package_versions, write_csv,
+    atomic_path, cell_values, claim, clear_temporaries, explain_settings, folder_lock, moved, one_line,
+    package_versions, write_csv,
 )
 from cellseg_nb.settings import (
     Settings, setting,
@@ -406,7 +407,7 @@ def experiment_folder(
         path.write_text(text, encoding="utf-8")
     return folder
 
-# %% ../../nbs/train/08_sweeps.ipynb #d8e8e5d5
+# %% ../../nbs/train/08_sweeps.ipynb #4173119d
 def run_sweep(
     experiment: SweepFile,  # from `read_sweeps`
     sweep: str | None = None,  # its name; None = the defaults alone
@@ -426,6 +427,16 @@ def run_sweep(
     check_mode(mode)
     trainings = plan_trainings(experiment, sweep, mode == "draft", place)
     folder = experiment_folder(Path(out), experiment, sweep, mode, trainings)
+    with claim(folder_lock(folder), folder):
+        clear_temporaries([folder, folder / "plots"])
+        _run_trainings(experiment, trainings, mode, folder)
+    return folder
+
+
+def _run_trainings(
+    experiment: SweepFile, trainings: Sequence[Training], mode: str, folder: Path
+) -> None:
+    """Run what is not finished, in a folder that nobody else uses."""
     scores, failures = {}, []
     for number, one in enumerate(trainings, start=1):
         print(f"{one.label} ({number} of {len(trainings)})", flush=True)
@@ -442,7 +453,6 @@ def run_sweep(
     if not scores:
         raise ValueError(f"every training failed; {folder / FAILURES} says why")
     write_plots(read_results(folder), folder / "plots")
-    return folder
 
 # %% ../../nbs/train/08_sweeps.ipynb #4db7acd5
 FAILURES = "failures.csv"

@@ -6,7 +6,7 @@
 __all__ = ['ZARR_METADATA_FILES', 'MOST_CHUNK_BYTES', 'CHANNEL_COLOURS', 'ZARR_TILE_PX', 'is_label_place', 'names_zarr',
            'check_replaceable', 'create_zarr_level', 'finish_zarr', 'new_zarr', 'scratch_zarr', 'OmeZarr']
 
-# %% ../../../nbs/data/formats/02_ome_zarr.ipynb #46618e86
+# %% ../../../nbs/data/formats/02_ome_zarr.ipynb #620e84af
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from cellseg_nb.core import (
-    note, replace_folder,
+    note, replace_folder, temporary_beside,
 )
 from cellseg_nb.data.formats.base import (
     Format, Reader, image_stem, length_um, named_axes, register_format, spatial_edges,
@@ -152,13 +152,12 @@ def _zarr_label_folder(path, series):
         return _zarr_label_folder(folder / "labels" / names[0], None)
     return folder
 
-# %% ../../../nbs/data/formats/02_ome_zarr.ipynb #3cf2ee3e
+# %% ../../../nbs/data/formats/02_ome_zarr.ipynb #73827483
 @contextmanager
 def _scratch_folder(path):
     """Yield a name beside `path` for a temporary folder, which is removed at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
+    temporary = temporary_beside(path)
     try:
         yield temporary
     finally:

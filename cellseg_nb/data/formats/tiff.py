@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['LARGEST_PRINT_PIXEL_UM', 'TIFF_SUFFIXES', 'write_tiled_tiff', 'Tiff']
 
-# %% ../../../nbs/data/formats/01_tiff.ipynb #d52f1be2
+# %% ../../../nbs/data/formats/01_tiff.ipynb #f5f65ced
+import hashlib
 import logging
 import os
 import re
 import threading
+import uuid
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -325,7 +327,7 @@ def _check_size(path, one, image):
             f"{shape.get('Y', 1):,} x {shape.get('X', 1):,}; the file is damaged"
         )
 
-# %% ../../../nbs/data/formats/01_tiff.ipynb #3fb54cc8
+# %% ../../../nbs/data/formats/01_tiff.ipynb #d6b60ded
 def _ome_metadata(axes, edges, channels):
     metadata = {"axes": axes}
     if edges is not None:
@@ -335,6 +337,14 @@ def _ome_metadata(axes, edges, channels):
     if channels is not None:
         metadata["Channel"] = {"Name": list(channels)}
     return metadata
+
+
+def _with_uuid(metadata, shape, dtype, blocks):
+    """OME metadata with an identifier that follows from the content: equal images are equal bytes."""
+    digest = hashlib.sha256(repr((sorted(metadata.items()), tuple(shape), str(dtype))).encode())
+    for block in blocks:
+        digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8))
+    return metadata | {"UUID": str(uuid.uuid5(uuid.NAMESPACE_OID, digest.hexdigest()))}
 
 
 def _imagej_metadata(axes, edges, channels, shape):
@@ -348,7 +358,7 @@ def _imagej_metadata(axes, edges, channels, shape):
         metadata["Labels"] = list(channels) * n_planes
     return metadata
 
-# %% ../../../nbs/data/formats/01_tiff.ipynb #28d00632
+# %% ../../../nbs/data/formats/01_tiff.ipynb #3d35f0b4
 def _write_tiff(path, pixels, axes, edges, channels):
     import tifffile
 
@@ -358,7 +368,9 @@ def _write_tiff(path, pixels, axes, edges, channels):
     imagej = pixels.dtype in (np.uint8, np.uint16, np.float32) and not options["bigtiff"]
     imagej = imagej and not (rgb and pixels.dtype != np.uint8)
     if re.search(r"\.ome\.tiff?$", path.name, re.IGNORECASE):
-        options |= dict(ome=True, metadata=_ome_metadata(axes, edges, channels))
+        metadata = _ome_metadata(axes, edges, channels)
+        metadata = _with_uuid(metadata, pixels.shape, pixels.dtype, [pixels])
+        options |= dict(ome=True, metadata=metadata)
     elif imagej:
         metadata = _imagej_metadata(axes, edges, channels, pixels.shape)
         options |= dict(imagej=True, metadata=metadata)
@@ -375,7 +387,7 @@ def _write_tiff(path, pixels, axes, edges, channels):
     with atomic_path(path) as temporary:
         tifffile.imwrite(temporary, pixels, **options)
 
-# %% ../../../nbs/data/formats/01_tiff.ipynb #68a4f496
+# %% ../../../nbs/data/formats/01_tiff.ipynb #15bf0063
 def _tiles(level, tile_px) -> Iterator[np.ndarray]:
     """The tiles of one plane, row by row; those at the lower and right border are smaller."""
     for y in range(0, level.shape[0], tile_px):
@@ -394,10 +406,12 @@ def write_tiled_tiff(
 
     options = dict(tile=(tile_px, tile_px), compression="zlib", photometric="minisblack")
     n_bytes = sum(int(np.prod(one.shape)) * one.dtype.itemsize for one in levels)
+    described = _ome_metadata("YX", edges, None), levels[0].shape, levels[0].dtype
+    metadata = _with_uuid(*described, _tiles(levels[0], tile_px))
     with atomic_path(path) as temporary:
         with tifffile.TiffWriter(temporary, bigtiff=n_bytes > 2**31, ome=True) as writer:
             for number, level in enumerate(levels):
-                first = dict(subifds=len(levels) - 1, metadata=_ome_metadata("YX", edges, None))
+                first = dict(subifds=len(levels) - 1, metadata=metadata)
                 later = dict(subfiletype=1, metadata=None)
                 writer.write(
                     _tiles(level, tile_px),

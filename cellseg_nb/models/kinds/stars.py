@@ -6,14 +6,16 @@
 __all__ = ['STAR_DEFAULTS', 'OpenShare', 'StarNetworkSettings', 'StarPostprocessing', 'stardist_models', 'star_config',
            'build_stars', 'star_arrays', 'fill_stars', 'StarSpecification']
 
-# %% ../../../nbs/models/kinds/01_stars.ipynb #c1b646e5
+# %% ../../../nbs/models/kinds/01_stars.ipynb #92f2ab17
 import importlib
+import os
 import re
 import sys
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -106,7 +108,36 @@ class StarPostprocessing(Settings):
     nms_thresh: OpenShare = setting(0.4,
         "Of two proposals that overlap by more than this share, the more probable one stays.")
 
-# %% ../../../nbs/models/kinds/01_stars.ipynb #e38b3771
+# %% ../../../nbs/models/kinds/01_stars.ipynb #9f76eeff
+START_UP = re.compile(  # notes (I0000 ...), the search for a graphics card, and what comes twice
+    r"^I\d{4} |^\d{4}-\d\d-\d\d [\d:.]+: I |All log messages before absl::InitializeLog|"
+    r"^To enable the following instructions|failed call to cuInit|"
+    r"Unable to register cu\w+ factory|computation_placer.* already registered"
+)
+
+
+@contextmanager
+def without_start_up_lines():
+    """What is written to the error stream in the block comes after it, without the lines of TensorFlow's start."""
+    sys.stderr.flush()
+    try:
+        kept = os.dup(2)
+    except OSError:  # a program without an error stream
+        yield
+        return
+    with TemporaryFile() as file:
+        try:
+            os.dup2(file.fileno(), 2)
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            lines = file.read().decode(errors="replace").splitlines(keepends=True)
+            os.write(2, "".join(one for one in lines if not START_UP.search(one)).encode())
+
+# %% ../../../nbs/models/kinds/01_stars.ipynb #ef42e1d1
 def stardist_models() -> Any:  # the module `stardist.models`
     """Load StarDist with TensorFlow.
 
@@ -115,11 +146,17 @@ def stardist_models() -> Any:  # the module `stardist.models`
     ImportError
         TensorFlow is not installed; the message has the command that installs it.
     """
+    if sys.modules.get("tensorflow") is not None and "stardist.models" in sys.modules:
+        return sys.modules["stardist.models"]
     if "tensorflow" not in sys.modules and find_spec("triton") is not None:
         # PyTorch's compiler must come first: loaded after TensorFlow, it ends the process
         importlib.import_module("triton._C.libtriton")
-    require("tensorflow", "tensorflow").get_logger().setLevel("ERROR")
-    return require("stardist.models", "tensorflow")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # no notes, but warnings and errors
+    with without_start_up_lines():
+        tensorflow = require("tensorflow", "tensorflow")
+        tensorflow.get_logger().setLevel("ERROR")
+        tensorflow.config.list_physical_devices()  # looks for graphics cards now, not at the first image
+        return require("stardist.models", "tensorflow")
 
 
 def star_config(

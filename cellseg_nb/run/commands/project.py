@@ -39,7 +39,7 @@ def init(
     print("settings: conf/base/*.yml")
     print(f"next: cd {project} && cellseg pipeline run")
 
-# %% ../../../nbs/run/commands/07_project.ipynb #8ce68c02
+# %% ../../../nbs/run/commands/07_project.ipynb #bd3642b0
 @pipeline_app.command("run")
 def pipeline_run(
     name: PipelineName = "__default__",
@@ -54,6 +54,7 @@ def pipeline_run(
     ) = None,
     resume: flag("--resume", "Leave out what has not changed; go on where it stopped.") = False,
     force: flag("--force", "Keep a model that is worse than the one it came from.") = False,
+    overwrite: flag("--overwrite", "Replace results that were changed by hand.") = False,
 ) -> None:
     """Run a pipeline of a project, in its folder.
 
@@ -67,7 +68,7 @@ def pipeline_run(
     from cellseg_nb.run.workflow import run_pipeline
 
     tags = [tag for one in tags or () for tag in one.split(",")]
-    how = {"resume": resume, "force": force}
+    how = {"resume": resume, "overwrite": overwrite, "force": force}
     card = run_pipeline(project, name, tags, from_step, to_step, params or (), **how)
     scores, outdated = read_scores(card)
     if scores:
@@ -109,7 +110,7 @@ def pipeline_show(
         path.write_text(drawing, encoding="utf-8")
     print(f"drawing: {out}")
 
-# %% ../../../nbs/run/commands/07_project.ipynb #dd3f1df5
+# %% ../../../nbs/run/commands/07_project.ipynb #24d57237
 @app.command()
 def verify(
     run: argument(Path, "RUN", "Folder of a project, or its run_card.json.") = Path("."),
@@ -132,5 +133,7 @@ def verify(
         f"{len(shown.scores) - len(differing)} of {len(shown.scores)} numbers agree within "
         f"{shown.tolerance:g} (largest difference {largest:.2g}); {len(shown.changed)} files differ"
     )
+    if shown.thread_note:
+        print(shown.thread_note)
     if not shown.agrees:
         raise typer.Exit(1)

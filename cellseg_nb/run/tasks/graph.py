@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from fastcore.basics import patch
 
-# %% ../../../nbs/run/tasks/02_graph.ipynb #83c0f472
+# %% ../../../nbs/run/tasks/02_graph.ipynb #7d2be70b
 from cellseg_nb.core import (
-    PixelSize, pixel_edges,
+    PixelSize, claim, pixel_edges,
 )
 from cellseg_nb.data.io import (
     IMAGE_SUFFIXES, image_sha256, read_labels, write_labels,
 )
 from cellseg_nb.run.outputs import (
-    counted,
+    counted, refuse_foreign,
+)
+from cellseg_nb.run.records import (
+    changed_since, describe_files, read_record, refuse_edited, write_record,
 )
 from cellseg_nb.run.registry import (
     register,
@@ -30,7 +33,7 @@ from cellseg_nb.run.task import (
     Item, Result, Task,
 )
 from cellseg_nb.run.tasks.segment3d import (
-    stack_axes_only, stack_report, stack_result, whole_stack_result,
+    result_again, stack_axes_only, stack_report, stack_result, whole_stack_result,
 )
 from cellseg_nb.segment.stack import (
     StackSettings, VolumeSettings, check_stack_axes, refuse_in_pieces, refuse_unused, tidy_on_disk,
@@ -239,7 +242,7 @@ class Graph(Task):
     def process(self, item: Item) -> Result:
         return _process(self, item)
 
-# %% ../../../nbs/run/tasks/02_graph.ipynb #db13155f
+# %% ../../../nbs/run/tasks/02_graph.ipynb #43dbdc3e
 @patch
 def is_large(self: Graph, item: Item) -> bool:
     """Whether a volume is cut block by block."""
@@ -254,7 +257,15 @@ def process_large(self: Graph, item: Item) -> Result:
     with _open_walls(item.path, self.settings.axes, self.settings.channel) as file:
         return _cut_large(self, item, file)
 
-# %% ../../../nbs/run/tasks/02_graph.ipynb #6e960595
+
+@patch
+def measure_again(self: Graph, item: Item) -> Result:
+    """Measure cells that were changed by hand; the volume is read whole."""
+    how = self.settings
+    stack, _ = _read_walls(item.path, None, how.axes, how.channel, how.pixel_size_um)
+    return result_again(item, stack.pixels, stack.pixel_size_um)
+
+# %% ../../../nbs/run/tasks/02_graph.ipynb #bc1c656b
 def _process(task: Graph, item: Item) -> Result:
     """Cut one boundary probability into cells, and measure them."""
     settings, image = task.settings, item.image
@@ -276,7 +287,9 @@ def _cut(task: Graph, item: Item, pixels: np.ndarray, pieces: Any, edges: PixelS
     how = task.settings.cut | {"edge_model": task.edge_model}
     with item.watch("cells"):
         labels = segment_boundaries(pixels, superpixels=pieces, pixel_size_um=edges, **how)
-    return whole_stack_result(item.name, pixels, labels, edges)
+    result = whole_stack_result(item.name, pixels, labels, edges)
+    result.facts["labels"] = f"{item.name}_labels.ome.tif"
+    return result
 
 
 def _cut_large(task: Graph, item: Item, file: "StackFile") -> Result:
@@ -291,9 +304,11 @@ def _cut_large(task: Graph, item: Item, file: "StackFile") -> Result:
     middle = slice(file.shape[0] // 2, file.shape[0] // 2 + 1)
     labels = np.asarray(writer.level[middle])
     writer.close()
-    return stack_result(cells, file[middle, :, :], labels, edges, file.shape)
+    result = stack_result(cells, file[middle, :, :], labels, edges, file.shape)
+    result.facts["labels"] = out.name
+    return result
 
-# %% ../../../nbs/run/tasks/02_graph.ipynb #ced310a1
+# %% ../../../nbs/run/tasks/02_graph.ipynb #9cfcb009
 @patch
 def start(self: Graph, inputs: list[Path], out: Path, overwrite: bool, say: Any) -> Any:
     """Into one file, where `out` is the name of one; else as every task."""
@@ -304,5 +319,14 @@ def start(self: Graph, inputs: list[Path], out: Path, overwrite: bool, say: Any)
     settings, places = self.settings, ("superpixels", "edges", "axes", "channel", "pixel_size_um")
     places += ("large_mvox", "label_parts")
     how = {name: getattr(settings, name) for name in places} | settings.cut
-    print(f"{counted(partition_file(inputs[0], out, **how), 'cell')}: {out}")
+    with claim(out.with_name(f".{out.name}.lock"), out):
+        before = read_record(out.parent, out.name, self.name)
+        if not overwrite:
+            refuse_edited(out.parent, changed_since(out.parent, before.get("written", {})))
+            refuse_foreign([] if before else [out])
+        n_cells = partition_file(inputs[0], out, **how)
+        facts = {"file": str(out.resolve()), "sha256": ""}  # no item of a batch: nothing goes on from it
+        written = describe_files(out.parent, [out.name])
+        write_record(out.parent, out.name, facts | {"written": written}, self.name)
+    print(f"{counted(n_cells, 'cell')}: {out}")
     return None

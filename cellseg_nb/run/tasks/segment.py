@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from fastcore.basics import patch
 
-# %% ../../../nbs/run/tasks/00_segment.ipynb #af674e37
+# %% ../../../nbs/run/tasks/00_segment.ipynb #df11cfbd
 from cellseg_nb.core import (
     Stopwatch, pixel_edges,
 )
@@ -31,7 +31,8 @@ from cellseg_nb.data.planes import (
     open_chosen_plane, read_plane,
 )
 from cellseg_nb.run.outputs import (
-    NO_DISAGREEMENT, counted, export_paths, write_exports, write_overlay,
+    EXPORTS, NO_DISAGREEMENT, counted, export_paths, fitting_labels, rough_duration, write_exports,
+    write_overlay,
 )
 from cellseg_nb.run.registry import (
     register,
@@ -98,7 +99,7 @@ class Segment(Task):
     def facts(self) -> dict[str, Any]:
         return self.identity() | {"seed": BOOTSTRAP_SEED}
 
-# %% ../../../nbs/run/tasks/00_segment.ipynb #2e7b0d9e
+# %% ../../../nbs/run/tasks/00_segment.ipynb #2d879368
 @patch
 def import_libraries(self: Segment) -> None:
     """Load what is loaded at its first use, so that its time is known."""
@@ -117,6 +118,7 @@ def import_libraries(self: Segment) -> None:
 @patch
 def load(self: Segment, watch: Stopwatch) -> None:
     """Load the networks once for all images, and see that the device is there."""
+    self.pieces: dict[str, int] = {}
     if is_classical(self.model):
         return
     with watch("imports"):
@@ -213,7 +215,7 @@ def is_large(self: Segment, item: Item) -> bool:
             n_pixels = plane.shape[0] * plane.shape[1]
     return n_pixels > settings.large_mpx * 1e6
 
-# %% ../../../nbs/run/tasks/00_segment.ipynb #c8076eaa
+# %% ../../../nbs/run/tasks/00_segment.ipynb #fc1f5953
 SAMPLE_PX, SAMPLES_ALONG = 512, 3  # parts of a large picture by which it is compared
 
 
@@ -241,11 +243,11 @@ class _Progress:
 
     parts = {"predict": "network", "segment": "postprocessing"}
 
-    def __init__(self, watch: Stopwatch, name: str):
+    def __init__(self, watch: Stopwatch, name: str, pieces: int):
         self.watch, self.name, self.last = watch, name, None
         from tqdm import tqdm
 
-        self.bar = tqdm(desc=name, disable=None, leave=False)
+        self.bar = tqdm(desc=f"{name}: read", total=pieces, unit="piece", disable=None, leave=False)
 
     def __call__(self, step: str, done: int, total: int) -> None:
         now = perf_counter()
@@ -254,7 +256,7 @@ class _Progress:
         self.last, self.bar.total, self.bar.n = now, total, done
         self.bar.set_description(f"{self.name}: {step}")
 
-# %% ../../../nbs/run/tasks/00_segment.ipynb #348787a0
+# %% ../../../nbs/run/tasks/00_segment.ipynb #909eb07e
 LARGE_OVERLAY_PX = 2000  # longest edge of the overlay of a large picture; px
 
 
@@ -272,6 +274,13 @@ def _large_settings(settings: SegmentSettings, bundle: "Bundle") -> "LargeSettin
     )
 
 
+def _chosen(plane: Plane, settings: SegmentSettings, bundle: "Bundle") -> tuple:
+    """Settings with the pixel size of a large picture, how its pieces are made, and its enlargement."""
+    edges = pixel_edges(settings.pixel_size_um, 2) or plane.pixel_size_um
+    settings = settings.model_copy(update={"pixel_size_um": edges})
+    return settings, _large_settings(settings, bundle), scale_to_model(bundle, settings)
+
+
 def _only_model(model: Any, settings: SegmentSettings) -> "Bundle":
     """The model for a large picture. Raises ValueError where it cannot work piece by piece."""
     bundles, large = load_models(model, settings), f"it has more than {settings.large_mpx:g} megapixels"
@@ -287,7 +296,59 @@ def _only_model(model: Any, settings: SegmentSettings) -> "Bundle":
         )
     return bundles[0]
 
-# %% ../../../nbs/run/tasks/00_segment.ipynb #2507c838
+# %% ../../../nbs/run/tasks/00_segment.ipynb #176061b0
+def _count_pieces(shape: tuple[int, int], bundle: "Bundle", how: "LargeSettings") -> int:
+    """How many pieces of a large picture the network sees."""
+    from cellseg_nb.data.tiles import scaled_shape
+    from cellseg_nb.segment.predict import plan_scaled
+    from cellseg_nb.segment.stars import plan_star_blocks
+
+    scales, shape = bundle.specification.scales, scaled_shape(shape, how.scale)
+    if is_star(bundle):
+        return len(plan_star_blocks(scaled_shape(shape, scales[0]), bundle, how.tile_px, how.overlap_px))
+    return sum(len(plan_scaled(shape, bundle, one, how.tile_px, how.overlap_px)) for one in scales)
+
+
+def _seconds_per_piece(bundle: "Bundle", settings: SegmentSettings) -> float:
+    """How long the network takes for a piece; measured on a smaller, empty one, and some more for its edges."""
+    from cellseg_nb.segment.predict import seconds_per_window
+    from cellseg_nb.segment.stars import propose
+
+    edge_px = min(settings.tile_px, 512)
+    if is_star(bundle):
+        empty, started = np.zeros((edge_px, edge_px), np.float32), perf_counter()
+        propose(empty, bundle, 0.5, 1.0, prepared=True)
+        seconds = perf_counter() - started
+    else:
+        seconds = seconds_per_window(bundle, (edge_px, edge_px), settings.device, settings.flips)
+    return seconds * (settings.tile_px / edge_px) ** 2
+
+# %% ../../../nbs/run/tasks/00_segment.ipynb #b4e5080d
+@patch
+def plan(self: Segment, item: Item) -> int:
+    """1; how many pieces a large image has is kept, to say it before the work."""
+    if self.is_large(item):
+        bundle = _only_model(self.model, self.settings)
+        with open_chosen_plane(item.path, self.settings) as plane:
+            _, how, _ = _chosen(plane, self.settings, bundle)
+            self.pieces[item.name] = _count_pieces(plane.shape, bundle, how)
+    return 1
+
+
+@patch
+def announce(self: Segment, plan: dict[str, int]) -> str:
+    """Of large images, say how many pieces there are and how long the network will take."""
+    pieces = [number for name, number in self.pieces.items() if name in plan]
+    if not pieces:
+        return ""
+    edge, total = self.settings.tile_px, sum(pieces)
+    seconds = total * _seconds_per_piece(_only_model(self.model, self.settings), self.settings)
+    return (
+        f"{counted(len(pieces), 'large image')}, {counted(total, 'piece')} of {edge} x {edge} px: about "
+        f"{rough_duration(seconds)} in the network"
+    )
+
+# %% ../../../nbs/run/tasks/00_segment.ipynb #81283f58
 @patch
 def process_large(self: Segment, item: Item) -> Result:
     """Segment, measure and draw an image piece by piece."""
@@ -296,14 +357,13 @@ def process_large(self: Segment, item: Item) -> Result:
 
     bundle, name = _only_model(self.model, self.settings), item.name
     with open_chosen_plane(item.path, self.settings) as plane:
-        edges = pixel_edges(self.settings.pixel_size_um, 2) or plane.pixel_size_um
-        settings = self.settings.model_copy(update={"pixel_size_um": edges})
-        how, scale = _large_settings(settings, bundle), scale_to_model(bundle, settings)
+        settings, how, scale = _chosen(plane, self.settings, bundle)
+        edges = settings.pixel_size_um
         labels = f"{name}_labels{'.zarr' if how.zarr else '.ome.tif'}"
         exports = tuple(one for one in settings.exports if one in ("roi", "geojson"))
         outlines = [path.name for path in export_paths(item.out, name, exports).values()]
         item.begin([labels, f"{name}_overlay.png", *outlines])
-        progress = _Progress(item.watch, name)
+        progress = _Progress(item.watch, name, self.pieces[name])
         objects = chosen_postprocessing(bundle, settings, scale)
         found = segment_large(
             plane, item.out, bundle, how, objects, name, edges, _confidence_column, progress
@@ -320,7 +380,30 @@ def process_large(self: Segment, item: Item) -> Result:
     result.picture = read_image(found.preview).pixels
     return result
 
-# %% ../../../nbs/run/tasks/00_segment.ipynb #35c037ee
+# %% ../../../nbs/run/tasks/00_segment.ipynb #fb33c063
+@patch
+def measure_again(self: Segment, item: Item) -> Result:
+    """Measure and draw labels that were changed by hand."""
+    from cellseg_nb.measure.objects import object_table
+    from cellseg_nb.measure.plots import overlay
+
+    image, before = read_plane(item.path, self.settings), item.before
+    gray = luminance(image.pixels) if image.rgb else image.pixels
+    path, edges = item.out / before["labels"], image.pixel_size_um
+    labels = fitting_labels(path, gray.shape, item.path)
+    objects = object_table(labels, gray, pixel_size_um=edges)
+    result = _result(objects, labels.shape, 100 * float((labels > 0).mean()), edges, None)
+    known = {key: one for key, one in before["row"].items() if key.startswith("unlike_")}
+    result.row, result.unlike = result.row | known, before["unlike"]
+    result.labels, result.picture = labels, overlay(image.pixels, labels)
+    result.facts |= {"polygons": False}  # outlines are those of the pixels now
+    result.files = {f"{item.name}_overlay.png": partial(write_overlay, rgb=result.picture)}
+    exports = [one for one, end in EXPORTS.items() if f"{item.name}{end}" in before["files"]]
+    exports = tuple({*exports, *self.settings.exports} - {"disagreement"})
+    result.files |= _export_writers(item.name, exports, labels, objects, edges)
+    return result
+
+
 @patch
 def outputs(self: Segment, item: Item) -> list[str]:
     """Labels, overlay and exports."""
