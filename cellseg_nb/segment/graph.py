@@ -45,20 +45,20 @@ def walls_and_mask(
         return maps[name], None
     return maps[name], maps["foreground"] > foreground_threshold
 
-# %% ../../nbs/segment/09_graph.ipynb #281355ec
+# %% ../../nbs/segment/09_graph.ipynb #bc215f97
 def segment_boundaries(
     boundaries: np.ndarray,  # probability of a wall; 0..1, or uint8; (Z, Y, X) or (Y, X)
     *,
     superpixels: np.ndarray | None = None,  # integer; same shape; None = distance watershed
     method: str = "multicut",  # multicut, kernighan-lin, gaec, mutex, average, or watershed
-    beta: float = 0.5,  # boundary bias; more = more cells; between 0 and 1
+    beta: float | None = None,  # boundary bias; more = more cells; 0..1; None = from the volume
     threshold: float = 0.5,  # above it a voxel is wall
     sigma_seeds: float = 2.0,  # smoothing of the distance; px of the finest axis; more = fewer seeds
     sigma_weights: float = 1.0,  # smoothing of the landscape that is flooded; px of the finest axis
     min_size: int = 100,  # smallest superpixel; voxels
     seed_height: float = 0.02,  # for watershed: a hollow must be deeper than this to be a cell; 0..1
     edge_model: EdgeModel | None = None,  # learned edges; None = mean probability
-    weighting_exponent: float | None = None,  # None = 1 with learned edges, else 0
+    weighting_exponent: float | None = None,  # None = as for `graph_costs`
     pixel_size_um: PixelSize = None,  # voxel edges (z, y, x); µm; None = cubes
     stacked_2d: bool = False,  # True: superpixels slice by slice
     mask: np.ndarray | None = None,  # where there may be cells; bool; same shape; None = everywhere
