@@ -23,13 +23,13 @@ from cellseg_nb.segment.superpixels import (
     as_probability, check_mask, distance_watershed, h_minima_watershed,
 )
 
-# %% ../../nbs/segment/09_graph.ipynb #5581098d
+# %% ../../nbs/segment/09_graph.ipynb #53af602b
 WALLS = ("edges", "inner_edges", "boundary")  # names of maps that show walls between cells
 
 
 def walls_and_mask(
     maps: Mapping[str, np.ndarray],  # of a model, by name; 0..1; same shape
-    foreground_threshold: float | None = None,  # cells are where the foreground is above; 0..1
+    foreground_threshold: float | None = None,  # cells are where the foreground is above; 0 = all
 ) -> tuple[np.ndarray, np.ndarray | None]:  # walls; where cells are, bool, None = everywhere
     """Pick from the maps of a model what is cut into cells.
 
@@ -41,7 +41,7 @@ def walls_and_mask(
     name = next((name for name in WALLS if name in maps), None)
     if name is None:
         raise ValueError(f"none of the maps {', '.join(maps)} shows walls ({', '.join(WALLS)})")
-    if foreground_threshold is None or "foreground" not in maps:
+    if not foreground_threshold or "foreground" not in maps:
         return maps[name], None
     return maps[name], maps["foreground"] > foreground_threshold
 

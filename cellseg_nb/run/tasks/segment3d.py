@@ -56,10 +56,11 @@ if TYPE_CHECKING:  # loaded where they are needed: a command must show its help 
     from cellseg_nb.data.volumes import StackFile
     from cellseg_nb.measure.volumes import VolumeScores
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #32fccf5c
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #087bcfdc
 CELLS_ONLY = {  # settings that change the cells, and no map
     *("postprocessing", "method", "beta", "threshold", "min_size", "edges", "pixel_size_um"),
     *("merge_below_px", "min_volume", "max_volume", "min_axis", "max_axis", "min_foreground"),
+    "foreground_threshold",
 }
 
 
@@ -173,14 +174,14 @@ def _other_format(path: Path) -> Path:
     suffix = ".ome.tif" if path.suffix == ".zarr" else ".zarr"
     return path.with_name(image_stem(path) + suffix)
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #05541073
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #1fea56dd
 def _open(task: Segment3D, item: Item) -> "StackFile":
     """A stack of the batch, read by window; the first channel of a model that takes several."""
     from cellseg_nb.data.volumes import open_stack
 
     settings, several = task.settings, task.specification.network.in_channels > 1
     axes = settings.axes or item.row.columns.get("axes")
-    return open_stack(item.path, axes, 0 if several else settings.channel)
+    return open_stack(item.path, axes, 0 if several else settings.channel, settings.t)
 
 
 def _begin(task: Segment3D, item: Item, files: Volumes) -> bool:
@@ -244,7 +245,7 @@ def stack_axes_only(
     if image.axes != "ZYX":
         raise ValueError(f"a stack in memory must be ZYX; it is {image.axes}")
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #b9587b84
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #a8b3fe05
 def _cut_whole(
     task: Segment3D, item: Item, files: Volumes, edges: Any, file: "StackFile"
 ) -> Result:
@@ -253,7 +254,8 @@ def _cut_whole(
     from cellseg_nb.segment.predict import predict_stack
 
     settings, outputs = task.settings, task.specification.outputs
-    stack, _, _ = read_row(item.row, settings.axes, settings.channel, settings.pixel_size_um)
+    how = settings.axes, settings.channel, settings.pixel_size_um, settings.t
+    stack, _, _ = read_row(item.row, *how)
     known, stored = _begin(task, item, files), files.stored
     with item.watch("network"):
         if known:
@@ -272,7 +274,7 @@ def _cut_whole(
     pixels = stack.pixels if stack.pixels.ndim == 3 else np.moveaxis(stack.pixels, 0, -1)
     return whole_stack_result(item.name, pixels, labels, edges, files.labels.name)
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #fba9f4cd
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #329abd91
 def _cut_pieces(
     task: Segment3D, item: Item, files: Volumes, edges: Any, file: "StackFile"
 ) -> Result:
@@ -289,10 +291,11 @@ def _cut_pieces(
         made_from = f"{item.sha256} {task.fingerprint()}"
         writer = VolumeWriter(files.labels, file.shape, np.uint32, edges, True, made_from)
         _cut_on_disk(task, files, edges, writer.level)
+        least = choose_postprocessing(task.specification, settings.changes).min_foreground
         foreground = None
-        if settings.min_foreground is not None:
+        if least and "foreground" in files.maps:
             foreground = opened.enter_context(open_stack(files.maps["foreground"]))
-        cells = tidy_on_disk(writer.level, settings, edges, foreground)
+        cells = tidy_on_disk(writer.level, settings, edges, foreground, least or 0.0)
         middle = file.shape[0] // 2
         labels = np.asarray(writer.level[middle : middle + 1])
         writer.close()
