@@ -5,17 +5,21 @@
 # %% auto #0
 __all__ = ['VOLUME_SUFFIXES', 'GraphSettings', 'partition_file', 'train_edges_file', 'Graph']
 
-# %% ../../../nbs/run/tasks/02_graph.ipynb #951ae2cf
+# %% ../../../nbs/run/tasks/02_graph.ipynb #f9346b5b
 import math
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from fastcore.basics import patch
 
-# %% ../../../nbs/run/tasks/02_graph.ipynb #83c0f472
+# %% ../../../nbs/run/tasks/02_graph.ipynb #1c46689f
 from cellseg_nb.core import (
     PixelSize, pixel_edges,
+)
+from cellseg_nb.data.planes import (
+    Percentiles,
 )
 from cellseg_nb.data.io import (
     IMAGE_SUFFIXES, image_sha256, read_labels, write_labels,
@@ -30,7 +34,7 @@ from cellseg_nb.run.task import (
     Item, Result, Task,
 )
 from cellseg_nb.run.tasks.segment3d import (
-    stack_axes_only, stack_report, stack_result, whole_stack_result,
+    stack_axes_only, stack_notes, stack_report, stack_result, whole_stack_result,
 )
 from cellseg_nb.segment.stack import (
     StackSettings, VolumeSettings, check_stack_axes, refuse_in_pieces, refuse_unused, tidy_on_disk,
@@ -43,9 +47,15 @@ if TYPE_CHECKING:  # loaded where they are needed: a command must show its help 
     from cellseg_nb.data.volumes import Stack, StackFile
     from cellseg_nb.data.writers import VolumeWriter
 
-# %% ../../../nbs/run/tasks/02_graph.ipynb #99aa9fe4
+# %% ../../../nbs/run/tasks/02_graph.ipynb #c9eebac6
 class GraphSettings(VolumeSettings):
     """How a boundary probability is read and cut (see `VolumeSettings`)."""
+
+    percentiles: Percentiles | None = setting(
+        None, "The map is the brightness of stained walls; its percentiles that become 0 and 1.",
+        metavar="LOW,HIGH", usual="it shows probabilities",
+    )
+    invert: bool = setting(False, "Walls are dark in the map: it is turned round first.")
 
     edges: Path | None = setting(
         None, "Learned edges, made by 'cellseg graph-train'.", metavar="EDGES", option="--model"
@@ -54,12 +64,12 @@ class GraphSettings(VolumeSettings):
         None, "Over-segmentation to start from, a label volume.", metavar="FILE", usual="a watershed"
     )
 
-# %% ../../../nbs/run/tasks/02_graph.ipynb #281b19ba
-def _open_walls(path, axes, channel) -> "StackFile":
+# %% ../../../nbs/run/tasks/02_graph.ipynb #6ba147aa
+def _open_walls(path, axes, channel, t=None) -> "StackFile":
     """A boundary probability, not loaded yet."""
     from cellseg_nb.data.volumes import open_stack
 
-    file = open_stack(path, axes, 0 if channel is None else channel)
+    file = open_stack(path, axes, 0 if channel is None else channel, t)
     if channel is None and file.n_channels > 1:
         file.__exit__()
         raise ValueError(
@@ -69,13 +79,50 @@ def _open_walls(path, axes, channel) -> "StackFile":
     return file
 
 
-def _read_walls(path, superpixels, axes, channel, pixel_size_um) -> "tuple[Stack, np.ndarray | None]":
+def _read_walls(path, superpixels, axes, channel, edges, t=None) -> "tuple[Stack, np.ndarray | None]":
     """A boundary probability, and the pieces that belong to it."""
     from cellseg_nb.data.volumes import read_stack
 
-    with _open_walls(path, axes, channel):
-        stack = read_stack(path, axes, channel, pixel_size_um)
+    with _open_walls(path, axes, channel, t):
+        stack = read_stack(path, axes, channel, edges, t)
     return stack, _fitting(superpixels, stack.shape, stack.path)
+
+
+class _Walls:
+    """A map in which walls are bright, 0 to 1, read by window; float32."""
+
+    def __init__(self, volume: Any, percentiles: tuple[float, float] | None, invert: bool):
+        from cellseg_nb.data.contrast import normalised
+
+        self.shape, self.invert, self.stretched = volume.shape, invert, percentiles is not None
+        self.volume = normalised(volume, *percentiles, robust=False) if percentiles else volume
+
+    def __getitem__(self, window) -> np.ndarray:
+        from cellseg_nb.segment.superpixels import as_probability
+
+        pixels = self.volume[window]
+        walls = as_probability(np.clip(pixels, 0, 1) if self.stretched else pixels)
+        return 1 - walls if self.invert else walls
+
+
+def wall_map(
+    volume: Any,  # what is read: an array, or a `StackFile`; (Z, Y, X)
+    percentiles: tuple[float, float] | None = None,  # of its brightness that become 0 and 1
+    invert: bool = False,  # True = walls are dark
+) -> Any:  # the same where nothing is to be done; else 0..1, walls bright; array, or read by window
+    """Turn brightness of stained walls into a boundary map, and dark walls into bright ones."""
+    if percentiles is None and not invert:
+        return volume
+    walls = _Walls(volume, percentiles, invert)
+    return walls[:, :, :] if isinstance(volume, np.ndarray) else walls
+
+
+def _doubts(walls: np.ndarray, edges: PixelSize, inverted: bool) -> list[str]:
+    """What is wrong with a map of walls, and what to do."""
+    from cellseg_nb.segment.plain import walls_are_dark
+
+    found, advice = walls_are_dark(walls, edges), "leave out" if inverted else "if so, add"
+    return [f"{found}; {advice} invert (on the command line --invert)"] if found else []
 
 
 def _fitting(path: str | Path | None, shape: tuple, place: Any) -> np.ndarray | None:
@@ -87,7 +134,7 @@ def _fitting(path: str | Path | None, shape: tuple, place: Any) -> np.ndarray | 
         raise ValueError(f"{path} is {labels.shape} and {place} is {shape} (Z, Y, X)")
     return labels
 
-# %% ../../../nbs/run/tasks/02_graph.ipynb #eff7a24c
+# %% ../../../nbs/run/tasks/02_graph.ipynb #cb0d9884
 VOLUME_SUFFIXES = (".tif", ".tiff", ".zarr")
 
 
@@ -100,6 +147,9 @@ def partition_file(
     channel: int | str | None = None,  # of `boundaries`; index from 0, or name
     pixel_size_um: PixelSize = None,  # voxel edges (z, y, x); µm; None = as the file says
     large_mvox: float = 100,  # a volume of more million voxels is cut block by block, into .zarr
+    t: int | None = None,  # time point of `boundaries`, from 0
+    percentiles: tuple[float, float] | None = None,  # of brightness that become 0 and 1, see `wall_map`
+    invert: bool = False,  # True = walls are dark
     **how: Any,  # settings of `segment.graph.segment_boundaries`, such as method and beta
 ) -> int:  # number of cells
     """Cut a boundary probability into cells, from file to file.
@@ -121,17 +171,20 @@ def partition_file(
         raise ValueError(f"{out}: label volumes are written as .ome.tif, .tif or .zarr")
     refuse_unused(how, how.get("method"), superpixels is not None)
     how["edge_model"] = None if edges is None else load_edges(edges)
-    with _open_walls(boundaries, axes, channel) as file:
+    with _open_walls(boundaries, axes, channel, t) as file:
         if superpixels is None and math.prod(file.shape) > large_mvox * 1e6:
             edge_um = pixel_edges(pixel_size_um, 3) or file.pixel_size_um
-            writer = _partition_large(file, out, edge_um, how, large_mvox)
+            walls = wall_map(file, percentiles, invert)
+            writer = _partition_large(walls, out, edge_um, how, large_mvox)
             n_cells = max(int(np.max(writer.level[z])) for z in range(file.shape[0]))
             writer.close()
             return n_cells
-    stack, pieces = _read_walls(boundaries, superpixels, axes, channel, pixel_size_um)
-    edge_um = stack.pixel_size_um
-    labels = segment_boundaries(stack.pixels, superpixels=pieces, pixel_size_um=edge_um, **how)
+    stack, pieces = _read_walls(boundaries, superpixels, axes, channel, pixel_size_um, t)
+    edge_um, walls = stack.pixel_size_um, wall_map(stack.pixels, percentiles, invert)
+    labels = segment_boundaries(walls, superpixels=pieces, pixel_size_um=edge_um, **how)
     write_labels(out, labels, edge_um)
+    for doubt in _doubts(walls, edge_um, invert):
+        warnings.warn(f"{boundaries}: {doubt}", stacklevel=2)
     return int(labels.max())
 
 # %% ../../../nbs/run/tasks/02_graph.ipynb #f9b52820
@@ -153,7 +206,7 @@ def _partition_large(
     segment_blocks(file, writer.level, pixel_size_um=edges, **how)
     return writer
 
-# %% ../../../nbs/run/tasks/02_graph.ipynb #7ee8c98a
+# %% ../../../nbs/run/tasks/02_graph.ipynb #5bc79d25
 def train_edges_file(
     boundaries: str | Path,  # boundary probability; a stack
     labels: str | Path,  # true cells; label volume; 0 = unknown
@@ -162,6 +215,9 @@ def train_edges_file(
     axes: str | None = None,  # of `boundaries`: ZYX, CZYX or ZCYX; None = as the file says
     channel: int | str | None = None,  # of `boundaries`; index from 0, or name
     pixel_size_um: PixelSize = None,  # voxel edges (z, y, x); µm; None = as the file says
+    t: int | None = None,  # time point of `boundaries`, from 0
+    percentiles: tuple[float, float] | None = None,  # of brightness that become 0 and 1, see `wall_map`
+    invert: bool = False,  # True = walls are dark
     **watershed: Any,  # settings of `segment.superpixels.distance_watershed`, such as threshold
 ) -> Path:  # what was written
     """Learn which edges of the graph are walls, from file to file.
@@ -180,13 +236,13 @@ def train_edges_file(
     if Path(out).suffix != ".safetensors":
         raise ValueError(f"{out}: learned edges are written as .safetensors")
     refuse_unused(watershed, superpixels=superpixels is not None)
-    stack, pieces = _read_walls(boundaries, superpixels, axes, channel, pixel_size_um)
+    stack, pieces = _read_walls(boundaries, superpixels, axes, channel, pixel_size_um, t)
     truth = _fitting(labels, stack.shape, stack.path)
-    edge_um = stack.pixel_size_um
-    model = train_edges(stack.pixels, truth, pieces, pixel_size_um=edge_um, **watershed)
+    edge_um, walls = stack.pixel_size_um, wall_map(stack.pixels, percentiles, invert)
+    model = train_edges(walls, truth, pieces, pixel_size_um=edge_um, **watershed)
     return save_edges(model, out)
 
-# %% ../../../nbs/run/tasks/02_graph.ipynb #b09ad0c7
+# %% ../../../nbs/run/tasks/02_graph.ipynb #8b405e44
 @register
 class Graph(Task):
     """Cut a boundary probability into cells, without any network.
@@ -225,17 +281,20 @@ class Graph(Task):
         names = [f"{item.name}{ending}" for ending in endings]
         return item.before.get("files") or names
 
+    def notes(self, batch: Any) -> list[str]:
+        return stack_notes(batch)
+
     def report(self, batch: Any, tables: dict[str, Any]) -> dict[str, Any]:
         return stack_report(tables)
 
     def process(self, item: Item) -> Result:
         return _process(self, item)
 
-# %% ../../../nbs/run/tasks/02_graph.ipynb #db13155f
+# %% ../../../nbs/run/tasks/02_graph.ipynb #19bebd7b
 @patch
 def is_large(self: Graph, item: Item) -> bool:
     """Whether a volume is cut block by block."""
-    with _open_walls(item.path, self.settings.axes, self.settings.channel) as file:
+    with _open_of(self.settings, item.path) as file:
         too_large = math.prod(file.shape) > self.settings.large_mvox * 1e6
     return too_large and self.settings.superpixels is None
 
@@ -243,10 +302,15 @@ def is_large(self: Graph, item: Item) -> bool:
 @patch
 def process_large(self: Graph, item: Item) -> Result:
     """Cut a boundary probability block by block."""
-    with _open_walls(item.path, self.settings.axes, self.settings.channel) as file:
+    with _open_of(self.settings, item.path) as file:
         return _cut_large(self, item, file)
 
-# %% ../../../nbs/run/tasks/02_graph.ipynb #6e960595
+
+def _open_of(settings: GraphSettings, path: Path) -> "StackFile":
+    """The boundary probability that settings choose."""
+    return _open_walls(path, settings.axes, settings.channel, settings.t)
+
+# %% ../../../nbs/run/tasks/02_graph.ipynb #97a2dd03
 def _process(task: Graph, item: Item) -> Result:
     """Cut one boundary probability into cells, and measure them."""
     settings, image = task.settings, item.image
@@ -255,7 +319,7 @@ def _process(task: Graph, item: Item) -> Result:
         edges = pixel_edges(settings.pixel_size_um, 3) or image.pixel_size_um
         pieces = _fitting(settings.superpixels, image.pixels.shape, "the stack")
         return _cut(task, item, image.pixels, pieces, edges)
-    how = settings.superpixels, settings.axes, settings.channel, settings.pixel_size_um
+    how = settings.superpixels, settings.axes, settings.channel, settings.pixel_size_um, settings.t
     stack, pieces = _read_walls(item.path, *how)
     return _cut(task, item, stack.pixels, pieces, stack.pixel_size_um)
 
@@ -264,27 +328,33 @@ def _cut(task: Graph, item: Item, pixels: np.ndarray, pieces: Any, edges: PixelS
     """Cut a boundary probability that is in memory."""
     from cellseg_nb.segment.graph import segment_boundaries
 
-    how = task.settings.cut | {"edge_model": task.edge_model}
+    settings, how = task.settings, task.settings.cut | {"edge_model": task.edge_model}
+    walls = wall_map(pixels, settings.percentiles, settings.invert)
     with item.watch("cells"):
-        labels = segment_boundaries(pixels, superpixels=pieces, pixel_size_um=edges, **how)
-    return whole_stack_result(item.name, pixels, labels, edges)
+        labels = segment_boundaries(walls, superpixels=pieces, pixel_size_um=edges, **how)
+    unlike = _doubts(walls, edges, settings.invert)
+    return whole_stack_result(item.name, pixels, labels, edges, unlike=unlike)
 
 
 def _cut_large(task: Graph, item: Item, file: "StackFile") -> Result:
     """Cut a boundary probability block by block."""
+    from cellseg_nb.segment.plain import middle_window
+
     settings, how = task.settings, task.settings.cut | {"edge_model": task.edge_model}
     edges = pixel_edges(settings.pixel_size_um, 3) or file.pixel_size_um
     item.begin([f"{item.name}_labels.zarr"])
     with item.watch("cells"):
         out = item.file("_labels.zarr")
-        writer = _partition_large(file, out, edges, how, settings.large_mvox)
+        walls = wall_map(file, settings.percentiles, settings.invert)
+        writer = _partition_large(walls, out, edges, how, settings.large_mvox)
         cells = tidy_on_disk(writer.level, StackSettings(), edges)
     middle = slice(file.shape[0] // 2, file.shape[0] // 2 + 1)
     labels = np.asarray(writer.level[middle])
     writer.close()
-    return stack_result(cells, file[middle, :, :], labels, edges, file.shape)
+    unlike = _doubts(walls[middle_window(file.shape)], edges, settings.invert)
+    return stack_result(cells, file[middle, :, :], labels, edges, file.shape, unlike)
 
-# %% ../../../nbs/run/tasks/02_graph.ipynb #ced310a1
+# %% ../../../nbs/run/tasks/02_graph.ipynb #a897ee2b
 @patch
 def start(self: Graph, inputs: list[Path], out: Path, overwrite: bool, say: Any) -> Any:
     """Into one file, where `out` is the name of one; else as every task."""
@@ -293,6 +363,7 @@ def start(self: Graph, inputs: list[Path], out: Path, overwrite: bool, say: Any)
     if len(inputs) != 1:
         raise ValueError(f"--out {out} is one file, for one boundary probability; name a folder")
     settings, places = self.settings, ("superpixels", "edges", "axes", "channel", "pixel_size_um")
-    how = {name: getattr(settings, name) for name in (*places, "large_mvox")} | settings.cut
+    places = *places, "large_mvox", "t", "percentiles", "invert"
+    how = {name: getattr(settings, name) for name in places} | settings.cut
     print(f"{counted(partition_file(inputs[0], out, **how), 'cell')}: {out}")
     return None

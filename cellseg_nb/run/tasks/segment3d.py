@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CELLS_ONLY', 'SCORES_3D', 'REPORT_COLUMNS', 'Segment3D', 'Volumes', 'stack_axes_only', 'stack_result',
-           'whole_stack_result', 'stack_report']
+           'whole_stack_result', 'stack_report', 'stack_notes']
 
 # %% ../../../nbs/run/tasks/01_segment3d.ipynb #c95c8505
 import hashlib
@@ -23,7 +23,7 @@ from fastcore.basics import patch
 
 import cellseg_nb
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #778c46ce
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #78e56384
 from cellseg_nb.core import (
     Stopwatch, pixel_edges,
 )
@@ -31,7 +31,7 @@ from cellseg_nb.data.io import (
     Image, image_sha256, image_stem, label_shape, read_image, read_labels, write_image, write_labels,
 )
 from cellseg_nb.run.outputs import (
-    counted, remove_files, rough_duration,
+    FEW, counted, remove_files, rough_duration,
 )
 from cellseg_nb.run.registry import (
     register,
@@ -40,7 +40,7 @@ from cellseg_nb.run.runner import (
     Batch, Summary,
 )
 from cellseg_nb.run.task import (
-    Item, Result, Task,
+    Item, Result, Task, unlike_note,
 )
 from cellseg_nb.segment.image import (
     bundle_facts,
@@ -194,7 +194,7 @@ def _begin(task: Segment3D, item: Item, files: Volumes) -> bool:
     item.begin(dict.fromkeys([*files.names, *stored]))
     return known
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #6dcf75aa
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #448ba2db
 @patch
 def process(self: Segment3D, item: Item) -> Result:
     """Predict, cut and measure a stack that fits into the memory."""
@@ -235,7 +235,18 @@ def _process_array(task: Segment3D, item: Item) -> Result:
     stack_axes_only(image)
     with item.watch("network"):
         found = segment_stack(image.pixels, task.bundle, task.settings, edges, task.edge_model)
-    return whole_stack_result(item.name, image.pixels, found.labels, edges)
+    unlike = _unlike(task, image.pixels, found.labels, edges)
+    return whole_stack_result(item.name, image.pixels, found.labels, edges, unlike=unlike)
+
+
+def _unlike(task: Segment3D, pixels: np.ndarray, labels: np.ndarray, edges: Any) -> list[str]:
+    """What is unlike the stacks of the training; of several channels nobody knows which shows walls."""
+    from cellseg_nb.segment.plain import walls_are_plain
+
+    if pixels.ndim != 3:
+        return []
+    invert = task.bundle.specification.normalisation.invert
+    return [one for one in [walls_are_plain(pixels, labels, edges, invert)] if one]
 
 
 def stack_axes_only(
@@ -245,7 +256,7 @@ def stack_axes_only(
     if image.axes != "ZYX":
         raise ValueError(f"a stack in memory must be ZYX; it is {image.axes}")
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #a8b3fe05
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #8fc63a3a
 def _cut_whole(
     task: Segment3D, item: Item, files: Volumes, edges: Any, file: "StackFile"
 ) -> Result:
@@ -271,16 +282,18 @@ def _cut_whole(
     item.note(maps_from=task.map_fingerprint)
     with item.watch("cells"):
         labels = cells_from_maps(maps, task.specification, settings, edges, task.edge_model)
+    unlike = _unlike(task, stack.pixels, labels, edges)
     pixels = stack.pixels if stack.pixels.ndim == 3 else np.moveaxis(stack.pixels, 0, -1)
-    return whole_stack_result(item.name, pixels, labels, edges, files.labels.name)
+    return whole_stack_result(item.name, pixels, labels, edges, files.labels.name, unlike)
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #329abd91
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #c54e3142
 def _cut_pieces(
     task: Segment3D, item: Item, files: Volumes, edges: Any, file: "StackFile"
 ) -> Result:
     """Predict, cut and measure a stack piece by piece; volumes as OME-Zarr."""
     from cellseg_nb.data.volumes import open_stack
     from cellseg_nb.data.writers import VolumeWriter
+    from cellseg_nb.segment.plain import middle_window
 
     settings = task.settings
     if not _begin(task, item, files):
@@ -298,8 +311,12 @@ def _cut_pieces(
         cells = tidy_on_disk(writer.level, settings, edges, foreground, least or 0.0)
         middle = file.shape[0] // 2
         labels = np.asarray(writer.level[middle : middle + 1])
+        unlike = []
+        if task.specification.network.in_channels == 1:
+            window = middle_window(file.shape)
+            unlike = _unlike(task, file[window], np.asarray(writer.level[window]), edges)
         writer.close()
-    return stack_result(cells, file[middle : middle + 1, :, :], labels, edges, file.shape)
+    return stack_result(cells, file[middle : middle + 1, :, :], labels, edges, file.shape, unlike)
 
 # %% ../../../nbs/run/tasks/01_segment3d.ipynb #5d3e4b29
 def _predict_to_disk(
@@ -343,13 +360,14 @@ def _cut_on_disk(task: Segment3D, files: Volumes, edges: Any, labels: Any) -> No
             walls, labels, mask=mask, edge_model=task.edge_model, pixel_size_um=edges, **how
         )
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #1ed23c54
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #49d2139d
 def stack_result(
     cells: "pd.DataFrame",  # one row per cell
     pixels: np.ndarray,  # (Z, Y, X), or (Z, Y, X, C); of a large stack its middle plane
     labels: np.ndarray,  # label volume; integer; (Z, Y, X); of a large stack its middle plane
     edges: Any,  # voxel edges (z, y, x); µm; None = unknown
     shape: Sequence[int] | None = None,  # of the whole stack; None = that of the labels
+    unlike: list[str] | None = None,  # what is wrong with it; empty = nothing, None = nobody looked
 ) -> Result:
     """The numbers of a stack, and its middle plane as a picture."""
     from cellseg_nb.measure.objects import summary
@@ -359,23 +377,28 @@ def stack_result(
     row = {**summary(cells, shape, edges)}
     row |= dict(zip(("depth_px", "height_px", "width_px"), shape))
     row |= dict(zip((f"pixel_size_{axis}_um" for axis in "zyx"), edges or [None] * 3))
+    if unlike is not None:
+        row |= {"unlike_training": bool(unlike), "unlike_because": "; ".join(unlike)}
     middle = labels.shape[0] // 2
     plane = pixels[middle] if pixels.ndim == 3 else pixels[middle, ..., 0]
     drawn = overlay(plane, labels[middle])
-    return Result(row=row, tables={"cells": cells}, labels=labels[middle], picture=drawn)
+    tables = {"cells": cells}
+    return Result(row=row, tables=tables, labels=labels[middle], picture=drawn, unlike=unlike)
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #4c782795
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #fedd9e54
 def whole_stack_result(
     name: str,  # what its results are called
     pixels: np.ndarray,  # (Z, Y, X), or (Z, Y, X, C)
     labels: np.ndarray,  # label volume; integer; (Z, Y, X)
     edges: Any,  # voxel edges (z, y, x); µm; None = unknown
     file: str | None = None,  # of the labels; None = OME-TIFF
+    unlike: list[str] | None = None,  # what is wrong with it, as in `stack_result`
 ) -> Result:
     """What was found in a stack that is in memory."""
     from cellseg_nb.measure.objects import object_table
 
-    result = stack_result(object_table(labels, pixels, edges), pixels, labels, edges)
+    table = object_table(labels, pixels, edges)
+    result = stack_result(table, pixels, labels, edges, unlike=unlike)
     write = partial(write_labels, labels=labels, pixel_size_um=edges)
     result.files = {file or f"{name}_labels.ome.tif": write}
     return result
@@ -455,7 +478,7 @@ SCORES_3D = {
     "adapted_rand_error": "Rand error",
 }
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #d279b3df
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #73889861
 REPORT_COLUMNS = {
     "image": "image",
     "n_objects": "cells",
@@ -482,6 +505,19 @@ def stack_report(
     shown = [name for name in REPORT_COLUMNS if name in stacks and stacks[name].notna().any()]
     table = stacks[shown].rename(columns=REPORT_COLUMNS)
     return {"table": table, "measure": "cells", "plots": plots, "advice": advice}
+
+
+def stack_notes(
+    batch: Batch,  # of a task whose items are stacks
+) -> list[str]:  # one line each
+    """Say of a few stacks what is unlike the training, and what to do."""
+    return [f"{name}: {reason}" for name, reason in list(batch.unlike.items())[:FEW]]
+
+
+@patch
+def notes(self: Segment3D, batch: Batch) -> list[str]:
+    """Stacks unlike those of the training, and why."""
+    return [unlike_note(batch), *stack_notes(batch)] if batch.unlike else []
 
 
 @patch
