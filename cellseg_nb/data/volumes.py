@@ -75,7 +75,7 @@ class Stack:
         what = f"{self.axes} {self.pixels.shape} {self.pixels.dtype}"
         return f"Stack({self.name}, {what}, pixel_size_um={self.pixel_size_um})"
 
-# %% ../../nbs/data/07_volumes.ipynb #282cdc8c
+# %% ../../nbs/data/07_volumes.ipynb #85cb14d7
 def _check_axes(axes, path):
     if axes is not None and axes not in STACK_AXES:
         raise ValueError(
@@ -122,7 +122,7 @@ def _axes_of_stack(path, axes, t):
         )
     return None
 
-
+# %% ../../nbs/data/07_volumes.ipynb #52b20546
 def _voxel_size(stated, given):
     """Edges along z, y and x: as given, else as the file states them if it states all three."""
     if given is not None:
