@@ -56,7 +56,16 @@ VoxelEdges = Annotated[
     BeforeValidator(lambda value: _three(value, float, "0.5,0.2,0.2")),
 ]
 
-# %% ../../nbs/segment/13_stack.ipynb #dffc82ad
+# %% ../../nbs/segment/13_stack.ipynb #6a22aade
+_OF_THE_FOREGROUND = ("min_foreground", "foreground_threshold")
+
+
+def _chosen(settings: Settings, names: tuple[str, ...]) -> dict[str, Any]:
+    """Those of some settings that were chosen."""
+    values = {name: getattr(settings, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+# %% ../../nbs/segment/13_stack.ipynb #f3752af9
 class VolumeSettings(Settings):
     """How a file becomes a stack, and how walls become cells."""
 
@@ -96,13 +105,9 @@ class VolumeSettings(Settings):
     @property
     def cut(self) -> dict[str, Any]:
         """What was chosen of how walls become cells: arguments of `segment.graph.segment_boundaries`."""
-        chosen = {name: getattr(self, name) for name in ("method", "beta", "threshold", "min_size")}
-        return {name: value for name, value in chosen.items() if value is not None}
+        return _chosen(self, ("method", "beta", "threshold", "min_size"))
 
-# %% ../../nbs/segment/13_stack.ipynb #575a3b25
-_OF_THE_FOREGROUND = ("min_foreground", "foreground_threshold")
-
-
+# %% ../../nbs/segment/13_stack.ipynb #a6ff14df
 class StackSettings(BrightnessSettings, VolumeSettings):
     """How a stack is read (see `VolumeSettings`) and predicted, and how its walls become cells."""
 
@@ -152,9 +157,7 @@ class StackSettings(BrightnessSettings, VolumeSettings):
     @property
     def changes(self) -> dict[str, Any]:
         """What replaces settings of the model's post-processing."""
-        chosen = {name: getattr(self, name) for name in _OF_THE_FOREGROUND}
-        chosen = {name: value for name, value in chosen.items() if value is not None}
-        return self.postprocessing | self.cut | chosen
+        return self.postprocessing | self.cut | _chosen(self, _OF_THE_FOREGROUND)
 
 # %% ../../nbs/segment/13_stack.ipynb #de92f4ef
 def stack_settings(

@@ -194,7 +194,7 @@ def _begin(task: Segment3D, item: Item, files: Volumes) -> bool:
     item.begin(dict.fromkeys([*files.names, *stored]))
     return known
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #448ba2db
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #8d1b516d
 @patch
 def process(self: Segment3D, item: Item) -> Result:
     """Predict, cut and measure a stack that fits into the memory."""
@@ -225,7 +225,7 @@ def _process_file(task: Segment3D, item: Item, work: Callable[..., Result]) -> R
     item.record["files"] = files.names
     return result
 
-
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #1058e604
 def _process_array(task: Segment3D, item: Item) -> Result:
     """A stack in memory; nothing is written."""
     from cellseg_nb.segment.stack import segment_stack
