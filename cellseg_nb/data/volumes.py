@@ -7,7 +7,7 @@ __all__ = ['STACK_AXES', 'FILE_COLUMNS', 'Stack', 'choose_channels', 'read_stack
            'Row', 'read_table', 'write_table', 'check_shape', 'same_shape', 'read_row', 'plan_patches', 'Patch',
            'cut_patches', 'write_patches']
 
-# %% ../../nbs/data/07_volumes.ipynb #3e51d504
+# %% ../../nbs/data/07_volumes.ipynb #583e427c
 import csv
 import io
 import os
@@ -25,7 +25,7 @@ from cellseg_nb.core import (
     PixelSize, atomic_path, cell_text, cell_value, pixel_edges,
 )
 from cellseg_nb.data.io import (
-    Plane, image_stem, open_plane, read_image, read_labels, write_image, write_labels,
+    Plane, image_stem, open_image, open_plane, read_image, read_labels, write_image, write_labels,
 )
 from cellseg_nb.data.planes import (
     ground_level,
@@ -79,7 +79,7 @@ class Stack:
         what = f"{self.axes} {self.pixels.shape} {self.pixels.dtype}"
         return f"Stack({self.name}, {what}, pixel_size_um={self.pixel_size_um})"
 
-# %% ../../nbs/data/07_volumes.ipynb #0631a283
+# %% ../../nbs/data/07_volumes.ipynb #85cb14d7
 def _check_axes(axes, path):
     if axes is not None and axes not in STACK_AXES:
         raise ValueError(
@@ -87,6 +87,46 @@ def _check_axes(axes, path):
         )
 
 
+def _stored_axes(path, axes):
+    """The named axes with a letter for every axis of the file: those of length 1 need no name."""
+    try:
+        with open_image(path) as image:
+            shape, found = image.shape, image.axes
+    except ValueError:  # it does not say its axes, or is damaged: reading with these tells
+        return axes
+    if found == "YX" and axes == "ZYX":
+        return found  # a stack of one slice
+    long = [n for n, size in enumerate(shape) if size > 1 or found[n] in "YX"]
+    if not len(long) == len(axes) < len(shape):
+        return axes
+    rest = iter([letter for letter in "TZC" if letter not in axes])
+    return "".join(axes[long.index(n)] if n in long else next(rest) for n in range(len(shape)))
+
+
+def _axes_of_stack(path, axes, t):
+    """Axes by which a stack is opened, None = as the file says; ValueError where it is no stack."""
+    _check_axes(axes, path)
+    if axes is not None:
+        return _stored_axes(path, axes)
+    with open_image(path) as image:
+        found, n_times = image.axes, image.size("T")
+    if image.rgb:
+        raise ValueError(f"{path} is a colour picture; a stack has the axes {', '.join(STACK_AXES)}")
+    if n_times > 1 and t is None and image.size("Z") == 1:
+        depth = "ZYX" if image.size("C") == 1 else found.replace("Z", "").replace("T", "Z")
+        raise ValueError(
+            f"{path} has no depth, but {n_times} time points: it is {found}. If they are its slices, as "
+            f"in stacks that Fiji saved as frames, name the axes with axes={depth!r} (on the command "
+            f"line --axes {depth})"
+        )
+    if "Z" not in found:
+        raise ValueError(
+            f"{path} has no depth: it is {found} {image.shape}. If one of its axes is the depth, name "
+            f"the axes with axes= (on the command line --axes): {', '.join(STACK_AXES)}"
+        )
+    return None
+
+# %% ../../nbs/data/07_volumes.ipynb #52b20546
 def _voxel_size(stated, given):
     """Edges along z, y and x: as given, else as the file states them if it states all three."""
     if given is not None:
@@ -132,14 +172,17 @@ def choose_channels(
             names = [names[number] for number in numbers] if names else None
     return pixels, names if pixels.ndim == 4 else None
 
-# %% ../../nbs/data/07_volumes.ipynb #d38d86c7
+# %% ../../nbs/data/07_volumes.ipynb #7d267193
 def read_stack(
     path: str | Path,  # TIFF, ImageJ TIFF, OME-TIFF, OME-Zarr, ND2 or CZI
     axes: str | None = None,  # of the stored array: ZYX, CZYX or ZCYX; None = as the file says
     channel: int | str | Sequence[int | str] | None = None,  # index from 0, or name; or several
     pixel_size_um: PixelSize = None,  # voxel edges (z, y, x); µm; None = as the file says
+    t: int | None = None,  # time point, from 0; needed where there are several
 ) -> Stack:  # (Z, Y, X), or (C, Z, Y, X) where several channels are wanted
     """Read a 3D image, its channels first; all of them where none is named.
+
+    A plane whose axes are named ZYX is a stack of one slice.
 
     Raises
     ------
@@ -147,30 +190,29 @@ def read_stack(
         There is no such file.
     ValueError
         The axes are unknown or do not fit, the file is damaged or has no depth, or there is no such
-        channel.
+        channel or time point.
     ImportError
         ND2 or CZI, and the package that reads it is not installed.
     """
-    _check_axes(axes, path)
-    image = read_image(path, axes)
-    pixels, size = image.pixels, _voxel_size(image.pixel_size_um, pixel_size_um)
-    if image.rgb or "T" in image.axes:
-        what = "a colour picture" if image.rgb else f"a film of {image.size('T')} time points"
-        raise ValueError(f"{path} is {what}; a stack has the axes {', '.join(STACK_AXES)}")
-    if "Z" not in image.axes:
-        if axes is None:
-            listed = f"{image.axes} {pixels.shape}"
-            raise ValueError(
-                f"{path} has no depth: it is {listed}. If one of its axes is the depth, name the "
-                f"axes with axes= (on the command line --axes): {', '.join(STACK_AXES)}"
-            )
-        pixels = np.expand_dims(pixels, -3)  # a stack of one slice
-    elif "C" in image.axes:
-        pixels = np.moveaxis(pixels, image.axes.index("C"), 0)
-    pixels, names = choose_channels(pixels, channel, image.channels, path)
+    opened = _axes_of_stack(path, axes, t)
+    with open_plane(path, 0, 0, t, opened) as plane:
+        several = plane.image.size("T") > 1
+        names, stated = plane.image.channels, plane.image.pixel_size_um
+        if several:
+            pixels = np.stack([one[:, :, :] for one in StackFile(plane).split()])
+            pixels = pixels[0] if len(pixels) == 1 else pixels
+    if not several:
+        image = read_image(path, opened)
+        pixels = image.pixels
+        if "Z" not in image.axes:
+            pixels = np.expand_dims(pixels, -3)  # a stack of one slice
+        elif "C" in image.axes:
+            pixels = np.moveaxis(pixels, image.axes.index("C"), 0)
+    pixels, names = choose_channels(pixels, channel, names, path)
+    size = _voxel_size(stated, pixel_size_um)
     return Stack(np.ascontiguousarray(pixels), size, names, image_stem(path), Path(path))
 
-# %% ../../nbs/data/07_volumes.ipynb #9874bbce
+# %% ../../nbs/data/07_volumes.ipynb #359de151
 class StackFile:
     """One channel of a stack in a file, read window by window: `stack[0:10, 5:9, :]`.
 
@@ -184,6 +226,7 @@ class StackFile:
         self._plane = plane
         self.shape = (plane.image.size("Z"), *plane.shape)
         self.n_channels, self.channels = plane.image.size("C"), plane.image.channels
+        self.n_times = plane.image.size("T")
         size = plane.image.pixel_size_um
         known = size is not None and len(size) == 3 and np.isfinite(size).all()
         self.pixel_size_um = tuple(size) if known else None  # (z, y, x); µm; None = not all known
@@ -241,11 +284,12 @@ class ThresholdedStack:
     def __getitem__(self, window) -> np.ndarray:
         return self.volume[window] > self.least
 
-# %% ../../nbs/data/07_volumes.ipynb #bea3429c
+# %% ../../nbs/data/07_volumes.ipynb #8a335875
 def open_stack(
     path: str | Path,  # any image file that `data.io.read_image` reads
     axes: str | None = None,  # ZYX, CZYX or ZCYX; None = as the file says
     channel: int | str | None = None,  # index from 0 or name; needed where there are several
+    t: int | None = None,  # time point, from 0; needed where there are several
 ) -> StackFile:  # (Z, Y, X)
     """Open one channel of a stack without loading it.
 
@@ -254,17 +298,10 @@ def open_stack(
     FileNotFoundError
         There is no such file.
     ValueError
-        The file is damaged, has no depth, does not say its axes, or has several channels and none
-        is named.
+        The file is damaged, has no depth, does not say its axes, or has several channels or time
+        points and none is named.
     """
-    plane = open_plane(path, channel=channel, z=0, axes=axes)
-    if "Z" not in plane.image.axes and axes is None:
-        plane.close()
-        raise ValueError(
-            f"{path} has no depth: it is {plane.image.axes}. If one of its axes is the depth, name "
-            f"the axes with axes= (on the command line --axes): {', '.join(STACK_AXES)}"
-        )
-    return StackFile(plane)
+    return StackFile(open_plane(path, channel, 0, t, _axes_of_stack(path, axes, t)))
 
 # %% ../../nbs/data/07_volumes.ipynb #9b339a48
 FILE_COLUMNS = ("image", "mask", "weight")
@@ -404,13 +441,14 @@ def same_shape(
     check_shape(pixels.shape, shape, what, path)
     return pixels.reshape(shape)
 
-# %% ../../nbs/data/07_volumes.ipynb #01306ddc
+# %% ../../nbs/data/07_volumes.ipynb #18cca1f3
 def read_row(
     row: Row,  # from `read_table`
     axes: str | None = None,  # of the image: ZYX, CZYX or ZCYX; None = column axes, else the file
     channel: int | str | Sequence[int | str] | None = None,  # index from 0, or name; or several
     pixel_size_um: PixelSize = None,  # voxel edges (z, y, x); µm; None = as the file says
     label_parts: bool | None = None,  # a mask: True = each part is an object; False = as it is
+    t: int | None = None,  # time point, from 0; needed where there are several
 ) -> tuple[Stack, np.ndarray | None, np.ndarray | None]:  # stack; labels; weights, float32
     """Read a stack and what belongs to it.
 
@@ -422,7 +460,8 @@ def read_row(
         A file cannot be read, or mask or weights have another shape than the stack; the row is named.
     """
     try:
-        stack = read_stack(row.image, axes or row.columns.get("axes"), channel, pixel_size_um)
+        axes = axes or row.columns.get("axes")
+        stack = read_stack(row.image, axes, channel, pixel_size_um, t)
         labels = weights = None
         if row.mask is not None:
             labels = read_labels(row.mask, label_parts=label_parts)

@@ -241,7 +241,7 @@ def _counted(report: Callable[[int, int], None] | None, total: int) -> Callable[
     done = count(1)
     return lambda: report(next(done), total) if report else None
 
-# %% ../../nbs/segment/08_blocks.ipynb #e1dd6f0e
+# %% ../../nbs/segment/08_blocks.ipynb #b37a4800
 def segment_blocks(
     boundaries: Any,  # probability of a wall; 0..1, or uint8; array or Zarr array; (Z, Y, X)
     out: Any = None,  # receives ids; uint32 array or Zarr array; same shape; None = a new array
@@ -249,13 +249,13 @@ def segment_blocks(
     block_px: int | Sequence[int] = (64, 256, 256),  # size of a block; one, or one per axis; px
     margin_px: int | Sequence[int] = 32,  # read around each block; about a cell diameter; px
     method: str = "multicut",  # how the graph is cut, as for `partition`
-    beta: float = 0.5,  # boundary bias; more = more cells; between 0 and 1
+    beta: float | None = None,  # boundary bias; more = more cells; 0..1; None = from the volume
     threshold: float = 0.5,  # above it a voxel is wall
     sigma_seeds: float = 2.0,  # smoothing of the distance; px of the finest axis
     sigma_weights: float = 1.0,  # smoothing of the landscape; px of the finest axis
     min_size: int = 100,  # smallest superpixel; voxels
     edge_model: Any = None,  # learned edges, from `train_edges`; None = mean probability
-    weighting_exponent: float | None = None,  # None = 1 with learned edges, else 0
+    weighting_exponent: float | None = None,  # None = as for `graph_costs`
     pixel_size_um: PixelSize = None,  # voxel edges (z, y, x); µm; None = cubes
     mask: Any = None,  # where there may be cells; bool; array or Zarr array; same shape
     report: Callable[[int, int], None] | None = None,  # called with steps done, steps in all
@@ -270,7 +270,7 @@ def segment_blocks(
     shape = tuple(boundaries.shape)
     out = np.zeros(shape, np.uint32) if out is None else out
     _check_blocks(shape, out, mask, block_px, margin_px, method)
-    edge_costs([], beta=beta)
+    edge_costs([], beta=0.5 if beta is None else beta)
     check_watershed_settings(threshold, sigma_seeds, sigma_weights, min_size)
     margin = tuple(np.broadcast_to(margin_px, len(shape)).tolist())
     how = (margin, threshold, sigma_seeds, sigma_weights, min_size, pixel_size_um)

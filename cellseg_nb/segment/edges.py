@@ -27,14 +27,15 @@ from cellseg_nb.segment.superpixels import (
     distance_watershed,
 )
 
-# %% ../../nbs/segment/06_edges.ipynb #3ae8839b
+# %% ../../nbs/segment/06_edges.ipynb #d248f2c4
 _COMPARED = ("above_weakest", "above_average", "share", "neighbours")
-EDGE_FEATURES = STATISTICS + tuple(f"{name}_{end}" for name in _COMPARED for end in ("low", "high"))
+_PAIRS = tuple(f"{name}_{end}" for name in _COMPARED for end in ("low", "high"))
+EDGE_FEATURES = (*STATISTICS, *_PAIRS, "rank")
 
 
 def edge_features(
     graph: RegionGraph,  # superpixels and contacts
-) -> np.ndarray:  # columns as in EDGE_FEATURES; float32; (E, 13)
+) -> np.ndarray:  # columns as in EDGE_FEATURES; float32; (E, 14)
     """Describe every contact by itself, and beside the other contacts of its two pieces."""
     n, ends = graph.n_regions + 1, graph.edges.T.ravel()
     means, sizes = np.tile(graph.means, 2), np.tile(graph.sizes, 2)
@@ -51,7 +52,15 @@ def edge_features(
         neighbours[pairs],
     )
     columns = [np.sort(one, axis=1) for one in compared]
-    return np.concatenate([graph.statistics, *columns], axis=1).astype(np.float32)
+    columns = [graph.statistics, *columns, _ranks(graph)[:, None]]
+    return np.concatenate(columns, axis=1).astype(np.float32)
+
+
+def _ranks(graph: RegionGraph) -> np.ndarray:
+    """Part of the whole contact surface whose mean is lower, with half of the equal ones; 0..1."""
+    means, place = np.unique(graph.means, return_inverse=True)
+    surface = np.bincount(place, graph.sizes, len(means))
+    return ((np.cumsum(surface) - surface / 2) / max(surface.sum(), 1))[place]
 
 # %% ../../nbs/segment/06_edges.ipynb #ab3ca207
 def true_cells(
@@ -101,9 +110,9 @@ class EdgeModel(Forest):
         """Tell how likely each contact is a wall."""
         return self.likelihood(edge_features(graph))
 
-# %% ../../nbs/segment/06_edges.ipynb #8cdd3338
+# %% ../../nbs/segment/06_edges.ipynb #0e5d384f
 EDGE_FORMAT = ForestFormat(
-    "edges", "learned edges", EDGE_FEATURES, 1, "cellseg graph-train writes one"
+    "edges", "learned edges", EDGE_FEATURES, 2, "cellseg graph-train writes one"
 )
 
 

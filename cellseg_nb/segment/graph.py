@@ -23,13 +23,13 @@ from cellseg_nb.segment.superpixels import (
     as_probability, check_mask, check_walls, distance_watershed, h_minima_watershed,
 )
 
-# %% ../../nbs/segment/09_graph.ipynb #5581098d
+# %% ../../nbs/segment/09_graph.ipynb #53af602b
 WALLS = ("edges", "inner_edges", "boundary")  # names of maps that show walls between cells
 
 
 def walls_and_mask(
     maps: Mapping[str, np.ndarray],  # of a model, by name; 0..1; same shape
-    foreground_threshold: float | None = None,  # cells are where the foreground is above; 0..1
+    foreground_threshold: float | None = None,  # cells are where the foreground is above; 0 = all
 ) -> tuple[np.ndarray, np.ndarray | None]:  # walls; where cells are, bool, None = everywhere
     """Pick from the maps of a model what is cut into cells.
 
@@ -41,24 +41,24 @@ def walls_and_mask(
     name = next((name for name in WALLS if name in maps), None)
     if name is None:
         raise ValueError(f"none of the maps {', '.join(maps)} shows walls ({', '.join(WALLS)})")
-    if foreground_threshold is None or "foreground" not in maps:
+    if not foreground_threshold or "foreground" not in maps:
         return maps[name], None
     return maps[name], maps["foreground"] > foreground_threshold
 
-# %% ../../nbs/segment/09_graph.ipynb #281355ec
+# %% ../../nbs/segment/09_graph.ipynb #bc215f97
 def segment_boundaries(
     boundaries: np.ndarray,  # probability of a wall; 0..1, or uint8; (Z, Y, X) or (Y, X)
     *,
     superpixels: np.ndarray | None = None,  # integer; same shape; None = distance watershed
     method: str = "multicut",  # multicut, kernighan-lin, gaec, mutex, average, or watershed
-    beta: float = 0.5,  # boundary bias; more = more cells; between 0 and 1
+    beta: float | None = None,  # boundary bias; more = more cells; 0..1; None = from the volume
     threshold: float = 0.5,  # above it a voxel is wall
     sigma_seeds: float = 2.0,  # smoothing of the distance; px of the finest axis; more = fewer seeds
     sigma_weights: float = 1.0,  # smoothing of the landscape that is flooded; px of the finest axis
     min_size: int = 100,  # smallest superpixel; voxels
     seed_height: float = 0.02,  # for watershed: a hollow must be deeper than this to be a cell; 0..1
     edge_model: EdgeModel | None = None,  # learned edges; None = mean probability
-    weighting_exponent: float | None = None,  # None = 1 with learned edges, else 0
+    weighting_exponent: float | None = None,  # None = as for `graph_costs`
     pixel_size_um: PixelSize = None,  # voxel edges (z, y, x); µm; None = cubes
     stacked_2d: bool = False,  # True: superpixels slice by slice
     mask: np.ndarray | None = None,  # where there may be cells; bool; same shape; None = everywhere

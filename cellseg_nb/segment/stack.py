@@ -56,7 +56,16 @@ VoxelEdges = Annotated[
     BeforeValidator(lambda value: _three(value, float, "0.5,0.2,0.2")),
 ]
 
-# %% ../../nbs/segment/13_stack.ipynb #96070ee4
+# %% ../../nbs/segment/13_stack.ipynb #6a22aade
+_OF_THE_FOREGROUND = ("min_foreground", "foreground_threshold")
+
+
+def _chosen(settings: Settings, names: tuple[str, ...]) -> dict[str, Any]:
+    """Those of some settings that were chosen."""
+    values = {name: getattr(settings, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+# %% ../../nbs/segment/13_stack.ipynb #f430a0ba
 class VolumeSettings(Settings):
     """How a file becomes a stack, and how walls become cells."""
 
@@ -66,6 +75,9 @@ class VolumeSettings(Settings):
     axes: AxisNames | None = setting(
         None, "Axes where the file does not say them: ZYX, CZYX or ZCYX.", metavar="AXES"
     )
+    t: Annotated[int, Field(ge=0)] | None = setting(
+        None, "Time point: number from 0.", metavar="N", usual="the only one"
+    )
     pixel_size_um: VoxelEdges | None = setting(
         None, "Edges of a voxel in µm; replace the file's.", metavar="Z,Y,X"
     )
@@ -74,7 +86,7 @@ class VolumeSettings(Settings):
     )
     beta: float | None = setting(
         None, "Boundary bias, 0 to 1: higher = more cells.", metavar="P", gt=0, lt=1,
-        slider=(0.05, 0.95, 0.05), label="Beta",
+        slider=(0.05, 0.95, 0.05), label="Beta", usual="of the model, or chosen from the volume",
     )
     threshold: float | None = setting(
         None, "A voxel is wall from this probability on, 0 to 1.", metavar="P", ge=0, le=1,
@@ -97,10 +109,9 @@ class VolumeSettings(Settings):
     @property
     def cut(self) -> dict[str, Any]:
         """What was chosen of how walls become cells: arguments of `segment.graph.segment_boundaries`."""
-        chosen = {name: getattr(self, name) for name in ("method", "beta", "threshold", "min_size")}
-        return {name: value for name, value in chosen.items() if value is not None}
+        return _chosen(self, ("method", "beta", "threshold", "min_size"))
 
-# %% ../../nbs/segment/13_stack.ipynb #5723d4a4
+# %% ../../nbs/segment/13_stack.ipynb #576ae51f
 class StackSettings(BrightnessSettings, VolumeSettings):
     """How a stack is read (see `VolumeSettings`) and predicted, and how its walls become cells."""
 
@@ -133,7 +144,12 @@ class StackSettings(BrightnessSettings, VolumeSettings):
         None, "Longest cell kept, by its major axis, in µm, or pixels.", metavar="L"
     )
     min_foreground: Annotated[float, Field(ge=0, le=1)] | None = setting(
-        None, "Leave out cells with a smaller mean in the model's foreground map, 0 to 1.", metavar="P"
+        None, "Leave out cells with a smaller mean in the model's foreground map, 0 to 1; 0 = none.",
+        metavar="P", usual="as the model has it",
+    )
+    foreground_threshold: Annotated[float, Field(ge=0, le=1)] | None = setting(
+        None, "Only voxels above this in the model's foreground map belong to cells, 0 to 1; 0 = all.",
+        metavar="P", usual="as the model has it",
     )
     merge_below_px: int = setting(
         0, "Cells of fewer voxels join the neighbour with the largest contact.", metavar="N", ge=0,
@@ -146,7 +162,7 @@ class StackSettings(BrightnessSettings, VolumeSettings):
     @property
     def changes(self) -> dict[str, Any]:
         """What replaces settings of the model's post-processing."""
-        return self.postprocessing | self.cut
+        return self.postprocessing | self.cut | _chosen(self, _OF_THE_FOREGROUND)
 
 # %% ../../nbs/segment/13_stack.ipynb #de92f4ef
 def stack_settings(
@@ -254,7 +270,7 @@ def choose_postprocessing(
 
     return checked_settings(StackPostprocessing, specification.postprocessing.model_dump() | changes)
 
-# %% ../../nbs/segment/13_stack.ipynb #80fd93aa
+# %% ../../nbs/segment/13_stack.ipynb #a73b9254
 def check_settings(
     specification: "StackSpecification",  # of a model
     settings: StackSettings,  # how its maps become cells
@@ -270,10 +286,11 @@ def check_settings(
     boundary_output(specification)
     how = choose_postprocessing(specification, settings.changes)
     refuse_unused(settings.changes, how.method)
-    if settings.min_foreground is not None and "foreground" not in specification.outputs:
-        raise ValueError(
-            f"the model {specification.name!r} paints no foreground; leave out min_foreground"
-        )
+    for name in _OF_THE_FOREGROUND if "foreground" not in specification.outputs else ():
+        if settings.changes.get(name) is not None:
+            raise ValueError(
+                f"the model {specification.name!r} paints no foreground; leave out {name}"
+            )
     if in_pieces:
         refuse_in_pieces(how.method, how.stacked_2d, settings.large_mvox)
 
@@ -292,7 +309,7 @@ def refuse_in_pieces(
             "(large_mvox=, or --large-mvox)"
         )
 
-# %% ../../nbs/segment/13_stack.ipynb #7c16272e
+# %% ../../nbs/segment/13_stack.ipynb #5547466e
 class StackSegmentation(NamedTuple):
     """What was found in one stack."""
 
@@ -320,8 +337,8 @@ def cells_from_maps(
 
     check_settings(specification, settings)
     how = choose_postprocessing(specification, settings.changes).model_dump()
-    least = how.pop("foreground_threshold")
-    walls, mask = walls_and_mask(maps, least)
+    walls, mask = walls_and_mask(maps, how.pop("foreground_threshold"))
+    least = how.pop("min_foreground")
     labels = segment_boundaries(
         walls,
         mask=mask,
@@ -335,8 +352,8 @@ def cells_from_maps(
         labels,
         volume=(settings.min_volume, settings.max_volume),
         axis=(settings.min_axis, settings.max_axis),
-        foreground=None if settings.min_foreground is None else maps["foreground"],
-        min_foreground=settings.min_foreground or 0.0,
+        foreground=maps.get("foreground") if least else None,
+        min_foreground=least or 0.0,
         pixel_size_um=pixel_size_um,
     )
 
@@ -380,7 +397,7 @@ def window_arguments(
     names = ("window_px", "overlap", "blending", "device", "flips", "precision")
     return {name: getattr(settings, name) for name in names}
 
-# %% ../../nbs/segment/13_stack.ipynb #2cfe1eb6
+# %% ../../nbs/segment/13_stack.ipynb #7db658ad
 def _added(total: np.ndarray, more: np.ndarray) -> np.ndarray:
     """The sum of two lists of numbers, of which one may be shorter."""
     longer, shorter = (total, more) if len(total) >= len(more) else (more, total)
@@ -394,7 +411,7 @@ def _within(values: np.ndarray, least: float | None, most: float | None) -> np.n
 
 
 def _cells_kept(
-    labels: Any, settings: StackSettings, edges: PixelSize, foreground: "StackFile | None"
+    labels: Any, settings: StackSettings, edges: PixelSize, foreground: "StackFile | None", least: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """New number of object 0, 1, 2 …, 0 = left out; voxels of each new object."""
     from cellseg_nb.segment.cleanup import (
@@ -424,22 +441,23 @@ def _cells_kept(
         kept &= _within(lengths, settings.min_axis, settings.max_axis)
     if foreground is not None:
         light = np.bincount(owner, light, len(count))
-        kept &= light >= settings.min_foreground * count
+        kept &= light >= least * count
     kept[0] = False
     return (np.cumsum(kept) * kept).astype(np.uint32)[owner], count[kept]
 
-# %% ../../nbs/segment/13_stack.ipynb #7d1f09c5
+# %% ../../nbs/segment/13_stack.ipynb #114fa29f
 def tidy_on_disk(
     labels: Any,  # Zarr array; changed; integer; (Z, Y, X)
     settings: StackSettings,  # which cells are merged and left out
     edges: PixelSize,  # voxel edges (z, y, x); µm; None = unknown
     foreground: "StackFile | None" = None,  # map of the foreground; (Z, Y, X)
+    min_foreground: float = 0.0,  # least mean of it over a cell; 0..1
 ) -> "pd.DataFrame":  # one row per cell: place and volume only
     """Merge and leave out cells plane by plane as the settings say."""
     import pandas as pd
 
     depth, shape = range(labels.shape[0]), labels.shape
-    number, count = _cells_kept(labels, settings, edges, foreground)
+    number, count = _cells_kept(labels, settings, edges, foreground, min_foreground)
     sums, at_border = np.zeros((len(count) + 1, 3)), np.zeros(len(count) + 1, bool)
     for z in depth:
         plane = number[np.asarray(labels[z])]

@@ -21,7 +21,7 @@ from cellseg_nb.segment.watershed import (
     find_seeds,
 )
 
-# %% ../../nbs/segment/04_superpixels.ipynb #f58d3c1d
+# %% ../../nbs/segment/04_superpixels.ipynb #3bb351e2
 def check_walls(
     values: np.ndarray,  # boundary map, or its smallest and largest value; 0..1
     threshold: float | None = None,  # above it a voxel is wall; None = not asked
@@ -70,14 +70,16 @@ def as_probability(
     if boundaries.dtype.kind not in "bf":
         raise ValueError(
             f"{name} must hold probabilities, as float or uint8, but it is {boundaries.dtype}. "
-            "Brightness becomes 0..1 with data.transforms.normalise_percentile, and clipping."
+            "Brightness becomes 0..1 with data.transforms.normalise_percentile, and clipping (cellseg "
+            "graph --percentiles 1,99.8)."
         )
     values = boundaries.astype(np.float32, copy=False)
     lowest, highest = float(values.min()), float(values.max())
     if not (lowest >= -1e-6 and highest <= 1 + 1e-6):
         raise ValueError(
             f"{name} must lie between 0 and 1; found {lowest:.3g} to {highest:.3g}. Brightness "
-            "becomes 0..1 with data.transforms.normalise_percentile, and clipping."
+            "becomes 0..1 with data.transforms.normalise_percentile, and clipping (cellseg graph "
+            "--percentiles 1,99.8)."
         )
     return values
 

@@ -24,7 +24,7 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
-# %% ../../nbs/train/03_finish.ipynb #c8518677
+# %% ../../nbs/train/03_finish.ipynb #32909e5f
 from cellseg_nb.core import (
     PixelSize, atomic_path, write_csv,
 )
@@ -47,6 +47,9 @@ from cellseg_nb.models.specification import (
 )
 from cellseg_nb.segment.familiarity import (
     describe, learn_pictures,
+)
+from cellseg_nb.segment.cleanup import (
+    filter_objects,
 )
 from cellseg_nb.segment.graph import (
     segment_boundaries, walls_and_mask,
@@ -131,7 +134,7 @@ def predict_sample(
     maps = paint(picture.image, ready, device=device)
     return picture, dict(zip(bundle.specification.outputs, maps))
 
-# %% ../../nbs/train/03_finish.ipynb #7b70e161
+# %% ../../nbs/train/03_finish.ipynb #e41cdae1
 def cut_maps(
     maps: dict[str, np.ndarray],  # probability maps by name; (Y, X) or (Z, Y, X) each
     postprocessing: Mapping[str, float] | StackPostprocessing,  # of the model
@@ -142,7 +145,11 @@ def cut_maps(
     if next(iter(maps.values())).ndim == 2:
         return objects_from_probabilities(**maps, **how)
     walls, mask = walls_and_mask(maps, how.pop("foreground_threshold", None))
-    return segment_boundaries(walls, mask=mask, pixel_size_um=pixel_size_um, **how)
+    least = how.pop("min_foreground", None)
+    labels = segment_boundaries(walls, mask=mask, pixel_size_um=pixel_size_um, **how)
+    if not least or "foreground" not in maps:
+        return labels
+    return filter_objects(labels, foreground=maps["foreground"], min_foreground=least)
 
 # %% ../../nbs/train/03_finish.ipynb #d4b5d077
 def segment_sample(

@@ -126,7 +126,7 @@ def labelled_samples(
         raise ValueError("settings are never chosen on a test split; take another one")
     return chosen_samples(data)
 
-# %% ../../nbs/train/05_tune.ipynb #3978d505
+# %% ../../nbs/train/05_tune.ipynb #e3efc0d7
 VALUES = {  # what is tried, in this order
     "threshold": (0.4, 0.45, 0.5, 0.55, 0.6),
     "seed_height": (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4),
@@ -141,7 +141,7 @@ VALUES_3D = {  # the same for stacks
     "sigma_seeds": (1, 2, 3, 4),
     "sigma_weights": (0.5, 1, 2),
     "min_size": (100, 200, 400, 800),
-    "foreground_threshold": (0.4, 0.5, 0.6, 0.7),
+    "min_foreground": (0.2, 0.3, 0.4, 0.5, 0.6),
 }
 
 
@@ -185,10 +185,10 @@ def search(
             break
     return best
 
-# %% ../../nbs/train/05_tune.ipynb #96e78601
+# %% ../../nbs/train/05_tune.ipynb #d6a07604
 def _matters(name: str, settings: Mapping[str, Any], pictures: Sequence[LabelledMaps]) -> bool:
     """Whether a setting can change the objects."""
-    if name == "foreground_threshold":
+    if name == "min_foreground":
         return "foreground" in pictures[0].maps
     by_hollows = settings.get("method") == "watershed"
     return not (by_hollows and name in ("threshold", "beta", "sigma_seeds"))

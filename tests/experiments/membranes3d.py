@@ -25,7 +25,7 @@ VALUES = {  # what is tried, in this order
     "threshold": (0.25, 0.35, 0.45, 0.55),
     "sigma_weights": (0.5, 1.0),
     "beta": (0.45, 0.5, 0.55, 0.6, 0.65, 0.7),
-    "foreground_threshold": (0.4, 0.5, 0.6, 0.7),
+    "min_foreground": (0.2, 0.3, 0.4, 0.5),
 }
 
 

@@ -35,7 +35,7 @@ class StackNetworkSettings(Settings):
         """Total stride of the network along z, y and x; voxels."""
         return 2 ** (self.levels - 1)
 
-# %% ../../../nbs/models/kinds/00_stacks.ipynb #8aa8cc3d
+# %% ../../../nbs/models/kinds/00_stacks.ipynb #4d15d1cd
 class StackPostprocessing(Settings):
     """How boundary maps become cells; arguments of `segment.graph.segment_boundaries`."""
 
@@ -53,8 +53,11 @@ class StackPostprocessing(Settings):
     weighting_exponent: float | None = setting(None,
         "How much large contacts count.", usual="as the method has it", ge=0)
     stacked_2d: bool = setting(False, "Pieces are cut slice by slice.")
-    foreground_threshold: float | None = setting(0.5,
-        "Where the model paints foreground, only voxels above this belong to cells; none = all.",
+    foreground_threshold: float | None = setting(None,
+        "Where the model paints foreground, only voxels above this belong to cells; none or 0 = all.",
+        ge=0, le=1)
+    min_foreground: float | None = setting(0.3,
+        "Where the model paints foreground, cells with a smaller mean are left out; none or 0 = none.",
         ge=0, le=1)
 
 # %% ../../../nbs/models/kinds/00_stacks.ipynb #556096ea

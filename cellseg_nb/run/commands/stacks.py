@@ -16,15 +16,18 @@ from cellseg_nb.run.options import (
 # %% ../../../nbs/run/commands/04_stacks.ipynb #4fc251ae
 app = commands()
 
-# %% ../../../nbs/run/commands/04_stacks.ipynb #799fabb6
+# %% ../../../nbs/run/commands/04_stacks.ipynb #7f454166
 Walls = argument(Path, "BOUNDARIES", "Boundary probability, 0 to 1; or bytes, 0 to 255.")
 Superpixels = option(
     Path, "FILE", "Over-segmentation to start from, a label volume.  [default: a watershed]"
 )
 WallThreshold = option(float, "P", "A voxel is wall from this probability on, 0 to 1.")
+WallPercentiles = option(
+    str, "LOW,HIGH", "The map is the brightness of stained walls; its percentiles that become 0 and 1."
+)
 MinSize = option(int, "N", "Smallest piece of the over-segmentation, in voxels.")
 
-# %% ../../../nbs/run/commands/04_stacks.ipynb #e9932083
+# %% ../../../nbs/run/commands/04_stacks.ipynb #71ff7302
 @app.command("graph-train")
 def graph_train(
     boundaries: Walls,
@@ -35,16 +38,21 @@ def graph_train(
     min_size: MinSize = None,
     axes: StackAxes = None,
     channel: Channel = None,
+    t: option(int, "N", "Time point: number from 0.  [default: the only one]") = None,
     pixel_size: VoxelEdges = None,
     label_parts: LabelParts = None,
+    percentiles: WallPercentiles = None,
+    invert: flag("--invert", "Walls are dark in the map: it is turned round first.") = False,
 ) -> None:
     """Learn from one labelled stack which edges of the graph are walls.
 
     'cellseg graph --model EDGES' and 'cellseg segment3d --edges EDGES' use what was learned.
     """
-    from cellseg_nb.run.tasks.graph import train_edges_file
+    from cellseg_nb.run.tasks.graph import GraphSettings, train_edges_file
 
-    how = given(threshold=threshold, min_size=min_size)
+    read = GraphSettings.checked(t=t, percentiles=percentiles, invert=invert)
+    how = given(threshold=threshold, min_size=min_size, t=read.t, percentiles=read.percentiles)
+    how["invert"] = read.invert
     files = boundaries, labels, out, superpixels
     print(f"edges: {train_edges_file(*files, axes, channel, pixel_size, label_parts, **how)}")
 

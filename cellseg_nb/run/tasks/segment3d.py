@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CELLS_ONLY', 'SCORES_3D', 'REPORT_COLUMNS', 'Segment3D', 'Volumes', 'stack_axes_only', 'stack_result', 'result_again',
-           'whole_stack_result', 'stack_report']
+           'whole_stack_result', 'stack_report', 'stack_notes']
 
 # %% ../../../nbs/run/tasks/01_segment3d.ipynb #ce19d531
 import hashlib
@@ -23,7 +23,7 @@ from fastcore.basics import patch
 
 import cellseg_nb
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #7b56b1c7
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #285930d6
 from cellseg_nb.core import (
     Stopwatch, pixel_edges,
 )
@@ -34,7 +34,7 @@ from cellseg_nb.data.planes import (
     with_ground,
 )
 from cellseg_nb.run.outputs import (
-    counted, fitting_labels, remove_files, rough_duration,
+    FEW, counted, fitting_labels, remove_files, rough_duration,
 )
 from cellseg_nb.run.registry import (
     register,
@@ -43,7 +43,7 @@ from cellseg_nb.run.runner import (
     Batch, Summary,
 )
 from cellseg_nb.run.task import (
-    Item, Result, Task,
+    Item, Result, Task, unlike_note,
 )
 from cellseg_nb.segment.image import (
     bundle_facts,
@@ -59,10 +59,11 @@ if TYPE_CHECKING:  # loaded where they are needed: a command must show its help 
     from cellseg_nb.data.volumes import StackFile
     from cellseg_nb.measure.volumes import VolumeScores
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #32fccf5c
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #da8e2c18
 CELLS_ONLY = {  # settings that change the cells, and no map
     *("postprocessing", "method", "beta", "threshold", "min_size", "edges", "pixel_size_um"),
     *("merge_below_px", "min_volume", "max_volume", "min_axis", "max_axis", "min_foreground"),
+    "foreground_threshold",
 }
 
 
@@ -176,14 +177,14 @@ def _other_format(path: Path) -> Path:
     suffix = ".ome.tif" if path.suffix == ".zarr" else ".zarr"
     return path.with_name(image_stem(path) + suffix)
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #2ee5f961
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #5db66c38
 def _open(task: Segment3D, item: Item) -> "StackFile":
     """A stack of the batch, read by window; the first channel of a model that takes several."""
     from cellseg_nb.data.volumes import open_stack
 
     settings, several = task.settings, task.specification.network.in_channels > 1
     axes = settings.axes or item.row.columns.get("axes")
-    file = open_stack(item.path, axes, 0 if several else settings.channel)
+    file = open_stack(item.path, axes, 0 if several else settings.channel, settings.t)
     if settings.nan_as_background:
         file.fill_nan()
     return file
@@ -229,7 +230,7 @@ def process_large(self: Segment3D, item: Item) -> Result:
     """Predict, cut and measure a stack piece by piece; volumes as OME-Zarr."""
     return _process_file(self, item, _cut_pieces)
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #4cc82251
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #4b0220ab
 def _process_file(task: Segment3D, item: Item, work: Callable[..., Result]) -> Result:
     """What is the same for a stack in a file, whether it fits into the memory or not."""
     with _open(task, item) as file:
@@ -241,7 +242,7 @@ def _process_file(task: Segment3D, item: Item, work: Callable[..., Result]) -> R
     item.record["files"] = files.names
     return result
 
-
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #1058e604
 def _process_array(task: Segment3D, item: Item) -> Result:
     """A stack in memory; nothing is written."""
     from cellseg_nb.segment.stack import segment_stack
@@ -251,7 +252,18 @@ def _process_array(task: Segment3D, item: Item) -> Result:
     stack_axes_only(image)
     with item.watch("network"):
         found = segment_stack(image.pixels, task.bundle, task.settings, edges, task.edge_model)
-    return whole_stack_result(item.name, image.pixels, found.labels, edges)
+    unlike = _unlike(task, image.pixels, found.labels, edges)
+    return whole_stack_result(item.name, image.pixels, found.labels, edges, unlike=unlike)
+
+
+def _unlike(task: Segment3D, pixels: np.ndarray, labels: np.ndarray, edges: Any) -> list[str]:
+    """What is unlike the stacks of the training; of several channels nobody knows which shows walls."""
+    from cellseg_nb.segment.plain import walls_are_plain
+
+    if pixels.ndim != 3:
+        return []
+    invert = task.bundle.specification.normalisation.invert
+    return [one for one in [walls_are_plain(pixels, labels, edges, invert)] if one]
 
 
 def stack_axes_only(
@@ -261,7 +273,7 @@ def stack_axes_only(
     if image.axes != "ZYX":
         raise ValueError(f"a stack in memory must be ZYX; it is {image.axes}")
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #41788826
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #9c603e5e
 def _cut_whole(
     task: Segment3D, item: Item, files: Volumes, edges: Any, file: "StackFile"
 ) -> Result:
@@ -270,7 +282,7 @@ def _cut_whole(
     from cellseg_nb.segment.predict import predict_stack
 
     settings, outputs = task.settings, task.specification.outputs
-    how = settings.axes, settings.channel, settings.pixel_size_um, settings.label_parts
+    how = settings.axes, settings.channel, settings.pixel_size_um, settings.label_parts, settings.t
     stack, _, _ = read_row(item.row, *how)
     stack = replace(stack, pixels=with_ground(stack.pixels, settings.nan_as_background))
     known, stored = _begin(task, item, files), files.stored
@@ -288,16 +300,18 @@ def _cut_whole(
     item.note(maps_from=task.map_fingerprint)
     with item.watch("cells"):
         labels = cells_from_maps(maps, task.specification, settings, edges, task.edge_model)
+    unlike = _unlike(task, stack.pixels, labels, edges)
     pixels = stack.pixels if stack.pixels.ndim == 3 else np.moveaxis(stack.pixels, 0, -1)
-    return whole_stack_result(item.name, pixels, labels, edges, files.labels.name)
+    return whole_stack_result(item.name, pixels, labels, edges, files.labels.name, unlike)
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #fba9f4cd
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #c54e3142
 def _cut_pieces(
     task: Segment3D, item: Item, files: Volumes, edges: Any, file: "StackFile"
 ) -> Result:
     """Predict, cut and measure a stack piece by piece; volumes as OME-Zarr."""
     from cellseg_nb.data.volumes import open_stack
     from cellseg_nb.data.writers import VolumeWriter
+    from cellseg_nb.segment.plain import middle_window
 
     settings = task.settings
     if not _begin(task, item, files):
@@ -308,14 +322,19 @@ def _cut_pieces(
         made_from = f"{item.sha256} {task.fingerprint()}"
         writer = VolumeWriter(files.labels, file.shape, np.uint32, edges, True, made_from)
         _cut_on_disk(task, files, edges, writer.level)
+        least = choose_postprocessing(task.specification, settings.changes).min_foreground
         foreground = None
-        if settings.min_foreground is not None:
+        if least and "foreground" in files.maps:
             foreground = opened.enter_context(open_stack(files.maps["foreground"]))
-        cells = tidy_on_disk(writer.level, settings, edges, foreground)
+        cells = tidy_on_disk(writer.level, settings, edges, foreground, least or 0.0)
         middle = file.shape[0] // 2
         labels = np.asarray(writer.level[middle : middle + 1])
+        unlike = []
+        if task.specification.network.in_channels == 1:
+            window = middle_window(file.shape)
+            unlike = _unlike(task, file[window], np.asarray(writer.level[window]), edges)
         writer.close()
-    return stack_result(cells, file[middle : middle + 1, :, :], labels, edges, file.shape)
+    return stack_result(cells, file[middle : middle + 1, :, :], labels, edges, file.shape, unlike)
 
 # %% ../../../nbs/run/tasks/01_segment3d.ipynb #5d3e4b29
 def _predict_to_disk(
@@ -359,13 +378,14 @@ def _cut_on_disk(task: Segment3D, files: Volumes, edges: Any, labels: Any) -> No
             walls, labels, mask=mask, edge_model=task.edge_model, pixel_size_um=edges, **how
         )
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #1ed23c54
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #49d2139d
 def stack_result(
     cells: "pd.DataFrame",  # one row per cell
     pixels: np.ndarray,  # (Z, Y, X), or (Z, Y, X, C); of a large stack its middle plane
     labels: np.ndarray,  # label volume; integer; (Z, Y, X); of a large stack its middle plane
     edges: Any,  # voxel edges (z, y, x); µm; None = unknown
     shape: Sequence[int] | None = None,  # of the whole stack; None = that of the labels
+    unlike: list[str] | None = None,  # what is wrong with it; empty = nothing, None = nobody looked
 ) -> Result:
     """The numbers of a stack, and its middle plane as a picture."""
     from cellseg_nb.measure.objects import summary
@@ -375,12 +395,15 @@ def stack_result(
     row = {**summary(cells, shape, edges)}
     row |= dict(zip(("depth_px", "height_px", "width_px"), shape))
     row |= dict(zip((f"pixel_size_{axis}_um" for axis in "zyx"), edges or [None] * 3))
+    if unlike is not None:
+        row |= {"unlike_training": bool(unlike), "unlike_because": "; ".join(unlike)}
     middle = labels.shape[0] // 2
     plane = pixels[middle] if pixels.ndim == 3 else pixels[middle, ..., 0]
     drawn = overlay(plane, labels[middle])
-    return Result(row=row, tables={"cells": cells}, labels=labels[middle], picture=drawn)
+    tables = {"cells": cells}
+    return Result(row=row, tables=tables, labels=labels[middle], picture=drawn, unlike=unlike)
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #9129b74a
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #a13085f8
 def result_again(
     item: Item,  # with a record that names its labels
     pixels: np.ndarray,  # (Z, Y, X), or (Z, Y, X, C)
@@ -400,11 +423,13 @@ def whole_stack_result(
     labels: np.ndarray,  # label volume; integer; (Z, Y, X)
     edges: Any,  # voxel edges (z, y, x); µm; None = unknown
     file: str | None = None,  # of the labels; None = OME-TIFF
+    unlike: list[str] | None = None,  # what is wrong with it, as in `stack_result`
 ) -> Result:
     """What was found in a stack that is in memory."""
     from cellseg_nb.measure.objects import object_table
 
-    result = stack_result(object_table(labels, pixels, edges), pixels, labels, edges)
+    table = object_table(labels, pixels, edges)
+    result = stack_result(table, pixels, labels, edges, unlike=unlike)
     write = partial(write_labels, labels=labels, pixel_size_um=edges)
     result.files = {file or f"{name}_labels.ome.tif": write}
     return result
@@ -486,7 +511,7 @@ SCORES_3D = {
     "adapted_rand_error": "Rand error",
 }
 
-# %% ../../../nbs/run/tasks/01_segment3d.ipynb #d279b3df
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #73889861
 REPORT_COLUMNS = {
     "image": "image",
     "n_objects": "cells",
@@ -513,6 +538,19 @@ def stack_report(
     shown = [name for name in REPORT_COLUMNS if name in stacks and stacks[name].notna().any()]
     table = stacks[shown].rename(columns=REPORT_COLUMNS)
     return {"table": table, "measure": "cells", "plots": plots, "advice": advice}
+
+
+def stack_notes(
+    batch: Batch,  # of a task whose items are stacks
+) -> list[str]:  # one line each
+    """Say of a few stacks what is unlike the training, and what to do."""
+    return [f"{name}: {reason}" for name, reason in list(batch.unlike.items())[:FEW]]
+
+
+@patch
+def notes(self: Segment3D, batch: Batch) -> list[str]:
+    """Stacks unlike those of the training, and why."""
+    return [unlike_note(batch), *stack_notes(batch)] if batch.unlike else []
 
 
 @patch
