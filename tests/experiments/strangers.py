@@ -98,7 +98,8 @@ def folder_pictures(folder: Path, split: str) -> list[np.ndarray]:
         rows = list(csv.DictReader(file))
     name = "image" if "image" in rows[0] else "file"
     wanted = [row[name] for row in rows if row.get("split", split) == split]
-    paths = {path.stem: path for path in sorted(folder.rglob("images/*"))}
+    paths = sorted(folder.rglob("images/*"))
+    paths = {path.stem: path for path in paths} | {path.name: path for path in paths}
     return [gray(read_image(paths[Path(one).name]).pixels) for one in wanted]
 
 
