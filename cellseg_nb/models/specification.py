@@ -116,7 +116,7 @@ class KnownPictures(Settings):
             raise ValueError(f"middle and precision must have {n} numbers, one for each of quantiles")
         return self
 
-
+# %% ../../nbs/models/05_specification.ipynb #c55fee90
 class Specification(Settings):
     """Everything about a model but its weights."""
 

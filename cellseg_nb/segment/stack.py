@@ -124,8 +124,7 @@ class StackSettings(BrightnessSettings, VolumeSettings):
         metavar="PART", ge=0, lt=1,
     )
     blending: Literal["gaussian", "constant"] = setting(
-        "gaussian", "How windows are blended: gaussian (middle counts most) or constant.",
-        metavar="NAME",
+        "gaussian", "How windows blend: gaussian (middle counts most) or constant.", metavar="NAME"
     )
     flips: bool = setting(False, "Mean over eight mirror images; eight times as slow.")
     precision: Literal["auto", "float32", "bfloat16"] = setting(

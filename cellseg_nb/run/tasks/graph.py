@@ -94,6 +94,9 @@ def _read_walls(
     return stack, _fitting(superpixels, stack.shape, stack.path, label_parts)
 
 # %% ../../../nbs/run/tasks/02_graph.ipynb #0b0bfeef
+VOLUME_SUFFIXES = (".tif", ".tiff", ".zarr")
+
+
 class _Walls:
     """A map in which walls are bright, 0 to 1, read by window; float32."""
 
@@ -143,9 +146,6 @@ def _fitting(
     return labels
 
 # %% ../../../nbs/run/tasks/02_graph.ipynb #a1da25a0
-VOLUME_SUFFIXES = (".tif", ".tiff", ".zarr")
-
-
 def partition_file(
     boundaries: str | Path,  # boundary probability; a stack
     out: str | Path,  # label volume to write; .ome.tif, .tif or .zarr
