@@ -331,7 +331,7 @@ def stack_familiarity(
     prepared = np.stack([specification.normalisation.prepare(one) for one in channels], -1)
     return familiarity(prepared, labels, specification)
 
-
+# %% ../../nbs/segment/13_stack.ipynb #df487ae0
 def cells_from_maps(
     maps: dict[str, np.ndarray],  # of a model, by name; 0..1; (Z, Y, X) each
     specification: "StackSpecification",  # of the model
