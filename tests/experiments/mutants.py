@@ -84,7 +84,7 @@ MUTANTS = [
            "height of a spot without the square"),
     Mutant("run/20_records", "if checksum == _sealed(json.dumps(record)):", "if checksum is not None:", "edited records believed"),
     Mutant("run/20_records", "if path.is_file() and not path.stat().st_size:", "if False:", "empty tables are whole"),
-    Mutant("run/03_evaluate", "[abs(one.n_pred - one.n_truth)", "[(one.n_pred - one.n_truth)", "count errors cancel out"),
+    Mutant("run/03_evaluate", '"count_mae": float(np.mean([abs(one.n_pred - one.n_truth)', '"count_mae": float(np.mean([(one.n_pred - one.n_truth)', "count errors cancel out"),
     Mutant("run/02_report", "values.max() >= edges[-1])", "values.max() > edges[-1])", "a value at the end is not said to lie in the last bar"),
     Mutant("run/09_card", "tolerance * max(1.0, abs(before))", "tolerance", "large numbers compared to the last digit"),
 ]
