@@ -116,7 +116,7 @@ class KnownPictures(Settings):
             raise ValueError(f"middle and precision must have {n} numbers, one for each of quantiles")
         return self
 
-
+# %% ../../nbs/models/05_specification.ipynb #c55fee90
 class Specification(Settings):
     """Everything about a model but its weights."""
 
@@ -139,8 +139,7 @@ class Specification(Settings):
     training: dict[str, Any] = setting({}, "Command, configuration, seed, versions, duration.")
     scores: dict[str, Any] = setting({}, "Where it was scored, and how well.")
     known_pictures: KnownPictures | None = setting(None,
-        "What the training pictures look like, from `segment.familiarity`; tells whether a new picture "
-        "resembles them.", usual="not measured")
+        "What the training pictures look like; see `segment.familiarity`.", usual="not measured")
     training_statistics: dict[str, list[float]] = setting({}, "The same in models of older versions; not used.")
     format_version: int = setting(4, "The oldest version of this page that has all its fields.")
 
