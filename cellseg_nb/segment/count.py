@@ -500,7 +500,7 @@ def unlike_training(
         As in `count_statistics`.
     """
     known = bundle.specification.known_pictures
-    return known and compare(count_statistics(image, bundle, density), known)
+    return known and compare(count_statistics(image, bundle, density), known, resizes=False)
 
 # %% ../../nbs/segment/11_count.ipynb #bb4375f0
 __getattr__ = moved(  # names of earlier versions

@@ -296,7 +296,7 @@ def _reason(name: str, value: float, usual: Sequence[float], diameter_px: float,
     return f"{words}: {value:.3g}{unit} (training: {low:.3g} to {high:.3g}{unit})"
 
 
-def _advice(statistics: dict, known: KnownPictures, diameter_px: float | None, scale: float) -> list[str]:
+def _advice(statistics, known: KnownPictures, diameter_px: float, scale: float, resizes: bool) -> list[str]:
     """What is the matter, where it has a name, and what to do."""
 
     def beyond(name):  # below, within or above what is usual
@@ -309,7 +309,7 @@ def _advice(statistics: dict, known: KnownPictures, diameter_px: float | None, s
         return ["it is mostly noise"]
     if beyond("asymmetry") < 0 and statistics["asymmetry"] < 0 and statistics["ground"] > 0.5:
         return ["things are darker than the ground; try --invert"]
-    if diameter_px and beyond("width") and statistics["width"]:
+    if resizes and beyond("width") and statistics["width"]:
         wider = np.expm1(statistics["width"]) / np.expm1(known.quantiles["width"][2])
         here = diameter_px * wider / scale
         wanted = f"{here:.{0 if here > 9 else 1}f}"
@@ -322,8 +322,9 @@ def _advice(statistics: dict, known: KnownPictures, diameter_px: float | None, s
 def compare(
     statistics: dict[str, float],  # of a picture, from `describe`
     known: KnownPictures | None,  # from `learn_pictures`
-    diameter_px: float | None = None,  # of the objects of the model; px; None = no advice on sizes
+    diameter_px: float | None = None,  # of the objects of the model; px; None = 20
     scale: float = 1.0,  # so many times the picture was enlarged before it was described
+    resizes: bool = True,  # False = pictures cannot be brought to another size here (`--diameter`)
 ) -> Familiarity | None:  # None = nothing is known about the training pictures
     """Compare a picture with the training pictures."""
     if known is None:
@@ -332,12 +333,11 @@ def compare(
     values = np.array([statistics[name] for name in names])
     points = _excess(values, np.array(list(known.quantiles.values())))
     score = float(_distance(points, np.array(known.middle), np.array(known.precision))) / known.limit
-    unusual, reasons = score > 1, []
+    unusual, reasons, size_px = score > 1, [], diameter_px or USUAL_PX
     if unusual:
-        reasons = _advice(statistics, known, diameter_px, scale)
+        reasons = _advice(statistics, known, size_px, scale, resizes)
         order = np.argsort(-np.abs(points - np.array(known.middle)))
         for name in (names[n] for n in order[: MOST_REASONS - len(reasons)]):
-            size_px = diameter_px or USUAL_PX
             reasons.append(_reason(name, statistics[name], known.quantiles[name], size_px, scale))
     return Familiarity(unusual, score, reasons, statistics)
 
@@ -358,8 +358,9 @@ def familiarity(
     if specification.known_pictures is None:
         return None
     gray = prepared if prepared.ndim == labels.ndim else prepared.mean(axis=-1)
-    statistics = describe(gray, labels, specification.diameter_px)
-    return compare(statistics, specification.known_pictures, specification.diameter_px, scale)
+    diameter_px, flat = specification.diameter_px, labels.ndim == 2
+    statistics = describe(gray, labels, diameter_px)
+    return compare(statistics, specification.known_pictures, diameter_px, scale, flat and bool(diameter_px))
 
 # %% ../../nbs/segment/14_familiarity.ipynb #f6783249
 OTSU_PICTURES = Path(cellseg_nb.__file__).parent / "bundles" / "otsu" / "known_pictures.json"

@@ -207,7 +207,7 @@ def _segment_classically(image: np.ndarray, settings: SegmentSettings) -> Segmen
     with watch("postprocessing"):
         seen = Normalisation().chosen(settings.percentiles, settings.invert).prepare(image)
         labels = otsu_watershed(np.clip(seen, 0, 1), **limits)
-    known = compare(describe(seen, labels, USUAL_PX), otsu_pictures())
+    known = compare(describe(seen, labels, USUAL_PX), otsu_pictures(), resizes=False)
     return Segmentation(labels, familiarity=known, seconds=watch.seconds)
 
 # %% ../../nbs/segment/12_image.ipynb #e48dd8a3

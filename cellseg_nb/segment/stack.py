@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Voxels', 'Window', 'VoxelEdges', 'VolumeSettings', 'StackSettings', 'stack_settings', 'check_stack_axes',
            'boundary_output', 'refuse_unused', 'choose_postprocessing', 'check_settings', 'refuse_in_pieces',
-           'StackSegmentation', 'cells_from_maps', 'segment_stack', 'window_arguments']
+           'StackSegmentation', 'stack_familiarity', 'cells_from_maps', 'segment_stack', 'window_arguments']
 
 # %% ../../nbs/segment/13_stack.ipynb #73d98e1c
 from collections.abc import Callable
@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # loaded where they are needed: a command must show its help 
     from cellseg_nb.data.volumes import StackFile
     from cellseg_nb.models.bundle import Bundle, StackPostprocessing, StackSpecification
     from cellseg_nb.segment.edges import EdgeModel
+    from cellseg_nb.segment.familiarity import Familiarity
 
 # %% ../../nbs/segment/13_stack.ipynb #f9b94720
 def _three(value: Any, kind: type, example: str) -> Any:
@@ -316,6 +317,20 @@ class StackSegmentation(NamedTuple):
     labels: np.ndarray  # cells; integer; (Z, Y, X); 0 = background
     boundaries: np.ndarray  # how likely each voxel is a wall; 0..1; float32; (Z, Y, X)
     maps: dict[str, np.ndarray]  # all maps that the model paints, by name; (Z, Y, X) each
+    familiarity: "Familiarity | None" = None  # is the stack like those of the training?
+
+
+def stack_familiarity(
+    image: np.ndarray,  # stack; any number type; (Z, Y, X), or (C, Z, Y, X) as the model takes
+    labels: np.ndarray,  # cells that were found in it; integer; (Z, Y, X)
+    specification: "StackSpecification",  # of the model
+) -> "Familiarity | None":  # None = the model does not know its training stacks
+    """Say whether a stack looks like those that a model was trained on."""
+    from cellseg_nb.segment.familiarity import familiarity
+
+    channels = image if image.ndim == 4 else image[None]
+    prepared = np.stack([specification.normalisation.prepare(one) for one in channels], -1)
+    return familiarity(prepared, labels, specification)
 
 
 def cells_from_maps(
@@ -387,7 +402,8 @@ def segment_stack(
     predicted = predict_stack(image, bundle, **window_arguments(settings), report=report)
     maps = dict(zip(specification.outputs, predicted))
     labels = cells_from_maps(maps, specification, settings, edges, edge_model)
-    return StackSegmentation(labels, maps[walls], maps)
+    known = stack_familiarity(np.asarray(image), labels, specification)
+    return StackSegmentation(labels, maps[walls], maps, known)
 
 
 def window_arguments(

@@ -259,11 +259,13 @@ def _process_array(task: Segment3D, item: Item) -> Result:
 def _unlike(task: Segment3D, pixels: np.ndarray, labels: np.ndarray, edges: Any) -> list[str]:
     """What is unlike the stacks of the training; of several channels nobody knows which shows walls."""
     from cellseg_nb.segment.plain import walls_are_plain
+    from cellseg_nb.segment.stack import stack_familiarity
 
-    if pixels.ndim != 3:
-        return []
-    invert = task.bundle.specification.normalisation.invert
-    return [one for one in [walls_are_plain(pixels, labels, edges, invert)] if one]
+    specification, plain = task.bundle.specification, ""
+    known = stack_familiarity(pixels, labels, specification)
+    if pixels.ndim == 3:
+        plain = walls_are_plain(pixels, labels, edges, specification.normalisation.invert)
+    return [plain] * bool(plain) + (known.reasons if known else [])
 
 
 def stack_axes_only(
