@@ -473,7 +473,7 @@ def _draw(self: Explorer, _=None) -> None:
         note = f"A preview of {size} px; saved files hold the whole result."
         self._say("" if self.zoom == 1 else note)
 
-# %% ../../nbs/apps/01_widgets.ipynb #cef470e4
+# %% ../../nbs/apps/01_widgets.ipynb #5496289d
 @patch
 def _look(self: Explorer) -> None:
     """Show the picture to the method, and ask whether it is one that the method is made for."""
@@ -499,7 +499,7 @@ def _familiarity(self: Explorer, seen: np.ndarray, labels: np.ndarray) -> "Famil
     from cellseg_nb.segment.familiarity import USUAL_PX, compare, describe, familiarity, otsu_pictures
 
     if self.method.value == OTSU:
-        return compare(describe(seen, labels, USUAL_PX), otsu_pictures())
+        return compare(describe(seen, labels, USUAL_PX), otsu_pictures(), resizes=False)
     return familiarity(seen, labels, self.bundle.specification)
 
 # %% ../../nbs/apps/01_widgets.ipynb #f0b95b2a
