@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PixelSize', 'TEMPORARY', 'pixel_edges', 'check_labels', 'label_dtype', 'consecutive', 'surviving_ids',
            'temporary_beside', 'atomic_path', 'write_csv', 'replace_folder', 'plain_text', 'cell_text', 'cell_value',
-           'cell_values', 'parse_json', 'note', 'gathered_notes', 'clear_temporaries', 'claim', 'folder_lock',
-           'file_sha256', 'explain_settings', 'checked_settings', 'one_line', 'package_versions', 'thread_count',
-           'require', 'Stopwatch', 'import_all', 'moved']
+           'cell_values', 'table_text', 'parse_json', 'note', 'gathered_notes', 'clear_temporaries', 'claim',
+           'folder_lock', 'file_sha256', 'explain_settings', 'checked_settings', 'one_line', 'package_versions',
+           'thread_count', 'require', 'Stopwatch', 'import_all', 'moved']
 
 # %% ../nbs/00_core.ipynb #fb46e288
 import codecs
@@ -249,6 +249,21 @@ def cell_values(
     """Read the texts of a table as they were before they were written."""
     texts = [name for name, kind in table.dtypes.items() if kind.kind not in "biufcmM"]
     return table.assign(**{name: table[name].map(cell_value) for name in texts})
+
+# %% ../nbs/00_core.ipynb #7ab1e002
+def table_text(
+    path: Path,  # of a table
+) -> str:
+    """Read text in any of the encodings that Excel writes. UnicodeDecodeError: it is in none of them."""
+    content = path.read_bytes()
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return content.decode("utf-16")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        if b"\0" in content:
+            raise
+        return content.decode("cp1252")  # "CSV" of Excel in western Europe and America
 
 # %% ../nbs/00_core.ipynb #28f5a415
 def parse_json(

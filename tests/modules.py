@@ -1,6 +1,8 @@
 """The modules of a checkout: which there are, what each imports, and where imports go in circles."""
 
 import ast
+import builtins
+import symtable
 from pathlib import Path
 
 PACKAGE = "cellseg_nb"
@@ -51,6 +53,20 @@ def import_graph(root: Path) -> dict[str, set[str]]:
         found = {name if name in known else name.rpartition(".")[0] for name in names}
         graph[module] = {name for name in found if name in known and name != PACKAGE} - {module}
     return graph
+
+
+def undefined_names(text: str) -> set[str]:
+    """Names that code takes from its module, and that neither the module nor Python has."""
+    top = symtable.symtable(text, "", "exec")
+    known = {*dir(builtins), "__file__"}
+    known |= {one.get_name() for one in top.get_symbols() if one.is_assigned() or one.is_imported()}
+    wanted, waiting = set(), [top]
+    while waiting:
+        table = waiting.pop()
+        waiting += table.get_children()
+        names = [one for one in table.get_symbols() if one.is_referenced()]
+        wanted |= {one.get_name() for one in names if one.is_global() or table is top}
+    return wanted - known
 
 
 def import_cycles(graph: dict[str, set[str]]) -> list[list[str]]:

@@ -360,7 +360,7 @@ def test_colour_warns_once(out, tmp_path):
     for name in ("a", "b"):
         write_image(tmp_path / "colour" / f"{name}.png", colour, "YXC")
     shown = run("segment", tmp_path / "colour", "--out", out, "--model", "otsu")
-    assert shown.stderr.count("warning: ") == 1 and "2 of 2 images are in colour" in shown.stderr
+    assert shown.stderr.count("in colour") == 1 and "2 of 2 images are in colour" in shown.stderr
 
 
 def test_names_are_escaped_in_the_report(images, out):

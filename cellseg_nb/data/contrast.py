@@ -211,7 +211,7 @@ def _spans(window: slice | tuple, shape: tuple[int, ...]) -> list[tuple[int, int
     rest = (slice(None),) * (len(shape) - len(before) - len(after))
     return [one.indices(size)[:2] for one, size in zip((*before, *rest, *after), shape)]
 
-
+# %% ../../nbs/data/26_contrast.ipynb #019c4eaf
 @dataclass(frozen=True)
 class Normalised:
     """A picture whose brightness is stretched when a window of it is read.
@@ -251,7 +251,7 @@ class Normalised:
             return np.zeros_like(pixels)
         return (pixels - np.float32(dark)) / np.float32(bright - dark)
 
-
+# %% ../../nbs/data/26_contrast.ipynb #d09ce1f4
 def normalised(
     image: np.ndarray,  # picture, or anything with `shape` that gives arrays when sliced
     low: float = 1.0,  # percentile that becomes 0; 0..100

@@ -8,6 +8,7 @@ __all__ = ['IMAGE_SUFFIXES', 'OWN_OUTPUTS', 'OTHER_IMAGE_SUFFIXES', 'Image', 'ch
            'read_pixels', 'luminance', 'Plane', 'open_plane', 'find_images']
 
 # %% ../../nbs/data/00_io.ipynb #23430ef3
+import hashlib
 import re
 import warnings
 from collections.abc import Iterable

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from cellseg_nb.core import (
-    cell_values, one_line,
+    cell_values, one_line, table_text,
 )
 from cellseg_nb.data.io import (
     image_stem,
@@ -157,25 +157,12 @@ def check_folders(
             )
 
 # %% ../../nbs/data/27_point_base.ipynb #b5cd54ea
-def _decoded(path):
-    """The text of a file in any of the encodings that Excel writes."""
-    content = path.read_bytes()
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return content.decode("utf-16")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        if b"\0" in content:
-            raise
-        return content.decode("cp1252")  # "CSV" of Excel in western Europe and America
-
-
 def read_csv_table(
     path: Path,  # of a table with a header
 ) -> tuple[pd.DataFrame, bool]:  # rows as text; whether numbers may have a decimal comma
     """Read a table as text; `row` in its `attrs` lists the line of each row. ValueError: it is none."""
     try:
-        text = _decoded(path)
+        text = table_text(path)
         stated = re.match(r'"?sep=(.)"?[\r\n]+', text)
         text = text[stated.end() :] if stated else text
         header = text.lstrip("\r\n").partition("\n")[0]

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from cellseg_nb.core import (
-    atomic_path, cell_text,
+    atomic_path, cell_text, table_text,
 )
 from cellseg_nb.data.io import (
     image_stem, read_image, read_labels, write_image, write_labels,
@@ -76,12 +76,7 @@ def read_magnification(
 # %% ../../nbs/data/10_sbsst265.ipynb #32c33a68
 def _rows(path):
     """The rows of a table with `;`, `,` or tabs between its columns."""
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = data.decode("cp1252", errors="replace")
-    lines = text.splitlines()
+    lines = table_text(path).splitlines()
     separator = max(";,\t", key=(lines[0] if lines else "").count)
     rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator)]
     names, *rest = rows or [[]]

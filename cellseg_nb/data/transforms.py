@@ -108,7 +108,7 @@ def _most_of_neighbours(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarra
     _most(labels.reshape(more + labels.shape), firsts, seconds, fractions, out)
     return out.reshape(shape)
 
-
+# %% ../../nbs/data/04_transforms.ipynb #2790ad34
 def resize(
     image: np.ndarray,  # picture or label image; (Y, X) or (Z, Y, X)
     shape: tuple[int, ...],  # new shape

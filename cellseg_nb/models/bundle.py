@@ -33,7 +33,7 @@ from cellseg_nb.models.stars import (
 )
 
 # %% ../../nbs/models/02_bundle.ipynb #a8278903
-FORMAT_VERSION = 3  # 2: normalisation.invert, training_statistics; 3: models that count
+FORMAT_VERSION = 4  # 2: normalisation.invert; 3: models that count; 4: normalisation.robust, known_pictures
 BUNDLES = Path(cellseg_nb.__file__).parent / "bundles"
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import pandas as pd
 
 from cellseg_nb.core import (
-    atomic_path, file_sha256, package_versions, thread_count,
+    atomic_path, file_sha256, package_versions, parse_json, thread_count,
 )
 from cellseg_nb.segment.image import (
     model_facts,
@@ -230,7 +230,7 @@ def read_card(
             "run, or its run_card.json"
         )
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
+        card = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(card, dict) or not {"metrics", "places", "tolerance"} <= set(card):

@@ -7,7 +7,6 @@ __all__ = ['EXPORTS', 'FEW', 'write_overlay', 'export_paths', 'write_exports', '
            'refuse_namesake', 'table_makers', 'check_out', 'collect_inputs', 'counted', 'rough_duration']
 
 # %% ../../nbs/run/04_outputs.ipynb #3478fc0d
-import json
 import shutil
 import warnings
 from collections.abc import Iterable, Mapping
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cellseg_nb.core import (
-    PixelSize, atomic_path, note, one_line, plain_text,
+    PixelSize, atomic_path, note, one_line, parse_json, plain_text,
 )
 from cellseg_nb.data.io import (
     check_file, find_images, image_stem, read_labels, without_parts, write_image, write_labels,
@@ -183,7 +182,7 @@ def table_makers(
     """Say who made the tables of a folder, as its `run.json` has it; empty = nobody knows."""
     path = out / "run.json"
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")).get("tables", {}))
+        return dict(parse_json(path.read_text(encoding="utf-8")).get("tables", {}))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, AttributeError, TypeError):

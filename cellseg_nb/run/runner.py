@@ -346,7 +346,11 @@ def _tables(batch: Batch) -> "dict[str, pd.DataFrame | None]":
     tables = {task.table: pd.DataFrame(rows, columns=None if rows else ["image", task.measure])}
     for part in task.tables:
         paths = [record_path(batch.out, name, f".{part}.csv", task.name) for name in records]
-        parts = [_part_table(path, name) for path, name in zip(paths, records) if path.exists()]
+        parts = [
+            _part_table(path, name, records[name].get("unlike"))
+            for path, name in zip(paths, records)
+            if path.exists()
+        ]
         filled = [one for one in parts if len(one)]
         tables[part] = pd.concat(filled or parts[:1], ignore_index=True) if parts else pd.DataFrame(columns=["image"])
     return tables
@@ -358,13 +362,13 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
     return record["row"] | (taken if "seconds" in record["row"] else {})
 
 
-def _part_table(path: Path, name: str) -> "pd.DataFrame":
+def _part_table(path: Path, name: str, unlike: list[str] | None) -> "pd.DataFrame":
     """Rows of one item; the name is set here: read from a table, "NA" or "007" would be no text."""
     import pandas as pd
 
     table = cell_values(pd.read_csv(path)).drop(columns="image", errors="ignore")
     table.insert(0, "image", name)
-    return table
+    return table if unlike is None else table.assign(unlike_training=bool(unlike))
 
 # %% ../../nbs/run/14_runner.ipynb #1aac3495
 def _run_facts(batch: Batch) -> dict[str, Any]:

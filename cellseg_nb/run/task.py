@@ -6,8 +6,6 @@
 __all__ = ['Item', 'Result', 'Task', 'unlike_note']
 
 # %% ../../nbs/run/19_task.ipynb #e90636df
-import hashlib
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +27,7 @@ from cellseg_nb.run.outputs import (
     FEW, counted, remove_files,
 )
 from cellseg_nb.run.records import (
-    record_path, write_record,
+    facts_sha256, record_path, write_record,
 )
 from cellseg_nb.settings import (
     Settings,
@@ -310,5 +308,4 @@ def fingerprint(self: Task) -> str:  # SHA-256
     """Identify everything but the item that decides a result."""
     settings = self.settings.model_dump(mode="json", exclude=set(self.no_result))
     parts = {"version": cellseg_nb.__version__, "task": self.name, "settings": settings}
-    text = json.dumps(parts | self.identity(), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return facts_sha256(parts | self.identity())

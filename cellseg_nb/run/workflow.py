@@ -25,7 +25,7 @@ from fastcore.basics import patch
 
 import cellseg_nb
 from cellseg_nb.core import (
-    atomic_path, claim, clear_temporaries, replace_folder, require,
+    atomic_path, claim, clear_temporaries, parse_json, replace_folder, require,
 )
 from cellseg_nb.data.catalog import (
     datasets,
@@ -46,7 +46,7 @@ from cellseg_nb.run.project import (
     catalog_paths, check_catalog, check_settings, parameter_files, read_project,
 )
 from cellseg_nb.run.records import (
-    is_damaged, refuse_edited,
+    facts_sha256, is_damaged, refuse_edited,
 )
 from cellseg_nb.train.settings import (
     change_key,
@@ -205,11 +205,6 @@ def code_version() -> str:
     return f"{cellseg_nb.__version__} {digest.hexdigest()[:16]}"
 
 
-def _digest(value: Any) -> str:
-    """Checksum of anything that JSON can hold."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
 def _is_setting(name: str) -> bool:
     """Whether an input of a step is a section of the YAML files, or all of them."""
     return name == "parameters" or name.startswith("params:")
@@ -227,16 +222,16 @@ def step_facts(
         if not _is_setting(name):
             place = catalog.get(name)
             known = hasattr(place, "patterns")  # a Place, in a notebook too, where it is another class
-            sums[name] = _digest(content(place.path, place.patterns)) if known else None
+            sums[name] = facts_sha256(content(place.path, place.patterns)) if known else None
     for source in settings.get("params:data", {}).get("sources", ()):
         if source["dataset"] not in datasets():  # a folder of the user's, which may change
-            sums[source["dataset"]] = _digest(content(source["dataset"]))
+            sums[source["dataset"]] = facts_sha256(content(source["dataset"]))
     parent = settings.get("params:model", {}).get("start_from")
     if parent is not None:
-        sums[str(parent)] = _digest(_model_files(parent))
+        sums[str(parent)] = facts_sha256(_model_files(parent))
     code = code_version()
     if not getattr(step.func, "__module__", "").startswith("cellseg_nb."):  # the owner's own step
-        code += f" {_digest(content(Path(project) / 'src', ('**/*.py',)))[:16]}"
+        code += f" {facts_sha256(content(Path(project) / 'src', ('**/*.py',)))[:16]}"
     return {"settings": settings, "inputs": sums, "code": code}
 
 
@@ -300,7 +295,7 @@ class Ledger:
         """The note on a step; empty = there is none, or one that is damaged, which is said."""
         path = self.folder / f"{name}.json"
         try:
-            note = json.loads(path.read_text(encoding="utf-8"))
+            note = parse_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
         except (OSError, ValueError):
@@ -366,7 +361,7 @@ class StepHooks:
         for name in node.outputs:
             dataset = catalog.get(name)
             if isinstance(dataset, Place):
-                dataset.mark = _digest(facts)
+                dataset.mark = facts_sha256(facts)
 
     @hook_impl
     def after_dataset_saved(self, node):

@@ -124,8 +124,7 @@ class StackSettings(BrightnessSettings, VolumeSettings):
         metavar="PART", ge=0, lt=1,
     )
     blending: Literal["gaussian", "constant"] = setting(
-        "gaussian", "How windows are blended: gaussian (middle counts most) or constant.",
-        metavar="NAME",
+        "gaussian", "How windows blend: gaussian (middle counts most) or constant.", metavar="NAME"
     )
     flips: bool = setting(False, "Mean over eight mirror images; eight times as slow.")
     precision: Literal["auto", "float32", "bfloat16"] = setting(
@@ -332,7 +331,7 @@ def stack_familiarity(
     prepared = np.stack([specification.normalisation.prepare(one) for one in channels], -1)
     return familiarity(prepared, labels, specification)
 
-
+# %% ../../nbs/segment/13_stack.ipynb #df487ae0
 def cells_from_maps(
     maps: dict[str, np.ndarray],  # of a model, by name; 0..1; (Z, Y, X) each
     specification: "StackSpecification",  # of the model

@@ -70,7 +70,7 @@ class SweepFile(Settings):
     """All sweeps of an experiment; what `cellseg experiment` reads from YAML."""
 
     name: str = setting(...,
-        "Of the experiment; results go into a folder of that name.", pattern="^[\w.-]+$")
+        "Of the experiment; results go into a folder of that name.", pattern=r"^[\w.-]+$")
     defaults: dict[str, Any] | str = setting(...,
         "Training configuration, or its file, or the name of one that comes along.")
     sweeps: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], Sweep] = setting({}, "By name.")

@@ -4,7 +4,6 @@ Each kind is a function that fills a folder; `good_files` writes pictures that m
 """
 
 import os
-import random
 import struct
 import zlib
 from pathlib import Path

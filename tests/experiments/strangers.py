@@ -2,7 +2,7 @@
 
 CELLSEG_DATA names a folder that holds `dsb2018`, `counting`, `phase_cells` and `volumes`. False alarms are counted on pictures
 of the kind that a model is for, detections on others: stained tissue, phase contrast, blood, noise, and pictures of its own kind
-that are inverted, blank, overexposed, out of focus, or three times as large or small. Nothing is chosen here: limits come from
+that are inverted, blank, overexposed, out of focus, or whose objects are three times as large or small as the usual 20 px. Nothing is chosen here: limits come from
 the training pictures alone, and the pictures named here are those of the splits for testing.
 
 `--learn` describes the training pictures again and writes what is learned into the shipped models; `--split train` looks at
@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from cellseg_nb.data.catalog import data_folder, samples
+from cellseg_nb.data.catalog import Sample, data_folder, samples
 from cellseg_nb.data.io import luminance, read_image
 from cellseg_nb.data.transforms import rescale
 from cellseg_nb.models.bundle import Normalisation, list_bundles, load_bundle, write_specification
@@ -82,10 +82,14 @@ def spoilt(image: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]
     }
 
 
-def resized(image: np.ndarray) -> dict[str, np.ndarray]:
-    """Objects three times as large and as small."""
-    part = image[:340, :340].astype(np.float32)
-    return {"3 x larger": rescale(part, 3.0), "3 x smaller": rescale(image.astype(np.float32), 1 / 3)}
+def resized(sample: Sample) -> dict[str, np.ndarray]:
+    """A picture in which objects are three times as large, and as small, as the usual one of a model."""
+    image, labels = gray(sample.image()).astype(np.float32), sample.labels()
+    areas = np.bincount(labels.ravel())[1:]
+    here = 2 * float(np.sqrt(np.median(areas[areas > 0]) / np.pi))
+    larger, smaller = 3 * USUAL_PX / here, USUAL_PX / 3 / here
+    edge = max(64, round(1024 / larger))  # a part is enough
+    return {"3 x larger": rescale(image[:edge, :edge], larger), "3 x smaller": rescale(image, smaller)}
 
 
 def folder_pictures(folder: Path, split: str) -> list[np.ndarray]:
@@ -94,7 +98,8 @@ def folder_pictures(folder: Path, split: str) -> list[np.ndarray]:
         rows = list(csv.DictReader(file))
     name = "image" if "image" in rows[0] else "file"
     wanted = [row[name] for row in rows if row.get("split", split) == split]
-    paths = {path.stem: path for path in sorted(folder.rglob("images/*"))}
+    paths = sorted(folder.rglob("images/*"))
+    paths = {path.stem: path for path in paths} | {path.name: path for path in paths}
     return [gray(read_image(paths[Path(one).name]).pixels) for one in wanted]
 
 
@@ -103,8 +108,9 @@ def pictures_for(model: str, split: str, most: int) -> dict[str, list[np.ndarray
     root = data_folder()
     if model == "membranes3d":
         return stacks(split, most)
-    own = [gray(one.image()) for one in FLUORESCENT(split=split)]
-    own = own if split == "test" else own[1 :: max(1, len(own) // most)]
+    chosen = FLUORESCENT(split=split)
+    chosen = chosen if split == "test" else chosen[1 :: max(1, len(chosen) // most)]
+    own = [gray(one.image()) for one in chosen]
     sets = {"dsb2018 fluorescence *": own}
     if model == "count-cells":
         for name, simulate in SIMULATED.items():
@@ -116,9 +122,10 @@ def pictures_for(model: str, split: str, most: int) -> dict[str, list[np.ndarray
         for kind in ("purple_on_white", "purple_on_purple", "brightfield_gray"):
             found = [gray(one.image()) for one in samples("dsb2018", split=split, kind=kind)]
             sets[kind] = found[:most]
-    for image in own[:: max(1, len(own) // most)][:most]:
+    step = max(1, len(own) // most)
+    for image, sample in list(zip(own[::step], chosen[::step]))[:most]:
         rng = np.random.default_rng(zlib.crc32(image.tobytes()))
-        changed = spoilt(image, rng) | ({} if model == "count-cells" else resized(image))
+        changed = spoilt(image, rng) | ({} if model == "count-cells" else resized(sample))
         for name, one in changed.items():
             sets.setdefault(name, []).append(one)
     return sets

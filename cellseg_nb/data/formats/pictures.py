@@ -6,8 +6,6 @@
 __all__ = ['PICTURE_SUFFIXES', 'Pictures']
 
 # %% ../../../nbs/data/formats/03_pictures.ipynb #d09705ed
-from pathlib import Path
-
 import numpy as np
 
 from cellseg_nb.core import (

@@ -113,7 +113,7 @@ class CountSpecification(Specification):
     peaks: Peaks = setting(Peaks(), "How cells are located.")
     calibration: dict[str, Any] = setting({},
         "What prediction intervals are made from; filled by `segment.count.calibrate`.")
-    format_version: int = setting(3, "The oldest version of this page that has all its fields.")
+    format_version: int = setting(4, "The oldest version of this page that has all its fields.")
 
     @classmethod
     def describes(cls, fields: dict) -> bool:

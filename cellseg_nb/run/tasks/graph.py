@@ -9,6 +9,7 @@ __all__ = ['VOLUME_SUFFIXES', 'GraphSettings', 'wall_map', 'wall_doubts', 'parti
 import math
 import warnings
 from contextlib import closing
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +95,9 @@ def _read_walls(
     return stack, _fitting(superpixels, stack.shape, stack.path, label_parts)
 
 # %% ../../../nbs/run/tasks/02_graph.ipynb #56381761
+VOLUME_SUFFIXES = (".tif", ".tiff", ".zarr")
+
+
 class _Walls:
     """A map in which walls are bright, 0 to 1, read by window; float32."""
 
@@ -107,8 +111,15 @@ class _Walls:
         from cellseg_nb.segment.superpixels import as_probability
 
         pixels = self.volume[window]
+        if pixels.dtype == np.uint8:
+            pixels = pixels.astype(np.float32) / self.white
         walls = as_probability(np.clip(pixels, 0, 1) if self.stretched else pixels)
         return 1 - walls if self.invert else walls
+
+    @cached_property
+    def white(self) -> int:
+        """What a wall is in a map of bytes: 255, or 1 where there are only 0 and 1."""
+        return 255 if any((self.volume[z : z + 1, :, :] > 1).any() for z in range(self.shape[0])) else 1
 
 
 def wall_map(
@@ -147,9 +158,6 @@ def _fitting(
     return labels
 
 # %% ../../../nbs/run/tasks/02_graph.ipynb #a1da25a0
-VOLUME_SUFFIXES = (".tif", ".tiff", ".zarr")
-
-
 def partition_file(
     boundaries: str | Path,  # boundary probability; a stack
     out: str | Path,  # label volume to write; .ome.tif, .tif or .zarr

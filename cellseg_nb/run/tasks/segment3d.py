@@ -7,8 +7,6 @@ __all__ = ['CELLS_ONLY', 'SCORES_3D', 'REPORT_COLUMNS', 'Segment3D', 'Volumes', 
            'result_again', 'whole_stack_result', 'stack_report', 'stack_notes']
 
 # %% ../../../nbs/run/tasks/01_segment3d.ipynb #ce19d531
-import hashlib
-import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -35,6 +33,9 @@ from cellseg_nb.data.planes import (
 )
 from cellseg_nb.run.outputs import (
     FEW, counted, fitting_labels, remove_files, rough_duration,
+)
+from cellseg_nb.run.records import (
+    facts_sha256,
 )
 from cellseg_nb.run.registry import (
     register,
@@ -116,9 +117,7 @@ class Segment3D(Task):
 def _map_fingerprint(task: Segment3D) -> str:
     """Identify everything but the stack that decides the maps; SHA-256."""
     settings = task.settings.model_dump(exclude=CELLS_ONLY | task.no_result)
-    facts = cellseg_nb.__version__, bundle_facts(task.model)[1], settings
-    text = json.dumps(facts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return facts_sha256([cellseg_nb.__version__, bundle_facts(task.model)[1], settings])
 
 # %% ../../../nbs/run/tasks/01_segment3d.ipynb #c70ad298
 @patch
