@@ -546,7 +546,7 @@ def settings(self: StackExplorer) -> dict[str, float]:
     """Threshold, beta and size limits as they stand."""
     return values_of(self.sliders)
 
-# %% ../../nbs/apps/02_stack_widgets.ipynb #33743eb2
+# %% ../../nbs/apps/02_stack_widgets.ipynb #9e96667e
 @patch
 def _draw(self: StackExplorer, _=None, ask: bool = False) -> None:
     """Find cells with the settings as they stand; `ask` = also where it takes long."""
@@ -581,7 +581,7 @@ def _draw(self: StackExplorer, _=None, ask: bool = False) -> None:
         self._warn([])
     self._show()
 
-
+# %% ../../nbs/apps/02_stack_widgets.ipynb #54cf4985
 @patch
 def _doubts(self: StackExplorer, key: tuple, edges: tuple | None) -> list[str]:
     """What is unlike the stacks that the model is made for, wherever the sliders stand."""

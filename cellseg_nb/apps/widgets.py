@@ -17,7 +17,7 @@ import ipywidgets
 import numpy as np
 from fastcore.basics import patch
 
-# %% ../../nbs/apps/01_widgets.ipynb #c341f5bb
+# %% ../../nbs/apps/01_widgets.ipynb #b650c98c
 from cellseg_nb.apps.scaffold import (
     Panel, alternatives, choice, controls_for, file_bytes, headline, numbered, object_sizes,
     picture_bytes, settings_of, values_of,
@@ -52,6 +52,8 @@ from cellseg_nb.measure.objects import (
 from cellseg_nb.measure.plots import (
     overlay,
 )
+
+# %% ../../nbs/apps/01_widgets.ipynb #8cf64cc2
 from cellseg_nb.models.bundle import (
     find_bundle, needs_maps, read_specification, with_brightness,
 )
@@ -285,7 +287,7 @@ class Explorer(Panel):
         else:
             self._choose()
 
-# %% ../../nbs/apps/01_widgets.ipynb #1dbc82dc
+# %% ../../nbs/apps/01_widgets.ipynb #15aa1378
 @patch
 def _defaults(self: Explorer) -> dict[str, dict[str, float]]:  # by method
     """Settings where nobody moved a control."""
@@ -312,7 +314,7 @@ def _predict(self: Explorer) -> None:
     shape = self.preview.pixels.shape[:2]
     self.preview_maps = {name: resized(one, shape) for name, one in self.maps.items()}
 
-
+# %% ../../nbs/apps/01_widgets.ipynb #68212e85
 @patch
 def _find(self: Explorer, whole: bool) -> np.ndarray:  # label image; integer; (Y, X)
     """Find objects in the whole picture, or in the preview, with the settings as they stand."""
@@ -415,7 +417,7 @@ def _picture_of(self: Explorer, file: tuple[Image, np.ndarray | None]) -> Pictur
     plane = select_plane(image, channel=chosen["C"], z=chosen["Z"], t=chosen["T"])
     return Picture(image_stem(name), gray_if_equal(plane.pixels), plane.pixel_size_um, truth)
 
-# %% ../../nbs/apps/01_widgets.ipynb #cc9e57c0
+# %% ../../nbs/apps/01_widgets.ipynb #941d2388
 @patch
 def _take(self: Explorer, picture: Picture) -> None:
     """Look at a picture. Raises ValueError when it is too large, or the truth does not fit."""
@@ -432,7 +434,7 @@ def _take(self: Explorer, picture: Picture) -> None:
     self.picture = picture
     self._forget()
 
-
+# %% ../../nbs/apps/01_widgets.ipynb #de83d553
 @patch
 def _forget(self: Explorer) -> None:
     """Show nothing of what was found."""

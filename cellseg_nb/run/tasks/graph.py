@@ -94,7 +94,7 @@ def _read_walls(
         stack = read_stack(path, axes, channel, edges, t)
     return stack, _fitting(superpixels, stack.shape, stack.path, label_parts)
 
-# %% ../../../nbs/run/tasks/02_graph.ipynb #56381761
+# %% ../../../nbs/run/tasks/02_graph.ipynb #c50d9dba
 VOLUME_SUFFIXES = (".tif", ".tiff", ".zarr")
 
 
@@ -133,7 +133,7 @@ def wall_map(
     walls = _Walls(volume, percentiles, invert)
     return walls[:, :, :] if isinstance(volume, np.ndarray) else walls
 
-
+# %% ../../../nbs/run/tasks/02_graph.ipynb #3a6446f5
 def wall_doubts(
     walls: np.ndarray,  # map in which walls are bright; (Z, Y, X)
     edges: PixelSize,  # voxel edges (z, y, x); µm; None = cubes
