@@ -1,7 +1,7 @@
-# Twelve commands; `make help` lists them. The environment lives in .venv and is renewed when settings.ini or setup.py change.
+# Thirteen commands; `make help` lists them. The environment lives in .venv and is renewed when settings.ini or setup.py change.
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab format docs bench scoreboard scoreboard-train
+.PHONY: help demo test lessons lab format docs bench scoreboard scoreboard-train
 
 PYTHON ?= 3.11
 BIN := .venv/bin
@@ -29,6 +29,10 @@ test: $(READY) ## every notebook, then every test
 	@$(BIN)/nbdev_test --n_workers 2 --timing --flags "$(if $(CELLSEG_DATA),data)"
 	@$(BIN)/python -m pytest tests --ignore tests/test_workflow.py
 	@$(BIN)/python -m pytest tests/test_workflow.py
+
+# As readers run them: all cells, the full schedule. Beside that, what the texts claim is checked.
+lessons: $(READY) ## every lesson as readers run it, without data sets and with those on this computer
+	@$(BIN)/python tests/experiments/lessons.py
 
 lab: $(READY) ## open the lessons in JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir=nbs nbs/lessons \

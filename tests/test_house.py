@@ -309,6 +309,7 @@ def test_environment_pins_every_direct_requirement():
     [
         "demo",
         "test",
+        "lessons",
         "lab",
         "app-segment",
         "app-cells3d",

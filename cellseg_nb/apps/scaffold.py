@@ -307,7 +307,7 @@ def _javascript(script: str, **given: str | dict) -> tuple[dict]:
     data = {"application/javascript": f"const given = {json.dumps(given)};\n{code}"}
     return ({"output_type": "display_data", "data": data, "metadata": {}},)
 
-# %% ../../nbs/apps/00_scaffold.ipynb #9b0ff549
+# %% ../../nbs/apps/00_scaffold.ipynb #0a596622
 class Panel(ipywidgets.VBox):
     """The scaffold of an app: choose or open a picture, move controls, look, take files along.
 
@@ -324,12 +324,14 @@ class Panel(ipywidgets.VBox):
     noun, nothing = "objects", "there is no result to save yet: choose a picture"
     alternative_texts: dict[str, str] = {}  # class of a picture → what is said of it unseen
     name_style: dict[str, str] = {}  # room for the names of fields
+    options = {"--invert": "“Invert”", "--diameter": "cellseg segment --diameter"}  # of the command line → here
     labels = None  # what is found; integer
 
     def __init__(self):
         self._quiet, self._file = False, None
         self.count = ipywidgets.HTML(layout={"min_height": "58px"})
         self.status = ipywidgets.HTML(layout={"min_height": "28px"})
+        self.warning = ipywidgets.HTML()
         names = _javascript("name_parts.js", pictures=self.alternative_texts)
         self.script = ipywidgets.Output(outputs=names)
         self.source = choice(self.source_words, list(self.examples), self.name_style)
@@ -337,7 +339,7 @@ class Panel(ipywidgets.VBox):
             description=self.upload_words, accept=",".join(self.suffixes), icon="", layout=WIDE
         )
         self.results = self._make_results(self.downloads)
-        right = [self.count, self.status, *self._make_view(), self.script]
+        right = [self.count, self.status, self.warning, *self._make_view(), self.script]
         narrow = {"flex": "1 1 320px", "max_width": "460px", "grid_gap": "4px"}
         left = ipywidgets.VBox(self._make_left(), layout=narrow)
         columns = [left, ipywidgets.VBox(right, layout={"flex": "3 1 420px"})]
@@ -378,7 +380,7 @@ def _silently(self: Panel):
     finally:
         self._quiet = before
 
-# %% ../../nbs/apps/00_scaffold.ipynb #17c4ebb1
+# %% ../../nbs/apps/00_scaffold.ipynb #433ca198
 @patch
 def _say(self: Panel, line: str) -> None:
     self.status.value = f"<div role='status'>{line}</div>"
@@ -404,7 +406,17 @@ def _working(self: Panel, text: str = ""):
         if "<progress" in self.status.value or said and not self.status.value:
             self._say(html.escape("; ".join(said)))
 
-# %% ../../nbs/apps/00_scaffold.ipynb #97940349
+
+@patch
+def _warn(self: Panel, unlike: Iterable[str]) -> None:
+    """Say in red, above the picture, in what it is unlike those of the training; nothing = it is like them."""
+    reasons = "; ".join(unlike)
+    for option, here in self.options.items():
+        reasons = reasons.replace(f"try {option}", f"try {here}")
+    words = f"Unlike the images that the model is made for: {reasons}"
+    self.warning.value = f"<div role='alert'>{in_red(words)}</div>" if reasons else ""
+
+# %% ../../nbs/apps/00_scaffold.ipynb #ccdc7ce3
 @patch
 def _receive(self: Panel, change) -> None:
     """Take the uploads out of the button."""
@@ -439,6 +451,7 @@ def _choose(self: Panel, _=None) -> None:
         return
     name = self.source.value
     file = None if name in self.examples else self._file
+    self._warn([])
     self._clear(file)
     with self._working(f"Reading {name}"):
         self._take(self.examples[name]() if file is None else self._picture_of(file))
@@ -486,7 +499,7 @@ def _send(self: Panel, name: str, content: bytes) -> None:
     key = f"{uuid.uuid4()}"
     self.script.outputs = _javascript("save_file.js", key=key, name=name, content=text)
 
-# %% ../../nbs/apps/00_scaffold.ipynb #d0dc5592
+# %% ../../nbs/apps/00_scaffold.ipynb #21fe3c18
 class TaskPanel(Panel):
     """An app for a task: its controls are the settings of the task.
 
@@ -511,6 +524,7 @@ class TaskPanel(Panel):
 
     nothing = "there is no result to save yet: choose a picture"
     alternative_texts = {"cellseg-task": "the picture, with what was found"}
+    options = {"--invert": "“Invert”", "--diameter": "“Diameter, px”"}
 
     def __init__(self, task, image=None, model=None, examples=None, **values: Any):
         self.task = find_task(task) if isinstance(task, str) else task
@@ -524,7 +538,7 @@ class TaskPanel(Panel):
         else:
             self._open("image", image)
 
-# %% ../../nbs/apps/00_scaffold.ipynb #a435f480
+# %% ../../nbs/apps/00_scaffold.ipynb #e6bec902
 @patch
 def _make_controls(self: TaskPanel) -> list:  # widgets
     """Make a control for each setting that changes a result; those to be typed lie in a drawer."""
@@ -543,10 +557,10 @@ def _make_controls(self: TaskPanel) -> list:  # widgets
 @patch
 def _make_view(self: TaskPanel) -> list:  # widgets
     """Make what is looked at."""
-    self.warning, self.row = ipywidgets.HTML(), ipywidgets.HTML()
+    self.row = ipywidgets.HTML()
     self.screen = ipywidgets.Image(format="jpeg", layout={"width": "min(100%, 72vh)"})
     self.screen.add_class("cellseg-task")
-    return [self.warning, self.screen, self.row]
+    return [self.screen, self.row]
 
 # %% ../../nbs/apps/00_scaffold.ipynb #e8544246
 @patch(as_prop=True)
@@ -580,7 +594,7 @@ def _stem(self: TaskPanel) -> str:
     name = self.source.value
     return name.replace(" ", "_") if name in self.examples else image_stem(name)
 
-# %% ../../nbs/apps/00_scaffold.ipynb #d5fe33d2
+# %% ../../nbs/apps/00_scaffold.ipynb #9b2fe833
 @patch
 def _draw(self: TaskPanel, _=None) -> None:
     """Do the task with the settings as they stand, and show what it gives."""
@@ -601,9 +615,7 @@ def _show(self: TaskPanel, result: Result | None) -> None:
     """Show a result and what can be saved of it; None = nothing."""
     self.result, self.labels = result, result and result.labels
     self.count.value = headline(self._summary()) if result else ""
-    unlike = "; ".join(result and result.unlike or ())
-    words = f"Unlike the images that the model was trained on: {unlike}"
-    self.warning.value = f"<div role='alert'>{in_red(words)}</div>" if unlike else ""
+    self._warn(result and result.unlike or ())
     row = {name: one for name, one in (result.row if result else {}).items() if one is not None}
     table = pd.DataFrame({"": row}).to_html(float_format=format_number, header=False, border=0)
     self.row.value = table.replace("<th>", "<th style='text-align: left'>") if row else ""

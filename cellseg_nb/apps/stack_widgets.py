@@ -21,10 +21,10 @@ import ipywidgets
 import numpy as np
 from fastcore.basics import patch
 
-# %% ../../nbs/apps/02_stack_widgets.ipynb #866f98c0
+# %% ../../nbs/apps/02_stack_widgets.ipynb #8fe09544
 from cellseg_nb.apps.scaffold import (
     FULL, NAMED, WIDE, Panel, alternatives, button, choice, controls_for, field_of, headline,
-    numbered, object_sizes, picture_bytes, values_of,
+    numbered, object_sizes, picture_bytes, settings_of, values_of,
 )
 from cellseg_nb.apps.widgets import (
     count_hits, result_file,
@@ -37,6 +37,9 @@ from cellseg_nb.data.io import (
 )
 from cellseg_nb.data.germline import (
     simulate_germline, simulated_walls,
+)
+from cellseg_nb.data.planes import (
+    BrightnessSettings,
 )
 from cellseg_nb.data.transforms import (
     normalise_percentile,
@@ -51,12 +54,18 @@ from cellseg_nb.measure.plots import (
     neighbour_colours, overlay,
 )
 
-# %% ../../nbs/apps/02_stack_widgets.ipynb #2fa3d142
+# %% ../../nbs/apps/02_stack_widgets.ipynb #45a1d6d2
 from cellseg_nb.models.bundle import (
-    Bundle, StackPostprocessing, load_bundle, read_specification,
+    Bundle, StackPostprocessing, load_bundle, read_specification, with_brightness,
 )
 from cellseg_nb.run.outputs import (
     rough_duration,
+)
+from cellseg_nb.run.tasks.graph import (
+    wall_doubts, wall_map,
+)
+from cellseg_nb.run.tasks.segment3d import (
+    stack_doubts,
 )
 from cellseg_nb.segment.cleanup import (
     filter_objects,
@@ -77,7 +86,7 @@ from cellseg_nb.segment.superpixels import (
     as_probability, distance_watershed,
 )
 from cellseg_nb.settings import (
-    Settings, setting,
+    setting,
 )
 
 # %% ../../nbs/apps/02_stack_widgets.ipynb #dc5f29c0
@@ -269,8 +278,8 @@ def _settings_of(model: str | Path) -> StackPostprocessing:
 MOST_VOXELS = 64_000_000  # larger stacks are for the command line
 READS = ("the network finds the walls", "it shows the walls already")
 
-# %% ../../nbs/apps/02_stack_widgets.ipynb #1163d9af
-class StackControls(Settings):
+# %% ../../nbs/apps/02_stack_widgets.ipynb #0ee50606
+class StackControls(BrightnessSettings):
     """How a file becomes a stack, the network finds its walls, and walls become cells."""
 
     axes: Literal[STACK_AXES] | None = setting(
@@ -361,7 +370,7 @@ class StackExplorer(Panel):
             file = read_stack(stack, pixel_size_um=pixel_size_um)
             self._open(Path(stack).name, Example(file, truth))
 
-# %% ../../nbs/apps/02_stack_widgets.ipynb #ee2e644d
+# %% ../../nbs/apps/02_stack_widgets.ipynb #d56aa637
 @patch
 def _make_controls(self: StackExplorer) -> list:  # widgets
     """Make what is chosen, moved and pressed."""
@@ -377,18 +386,21 @@ def _make_controls(self: StackExplorer) -> list:  # widgets
     self.kind, steps = alternatives(kinds, READS, [[*window, self.predict], []])
     threshold, beta, *sizes = self.sliders.values()
     cells = [threshold, beta, self.method, *sizes]
+    self.contrast = {name: self.controls[name] for name in BrightnessSettings.model_fields}
+    contrast = list(self.contrast.values())
     self._watch(self._read_again, self.axes)
     self._watch(self._choose, self.channel)
-    self._watch(self._draw, self.voxel, self.kind, *window, *cells)
-    return [self.axes, self.channel, self.voxel, self.kind, steps, *cells]
+    self._watch(self._draw, self.voxel, self.kind, *contrast, *window, *cells)
+    return [self.axes, self.channel, self.voxel, self.kind, *contrast, steps, *cells]
 
-# %% ../../nbs/apps/02_stack_widgets.ipynb #79374505
+# %% ../../nbs/apps/02_stack_widgets.ipynb #d9441168
 @patch
 def _make_view(self: StackExplorer) -> list:  # widgets
     """Make what is looked at."""
     late = ("overlap", "threshold", "beta")
     values = self.postprocessing.model_dump()
     values |= {name: values[name] or 0.0 for name in PAINTED}
+    values["invert"] = read_specification(self.model).normalisation.invert
     self.controls = controls_for(StackControls, values, late)
     self.slice = self.controls["slice"]
     self.slice.children[0].style.description_width = "50px"
@@ -502,7 +514,7 @@ def _fit_sizes(self: StackExplorer) -> None:
             number.tooltip = slider.description = f"{name.capitalize()} cell, {unit}"
             self._set_range(row, most, value)
 
-# %% ../../nbs/apps/02_stack_widgets.ipynb #62063dd0
+# %% ../../nbs/apps/02_stack_widgets.ipynb #07fe6f68
 @patch
 def _clear(self: StackExplorer, file: Example | None) -> None:
     """Begin anew; None = with an example."""
@@ -510,6 +522,7 @@ def _clear(self: StackExplorer, file: Example | None) -> None:
     several = file is not None and file.stack.pixels.ndim == 4
     self.channel.layout.display = "flex" if several else "none"
     self._maps_of: dict[tuple, Maps] = {}
+    self._unlike: dict[tuple, list[str]] = {}
     self.labels = self.superpixels = self.maps = None
     self._colours: dict[str, dict[int, int]] = {}
     self.count.value = ""
@@ -533,12 +546,13 @@ def settings(self: StackExplorer) -> dict[str, float]:
     """Threshold, beta and size limits as they stand."""
     return values_of(self.sliders)
 
-# %% ../../nbs/apps/02_stack_widgets.ipynb #67394434
+# %% ../../nbs/apps/02_stack_widgets.ipynb #9e96667e
 @patch
 def _draw(self: StackExplorer, _=None, ask: bool = False) -> None:
     """Find cells with the settings as they stand; `ask` = also where it takes long."""
     if self._quiet or self.stack is None:
         return
+    self.maps = self.superpixels = self.labels = None
     with self._working("Looking for cells"):
         edges = three_numbers(self.voxel.value, "voxel")
         self.stack = replace(self.stack, pixel_size_um=edges)
@@ -546,7 +560,6 @@ def _draw(self: StackExplorer, _=None, ask: bool = False) -> None:
         self.predict.disabled = True
         key, now = self._find_maps(ask), self.settings
         self.maps = self._maps_of.get(key)
-        self.superpixels = self.labels = None
         if self.maps is not None:
             cut = key, now["threshold"], edges, now["foreground_threshold"]
             self.superpixels = self._pieces_of(*cut).superpixels
@@ -560,20 +573,44 @@ def _draw(self: StackExplorer, _=None, ask: bool = False) -> None:
         known = self.labels is not None
         drawn = {"superpixels": self.superpixels, "cells": self.labels} if known else {}
         self._colours = {kind: neighbour_colours(volume) for kind, volume in drawn.items()}
-        self.count.value = describe_cells(self.labels, edges, self.truth) if known else ""
+        if known:
+            self.count.value = describe_cells(self.labels, edges, self.truth)
+            self._warn(self._doubts(key, edges))
+    if self.labels is None:
+        self.count.value = ""
+        self._warn([])
     self._show()
+
+# %% ../../nbs/apps/02_stack_widgets.ipynb #54cf4985
+@patch
+def _doubts(self: StackExplorer, key: tuple, edges: tuple | None) -> list[str]:
+    """What is unlike the stacks that the model is made for, wherever the sliders stand."""
+    how, pixels = self.postprocessing, self.stack.pixels
+    if (key, edges) not in self._unlike and self.kind.value == "walls":
+        self._unlike[key, edges] = wall_doubts(self.maps.walls, edges, key[1])
+    elif (key, edges) not in self._unlike:
+        cut = key, how.threshold, edges, how.foreground_threshold or 0.0
+        cells = self._cells_of(*cut, beta=how.beta, method=how.method)
+        light = {"foreground": self.maps.foreground, "min_foreground": how.min_foreground or 0.0}
+        cells = keep_sizes(cells, pixel_size_um=edges, **light)
+        about = with_brightness(self.bundle, *key[-1]).specification
+        self._unlike[key, edges] = stack_doubts(about, pixels, cells, edges)
+    return self._unlike[key, edges]
 
 
 @patch
 def _find_maps(self: StackExplorer, ask: bool) -> tuple | None:
     """Have the walls found, if need be; what they are remembered by, or None = the button waits."""
     shape = self.stack.pixels.shape
+    chosen = settings_of(BrightnessSettings, self.contrast)
+    seen = chosen.percentiles, chosen.invert
     if self.kind.value == "walls":
-        if () not in self._maps_of:
-            self._maps_of[()] = Maps(as_probability(self.stack.pixels, self.stack.name))
-        return ()
+        if seen not in self._maps_of:
+            walls = wall_map(self.stack.pixels, *seen)
+            self._remember(seen, Maps(as_probability(walls, self.stack.name)))
+        return seen
     window_px = fit_window(shape, three_numbers(self.patch.value, "patch", whole=True))
-    how = window_px, field_of(self.overlap).value, self.blending.value
+    how = window_px, field_of(self.overlap).value, self.blending.value, seen
     if how not in self._maps_of:
         self.bundle = self.bundle or load_bundle(self.model)
         n_windows = count_windows(shape, self.bundle, *how[:2])
@@ -582,7 +619,7 @@ def _find_maps(self: StackExplorer, ask: bool) -> tuple | None:
         self._run_network(how, n_windows)
     return how
 
-# %% ../../nbs/apps/02_stack_widgets.ipynb #f9058e59
+# %% ../../nbs/apps/02_stack_widgets.ipynb #594873ae
 @patch
 def _announce(self: StackExplorer, n_windows: int, window_px: tuple[int, ...]) -> None:
     """Say how long the network will take."""
@@ -608,11 +645,19 @@ def _run_network(self: StackExplorer, how: tuple, n_windows: int) -> None:
         self._say(f"{bar} patch {done:,} of {total:,}, about {rough_duration(left)} left")
 
     self._say("<progress aria-label='working'></progress> The network looks at the stack …")
-    maps = find_walls(self.stack.pixels, self.bundle, *how, report)
+    *window, seen = how
+    bundle = with_brightness(self.bundle, *seen)
+    maps = find_walls(self.stack.pixels, bundle, *window, report)
     self.pace = (time.perf_counter() - started) / n_windows / math.prod(how[0])
+    self._remember(how, maps)
+
+
+@patch
+def _remember(self: StackExplorer, key: tuple, maps: Maps) -> None:
+    """Keep maps, and forget the oldest of many."""
     while len(self._maps_of) > 3:
         self._maps_of.pop(next(iter(self._maps_of)))
-    self._maps_of[how] = maps
+    self._maps_of[key] = maps
 
 # %% ../../nbs/apps/02_stack_widgets.ipynb #56c25700
 @patch

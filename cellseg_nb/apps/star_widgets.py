@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from PIL import Image as PillowImage
 from PIL import ImageDraw
 
-# %% ../../nbs/apps/03_star_widgets.ipynb #f3bd77d3
+# %% ../../nbs/apps/03_star_widgets.ipynb #adea0139
 from cellseg_nb.apps.scaffold import (
     file_bytes,
 )
@@ -25,7 +25,7 @@ from cellseg_nb.measure.plots import (
     label_colours, overlay,
 )
 from cellseg_nb.models.bundle import (
-    find_bundle, read_specification,
+    Bundle, find_bundle, read_specification,
 )
 from cellseg_nb.segment.image import (
     OTSU, model_facts,
@@ -137,11 +137,16 @@ def _make_controls(self: StarExplorer) -> list:  # widgets
     self._watch(self._draw, self.rays)
     return [*controls, self.rays]
 
-# %% ../../nbs/apps/03_star_widgets.ipynb #8c4e39a2
+# %% ../../nbs/apps/03_star_widgets.ipynb #59e43e37
+@patch
+def _load(self: StarExplorer) -> Bundle:
+    """Load the network."""
+    return load_stars(self.model)
+
+
 @patch
 def _predict(self: StarExplorer) -> None:
     """Run the network."""
-    self.bundle = self.bundle or load_stars(self.model)
     self.maps = propose(self.picture.gray, self.bundle, least=LEAST)
     self.preview_maps = shrunk_proposals(self.maps, self.preview.pixels.shape[:2])
     self._kept = None, None
@@ -154,14 +159,28 @@ def _find(self: StarExplorer, whole: bool) -> np.ndarray:  # label image; intege
         self._stars = {}
     if self.method.value == OTSU:
         return Explorer._find(self, whole)
-    how = self.settings
-    if self._kept[0] != how["nms_thresh"]:
-        self._kept = how["nms_thresh"], suppress(self.maps, how["nms_thresh"])
-    shown = self.maps if whole else self.preview_maps
-    kept = self._kept[1]._replace(shape=shown.shape, scale=shown.scale)
+    how, shown = self.settings, self.maps if whole else self.preview_maps
+    kept = self._suppressed(how["nms_thresh"])._replace(shape=shown.shape, scale=shown.scale)
     area = how["min_area_px"] * (1 if whole else self.zoom**2)
     self._stars[whole] = chosen_stars(kept, how["prob_thresh"], area)
     return self._stars[whole].labels
+
+
+@patch
+def _suppressed(self: StarExplorer, nms_thresh: float) -> Proposals:
+    """Proposals that overlap no better one by more than `nms_thresh`; the last are remembered."""
+    if self._kept[0] != nms_thresh:
+        self._kept = nms_thresh, suppress(self.maps, nms_thresh)
+    return self._kept[1]
+
+
+@patch
+def _find_as_usual(self: StarExplorer, window: tuple[slice, slice]) -> np.ndarray:  # integer; (Y, X)
+    """Find objects in a window of the whole picture, wherever the controls stand."""
+    if self.method.value == OTSU:
+        return Explorer._find_as_usual(self, window)
+    how = self.defaults["network"]
+    return chosen_stars(self._suppressed(how["nms_thresh"]), how["prob_thresh"]).labels[window]
 
 # %% ../../nbs/apps/03_star_widgets.ipynb #ac286791
 @patch(as_prop=True)

@@ -6,21 +6,21 @@
 __all__ = ['EXAMPLES', 'PREVIEW_PX', 'MOST_PX', 'RESULTS', 'SAME', 'PLANES', 'Picture', 'preview_shape', 'resized', 'shrunk',
            'find_objects', 'count_hits', 'describe', 'result_file', 'NetworkControls', 'OtsuControls', 'Explorer']
 
-# %% ../../nbs/apps/01_widgets.ipynb #9739ad9c
+# %% ../../nbs/apps/01_widgets.ipynb #669508d1
 import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import ipywidgets
 import numpy as np
 from fastcore.basics import patch
 
-# %% ../../nbs/apps/01_widgets.ipynb #0ef7c4f4
+# %% ../../nbs/apps/01_widgets.ipynb #b650c98c
 from cellseg_nb.apps.scaffold import (
     Panel, alternatives, choice, controls_for, file_bytes, headline, numbered, object_sizes,
-    picture_bytes, values_of,
+    picture_bytes, settings_of, values_of,
 )
 from cellseg_nb.core import (
     PixelSize, moved, pixel_edges,
@@ -33,6 +33,9 @@ from cellseg_nb.data.catalog import (
 )
 from cellseg_nb.data.io import (
     Image, gray_if_equal, image_stem, luminance, read_image, select_plane, write_labels,
+)
+from cellseg_nb.data.planes import (
+    BrightnessSettings,
 )
 from cellseg_nb.data.simulate import (
     simulate_nuclei,
@@ -49,6 +52,14 @@ from cellseg_nb.measure.objects import (
 from cellseg_nb.measure.plots import (
     overlay,
 )
+
+# %% ../../nbs/apps/01_widgets.ipynb #8cf64cc2
+from cellseg_nb.models.bundle import (
+    find_bundle, needs_maps, read_specification, with_brightness,
+)
+from cellseg_nb.models.specification import (
+    Normalisation,
+)
 from cellseg_nb.segment.image import (
     OTSU, SegmentSettings, model_facts,
 )
@@ -58,6 +69,10 @@ from cellseg_nb.segment.watershed import (
 from cellseg_nb.settings import (
     Settings, setting,
 )
+
+if TYPE_CHECKING:
+    from cellseg_nb.models.bundle import Bundle
+    from cellseg_nb.segment.familiarity import Familiarity
 
 # %% ../../nbs/apps/01_widgets.ipynb #1762326c
 class Picture(NamedTuple):
@@ -223,7 +238,7 @@ class OtsuControls(Settings):
     )
     min_area_px: float = SAME["min_area_px"]
 
-# %% ../../nbs/apps/01_widgets.ipynb #a7c83005
+# %% ../../nbs/apps/01_widgets.ipynb #4a6a95ec
 PLANES = {"C": "channel", "T": "time point", "Z": "depth"}
 
 
@@ -261,7 +276,7 @@ class Explorer(Panel):
         pixel_size_um: PixelSize = None,
         model: str | Path = "nuclei",
     ):
-        self.model, self.bundle, self.picture = model, None, None
+        self.model, self._loaded, self.bundle, self.picture = model, None, None, None
         self.defaults = self._defaults()
         super().__init__()
         if isinstance(image, np.ndarray):
@@ -272,37 +287,52 @@ class Explorer(Panel):
         else:
             self._choose()
 
-# %% ../../nbs/apps/01_widgets.ipynb #df396cf8
+# %% ../../nbs/apps/01_widgets.ipynb #15aa1378
 @patch
 def _defaults(self: Explorer) -> dict[str, dict[str, float]]:  # by method
     """Settings where nobody moved a control."""
-    from cellseg_nb.models.bundle import find_bundle, needs_maps, read_specification
-
     needs_maps(read_specification(find_bundle(self.model)), "Explorer, unlike StarExplorer,")
     models = {"network": self.model, OTSU: OTSU}
     return {name: model_facts(one)["postprocessing"] for name, one in models.items()}
 
 
 @patch
+def _load(self: Explorer) -> "Bundle":
+    """Load the network."""
+    from cellseg_nb.models.bundle import load_bundle
+
+    return load_bundle(self.model)
+
+
+@patch
 def _predict(self: Explorer) -> None:
     """Run the network."""
-    from cellseg_nb.models.bundle import load_bundle
     from cellseg_nb.segment.predict import predict
 
-    self.bundle = self.bundle or load_bundle(self.model)
     maps = predict(self.picture.gray, self.bundle)
     self.maps = dict(zip(self.bundle.specification.outputs, maps))
     shape = self.preview.pixels.shape[:2]
     self.preview_maps = {name: resized(one, shape) for name, one in self.maps.items()}
 
-
+# %% ../../nbs/apps/01_widgets.ipynb #68212e85
 @patch
 def _find(self: Explorer, whole: bool) -> np.ndarray:  # label image; integer; (Y, X)
     """Find objects in the whole picture, or in the preview, with the settings as they stand."""
-    gray, maps = (self.picture if whole else self.preview).gray, None
+    seen, maps = self.seen[self.method.value].clip(0, 1), None
     if self.method.value != OTSU:
         maps = self.maps if whole else self.preview_maps
-    return find_objects(gray, maps, self.settings, 1 if whole else self.zoom)
+    elif not whole:
+        seen = resized(seen, self.preview.pixels.shape[:2])
+    return find_objects(seen, maps, self.settings, 1 if whole else self.zoom)
+
+
+@patch
+def _find_as_usual(self: Explorer, window: tuple[slice, slice]) -> np.ndarray:  # integer; (Y, X)
+    """Find objects in a window of the whole picture, wherever the controls stand."""
+    method, maps = self.method.value, None
+    if method != OTSU:
+        maps = {name: one[window] for name, one in self.maps.items()}
+    return find_objects(self.seen[method][window].clip(0, 1), maps, self.defaults[method])
 
 
 @patch
@@ -323,7 +353,7 @@ def _content(self: Explorer, kind: str) -> bytes:
     """Write a result; `kind` is a key of `RESULTS`."""
     return result_file(kind, self.labels, self.picture.gray, self.picture.pixel_size_um)
 
-# %% ../../nbs/apps/01_widgets.ipynb #88edeb78
+# %% ../../nbs/apps/01_widgets.ipynb #ab7c725e
 @patch
 def _make_controls(self: Explorer) -> list:  # widgets
     """Make what is chosen and moved."""
@@ -336,8 +366,11 @@ def _make_controls(self: Explorer) -> list:  # widgets
     self.method, shown = alternatives(methods, self.tips, rows)
     self.outlines = ipywidgets.Checkbox(True, description="Show outlines", indent=False)
     self._watch(self._choose, *self.planes.values())
+    inverted = read_specification(find_bundle(self.model)).normalisation.invert
+    self.contrast = controls_for(BrightnessSettings, {"invert": inverted})
+    self._watch(self._look_again, *self.contrast.values())
     self._watch(self._draw, self.method, self.outlines, *sum(rows, []))
-    return [*self.planes.values(), self.method, shown, self.outlines]
+    return [*self.planes.values(), self.method, shown, *self.contrast.values(), self.outlines]
 
 
 @patch
@@ -384,7 +417,7 @@ def _picture_of(self: Explorer, file: tuple[Image, np.ndarray | None]) -> Pictur
     plane = select_plane(image, channel=chosen["C"], z=chosen["Z"], t=chosen["T"])
     return Picture(image_stem(name), gray_if_equal(plane.pixels), plane.pixel_size_um, truth)
 
-# %% ../../nbs/apps/01_widgets.ipynb #25b0a2cf
+# %% ../../nbs/apps/01_widgets.ipynb #941d2388
 @patch
 def _take(self: Explorer, picture: Picture) -> None:
     """Look at a picture. Raises ValueError when it is too large, or the truth does not fit."""
@@ -398,22 +431,41 @@ def _take(self: Explorer, picture: Picture) -> None:
         raise ValueError(f"truth {picture.truth.shape} does not fit the picture {shape}")
     self.preview = shrunk(picture, preview_shape(shape))
     self.zoom = self.preview.pixels.shape[0] / height
-    self.maps = self.preview_maps = self._found = self._whole = None
     self.picture = picture
+    self._forget()
 
-# %% ../../nbs/apps/01_widgets.ipynb #89dc593d
+# %% ../../nbs/apps/01_widgets.ipynb #de83d553
+@patch
+def _forget(self: Explorer) -> None:
+    """Show nothing of what was found."""
+    self.maps = self.preview_maps = self._found = self._whole = None
+    self.seen, self._unlike = {}, {}  # by method: the picture as it sees it; what is unusual there
+    self._warn([])
+    self.count.value, self.screen.layout.visibility = "", "hidden"
+
+
+@patch
+def _look_again(self: Explorer, _=None) -> None:
+    """Begin anew with the same picture, after dark and bright were chosen in another way."""
+    if self.picture is not None:
+        self._forget()
+    self._draw()
+
+# %% ../../nbs/apps/01_widgets.ipynb #692f129b
 @patch
 def _draw(self: Explorer, _=None) -> None:
     """Find objects with the settings as they stand, and show them."""
-    classical = self.method.value == OTSU
+    method = self.method.value
     if self.picture is None:
         return
-    if not classical and self.maps is None:
-        with self._working(f"The network looks at {self.picture.gray.size / 1e6:.1f} megapixels"):
-            self._predict()
-    if not classical and self.maps is None:
+    if method not in self._unlike:
+        who = "Otsu's method" if method == OTSU else "The network"
+        with self._working(f"{who} looks at {self.picture.gray.size / 1e6:.1f} megapixels"):
+            self._look()
+    if method not in self._unlike:
         return
     with self._working():
+        self._warn(self._unlike[method])
         self._found = self._find(whole=False)
         self._whole = self._found if self.zoom == 1 else None
         self.count.value = describe(self._found, self.preview.truth, self.zoom)
@@ -422,6 +474,35 @@ def _draw(self: Explorer, _=None) -> None:
         size = " x ".join(map(str, self.picture.gray.shape))
         note = f"A preview of {size} px; saved files hold the whole result."
         self._say("" if self.zoom == 1 else note)
+
+# %% ../../nbs/apps/01_widgets.ipynb #5496289d
+@patch
+def _look(self: Explorer) -> None:
+    """Show the picture to the method, and ask whether it is one that the method is made for."""
+    from cellseg_nb.segment.familiarity import busiest_window
+
+    method, chosen = self.method.value, settings_of(BrightnessSettings, self.contrast)
+    normalisation = Normalisation().chosen(chosen.percentiles, chosen.invert)
+    if method != OTSU:
+        self._loaded = self._loaded or self._load()
+        self.bundle = with_brightness(self._loaded, chosen.percentiles, chosen.invert)
+        normalisation = self.bundle.specification.normalisation
+        self._predict()
+    self.seen[method] = normalisation.prepare(self.picture.gray)
+    window = busiest_window(self.seen[method].clip(0, 1))
+    labels = self._find_as_usual(window)
+    known = self._familiarity(self.seen[method][window], labels)
+    self._unlike[method] = known.reasons if known else []
+
+
+@patch
+def _familiarity(self: Explorer, seen: np.ndarray, labels: np.ndarray) -> "Familiarity | None":
+    """Compare with the pictures that the method is made for."""
+    from cellseg_nb.segment.familiarity import USUAL_PX, compare, describe, familiarity, otsu_pictures
+
+    if self.method.value == OTSU:
+        return compare(describe(seen, labels, USUAL_PX), otsu_pictures(), resizes=False)
+    return familiarity(seen, labels, self.bundle.specification)
 
 # %% ../../nbs/apps/01_widgets.ipynb #f0b95b2a
 @patch(as_prop=True)
