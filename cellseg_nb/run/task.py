@@ -259,11 +259,12 @@ def unlike_note(
 ) -> str:
     """Say which items are unlike those that the model was trained on."""
     names = list(batch.unlike)
+    shown = "; ".join(f"{name}: {batch.unlike[name].partition('; ')[0]}" for name in names[:FEW])
     more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
     return (
         f"{len(names)} of {counted(len(batch.records), batch.task.noun)} "
         f"{'is' if len(names) == 1 else 'are'} unlike those the model was trained on "
-        f"({', '.join(names[:FEW])}{more}); {advice}"
+        f"({shown}{more}); {advice}"
     )
 
 # %% ../../nbs/run/19_task.ipynb #aae5d5f2

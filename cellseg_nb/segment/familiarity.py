@@ -316,15 +316,15 @@ def _advice(statistics, known: KnownPictures, diameter_px: float, scale: float, 
     if beyond("texture 1 px") > 0 and statistics["texture 1 px"] > np.log(0.8):
         return ["it is mostly noise"]
     if beyond("asymmetry") < 0 and statistics["asymmetry"] < 0 and statistics["ground"] > 0.5:
-        return ["things are darker than the ground; try --invert"]
+        return ["things are darker than the ground: try --invert"]
     if resizes and beyond("width") and statistics["width"]:
         wider = np.expm1(statistics["width"]) / np.expm1(known.quantiles["width"][2])
         here = diameter_px * wider / scale
         wanted = f"{here:.{0 if here > 9 else 1}f}"
         blurred = " or out of focus" if beyond("texture 1 px") < 0 > beyond("edge") else ""
         words = f"things look about {wanted} px wide{blurred}, and the model expects {diameter_px / scale:.3g} px"
-        return [f"{words}; try --diameter {wanted}"]
-    return ["it is out of focus"] if beyond("texture 1 px") < 0 else []
+        return [f"{words}: try --diameter {wanted}"]
+    return ["out of focus, or larger than usual"] if beyond("texture 1 px") < 0 else []
 
 
 def compare(
