@@ -100,20 +100,21 @@ class Normalisation(Settings):
 
 # %% ../../nbs/models/05_specification.ipynb #db84e8f8
 class KnownPictures(Settings):
-    """What training pictures and the objects in them look like: a cloud of points, one for each picture."""
+    """What training pictures and the objects in them look like: clouds of points, one for each picture."""
 
     quantiles: dict[str, tuple[float, float, float, float, float]] = setting(...,
         "Name of a number → 1, 25, 50, 75 and 99 % of it over the pictures.")
-    middle: tuple[float, ...] = setting(..., "Of the cloud, in usual widths (logarithmic).")
-    precision: tuple[tuple[float, ...], ...] = setting(..., "Inverse of its covariance matrix.")
-    limit: float = setting(..., "Pictures farther from the middle are unusual.", ge=0)
+    middles: tuple[tuple[float, ...], ...] = setting(..., "Of each cloud, in usual widths (logarithmic).")
+    precision: tuple[tuple[float, ...], ...] = setting(..., "Inverse of the covariance matrix within clouds.")
+    limit: float = setting(..., "Pictures farther from all middles are unusual.", ge=0)
     pictures: int = setting(..., "So many were described.", ge=1)
 
     @model_validator(mode="after")
     def _fits_together(self):
         n = len(self.quantiles)
-        if len(self.middle) != n or [len(row) for row in self.precision] != [n] * n:
-            raise ValueError(f"middle and precision must have {n} numbers, one for each of quantiles")
+        rows = [*self.middles, *self.precision]
+        if not self.middles or len(self.precision) != n or {len(row) for row in rows} != {n}:
+            raise ValueError(f"middles and precision must have rows of {n} numbers, as there are quantiles")
         return self
 
 # %% ../../nbs/models/05_specification.ipynb #c55fee90

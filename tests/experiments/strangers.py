@@ -5,6 +5,9 @@ of the kind that a model is for, detections on others: stained tissue, phase con
 that are inverted, blank, overexposed, out of focus, or whose objects are three times as large or small as the usual 20 px. Nothing is chosen here: limits come from
 the training pictures alone, and the pictures named here are those of the splits for testing.
 
+`count-cells` learned from simulated phase contrast, too, and counts far too many cells in real phase contrast. So its home is
+fluorescence alone: phase contrast, simulated or real, must be named.
+
 `--learn` describes the training pictures again and writes what is learned into the shipped models; `--split train` looks at
 other parts of the training sets instead, which is where the method was chosen.
 """
@@ -51,7 +54,8 @@ def learn(model: str) -> None:
         return
     folder = list_bundles()[model]
     if model == "count-cells":
-        describe_training(folder, read_count_pictures(read_config("count-cells")).train)
+        pictures = read_count_pictures(read_config("count-cells")).train
+        describe_training(folder, [one for one in pictures if not one.name.startswith("phase")])
         return
     bundle = load_bundle(model)
     chosen = stack_samples(StackDataSettings(split="train")) if model == "membranes3d" else FLUORESCENT(split="train")
@@ -114,7 +118,8 @@ def pictures_for(model: str, split: str, most: int) -> dict[str, list[np.ndarray
     sets = {"dsb2018 fluorescence *": own}
     if model == "count-cells":
         for name, simulate in SIMULATED.items():
-            sets[f"{name} *"] = [simulate(number).image for number in range(77_000, 77_000 + most)]
+            mark = "" if "phase" in name else " *"
+            sets[name + mark] = [simulate(number).image for number in range(77_000, 77_000 + most)]
         for name in ("mbm", "adi", "chula_rbc", "bccd", "phase_contrast"):
             sets[name] = folder_pictures(root / "counting" / name, split)[:most]
         sets["phase_cells"] = folder_pictures(root / "phase_cells", split)[:most]

@@ -121,7 +121,7 @@ class _Walls:
         """What a wall is in a map of bytes: 255, or 1 where there are only 0 and 1."""
         return 255 if any((self.volume[z : z + 1, :, :] > 1).any() for z in range(self.shape[0])) else 1
 
-
+# %% ../../../nbs/run/tasks/02_graph.ipynb #37bee26a
 def wall_map(
     volume: Any,  # what is read: an array, or a `StackFile`; (Z, Y, X)
     percentiles: tuple[float, float] | None = None,  # of its brightness that become 0 and 1
