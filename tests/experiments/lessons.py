@@ -56,6 +56,8 @@ def main(names: list[str]) -> int:
                 problem = run_lesson(path, environment(data, empty))
             minutes.append(f"{(time.monotonic() - started) / 60:.1f}{' (failed)' if problem else ''}")
             wrong += [f"{path.stem}, {way}: {problem}"] if problem else []
+            if problem:
+                print(wrong[-1], file=sys.stderr, flush=True)
         print(f"| {path.stem} | {' | '.join(minutes)} |", flush=True)
     if len(ways) == 1:
         print("with data: dsb2018 is not on this computer; `cellseg data get dsb2018` fetches it")
