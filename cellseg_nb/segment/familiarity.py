@@ -114,7 +114,7 @@ def object_statistics(
     statistics = {"covered": part, "contrast": contrast, "agreement": overlap}
     return statistics | _shapes(labels, diameter_px) | _borders(brightness, labels, inside, contrast)
 
-
+# %% ../../nbs/segment/14_familiarity.ipynb #e6d52047
 def _shapes(labels: np.ndarray, diameter_px: float) -> dict[str, float]:
     """Sizes and shapes of objects; as usual where there is none."""
     counts = np.bincount(labels.ravel())
@@ -226,7 +226,7 @@ def _distances(points: np.ndarray, middles: np.ndarray, precision: np.ndarray) -
     away = points[..., None, :] - middles
     return np.sqrt(np.einsum("...i,ij,...j->...", away, precision, away))
 
-
+# %% ../../nbs/segment/14_familiarity.ipynb #17e29f51
 def learn_pictures(
     pictures: Sequence[dict[str, float]],  # `describe` of every training picture
 ) -> KnownPictures | None:  # None = too few pictures
@@ -283,7 +283,7 @@ TOO_LARGE = {  # number → what it means if it is larger, and if it is smaller,
 LOGARITHMIC = ("spread", "noise", "edge")
 MOST_REASONS = 3
 
-
+# %% ../../nbs/segment/14_familiarity.ipynb #0af7989b
 def _reason(name: str, value: float, usual: Sequence[float], diameter_px: float, scale: float) -> str:
     """Say in words how a number is unusual."""
     larger, low, high = value > usual[2], usual[0], usual[-1]
@@ -326,7 +326,7 @@ def _advice(statistics, known: KnownPictures, diameter_px: float, scale: float, 
         return [f"{words}: try --diameter {wanted}"]
     return ["out of focus, or larger than usual"] if beyond("texture 1 px") < 0 else []
 
-
+# %% ../../nbs/segment/14_familiarity.ipynb #879d4fe9
 def compare(
     statistics: dict[str, float],  # of a picture, from `describe`
     known: KnownPictures | None,  # from `learn_pictures`

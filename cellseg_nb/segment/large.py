@@ -32,6 +32,9 @@ from cellseg_nb.data.io import (
 from cellseg_nb.data.contrast import (
     normalised, without_offset,
 )
+from cellseg_nb.data.transforms import (
+    resized_labels,
+)
 from cellseg_nb.data.tiles import (
     Part, Resized, plan_blocks, scaled_shape, stitch,
 )
@@ -245,12 +248,18 @@ class _Labels:
     def __getitem__(self, window) -> np.ndarray:
         if self.shape == self.out_shape:
             return self._read(window)
-        places = [
-            ((np.arange(along.start, along.stop) + 0.5) * size / out_size).astype(int)
-            for along, size, out_size in zip(window, self.shape, self.out_shape)
-        ]
-        labels = self._read(tuple(slice(along[0], along[-1] + 1) for along in places))
-        return labels[np.ix_(*(along - along[0] for along in places))]
+        return resized_labels(_Reading(self.shape, self._read), self.out_shape, window)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What gives arrays when sliced, by a function."""
+
+    shape: tuple[int, ...]
+    read: Callable
+
+    def __getitem__(self, window) -> np.ndarray:
+        return self.read(window)
 
 # %% ../../nbs/segment/02_large.ipynb #a1bddb4f
 class _StarLabels(_Labels):
