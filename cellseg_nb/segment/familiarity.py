@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DISTANCES_PX', 'LEAST', 'MOST_PX', 'MOST_PLANES', 'USUAL_PX', 'QUANTILES', 'FEWEST_PICTURES', 'CLOUD', 'MOST_CLOUDS',
-           'RIDGE', 'ALARMS', 'FEW', 'TOO_LARGE', 'LOGARITHMIC', 'MOST_REASONS', 'OTSU_PICTURES', 'picture_statistics',
-           'object_statistics', 'busiest_window', 'describe', 'learn_pictures', 'Familiarity', 'compare', 'familiarity',
-           'otsu_pictures']
+           'RIDGE', 'ALARMS', 'FEW', 'TOO_LARGE', 'LOGARITHMIC', 'MOST_REASONS', 'MOST_BEYOND', 'OTSU_PICTURES',
+           'picture_statistics', 'object_statistics', 'busiest_window', 'describe', 'learn_pictures', 'Familiarity',
+           'compare', 'familiarity', 'otsu_pictures']
 
 # %% ../../nbs/segment/14_familiarity.ipynb #0aadeb1e
 import json
@@ -282,6 +282,7 @@ TOO_LARGE = {  # number → what it means if it is larger, and if it is smaller,
 }
 LOGARITHMIC = ("spread", "noise", "edge")
 MOST_REASONS = 3
+MOST_BEYOND = 1.1  # objects so many times as large, or as small, as 98 % of the training are unusual on their own
 
 # %% ../../nbs/segment/14_familiarity.ipynb #0af7989b
 def _reason(name: str, value: float, usual: Sequence[float], diameter_px: float, scale: float) -> str:
@@ -317,8 +318,9 @@ def _advice(statistics, known: KnownPictures, diameter_px: float, scale: float, 
         return ["it is mostly noise"]
     if beyond("asymmetry") < 0 and statistics["asymmetry"] < 0 and statistics["ground"] > 0.5:
         return ["things are darker than the ground: try --invert"]
-    if resizes and beyond("width") and statistics["width"]:
+    if resizes and statistics["width"] and (beyond("width") or beyond("middle")):
         wider = np.expm1(statistics["width"]) / np.expm1(known.quantiles["width"][2])
+        wider = wider if beyond("width") else float(np.exp(statistics["middle"]))
         here = diameter_px * wider / scale
         wanted = f"{here:.{0 if here > 9 else 1}f}"
         blurred = " or out of focus" if beyond("texture 1 px") < 0 > beyond("edge") else ""
@@ -327,6 +329,15 @@ def _advice(statistics, known: KnownPictures, diameter_px: float, scale: float, 
     return ["out of focus, or larger than usual"] if beyond("texture 1 px") < 0 else []
 
 # %% ../../nbs/segment/14_familiarity.ipynb #879d4fe9
+def _other_size(statistics: dict, known: KnownPictures) -> float:
+    """Above 1 where objects are larger or smaller than nearly all of the training."""
+    if "middle" not in known.quantiles:
+        return 0.0
+    low, *_, high = known.quantiles["middle"]
+    beyond = max(low - statistics["middle"], statistics["middle"] - high)
+    return 1 + beyond if beyond > np.log(MOST_BEYOND) else 0.0
+
+
 def compare(
     statistics: dict[str, float],  # of a picture, from `describe`
     known: KnownPictures | None,  # from `learn_pictures`
@@ -343,6 +354,7 @@ def compare(
     middles = np.array(known.middles)
     distances = _distances(points, middles, np.array(known.precision))
     score, middle = float(distances.min()) / known.limit, middles[distances.argmin()]
+    score = max(score, _other_size(statistics, known))
     unusual, reasons, size_px = score > 1, [], diameter_px or USUAL_PX
     if unusual:
         reasons = _advice(statistics, known, size_px, scale, resizes)
