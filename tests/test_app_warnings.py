@@ -59,7 +59,7 @@ def test_explorers_of_pictures(app, model, request):
     explorer = app(NUCLEI[3], model=place)
     assert not warned(explorer)
     explorer = app(dark, model=place)
-    assert warned(explorer) and "darker than the ground; try “Invert”" in explorer.warning.value
+    assert warned(explorer) and "darker than the ground: try “Invert”" in explorer.warning.value
     explorer.contrast["invert"].value = True
     assert not warned(explorer)
     found = segment_image(dark, place, SegmentSettings(invert=True))

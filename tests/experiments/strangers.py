@@ -2,8 +2,9 @@
 
 CELLSEG_DATA names a folder that holds `dsb2018`, `counting`, `phase_cells` and `volumes`. False alarms are counted on pictures
 of the kind that a model is for, detections on others: stained tissue, phase contrast, blood, noise, and pictures of its own kind
-that are inverted, blank, overexposed, out of focus, or whose objects are three times as large or small as the usual 20 px. Nothing is chosen here: limits come from
-the training pictures alone, and the pictures named here are those of the splits for testing.
+that are inverted, blank, overexposed, out of focus, or whose objects are three times as large or small as the usual
+20 px (for networks that want a size). Nothing is chosen here: limits come from
+the training pictures, and others of the same kind that are simulated, alone, and the pictures named here are those of the splits for testing.
 
 `count-cells` learned from simulated phase contrast, too, and counts far too many cells in real phase contrast. So its home is
 fluorescence alone: phase contrast, simulated or real, must be named.
@@ -25,17 +26,17 @@ from pathlib import Path
 import numpy as np
 from cellseg_nb.data.catalog import Sample, data_folder, samples
 from cellseg_nb.data.io import luminance, read_image
+from cellseg_nb.data.simulate import simulate_nuclei
 from cellseg_nb.data.transforms import rescale
-from cellseg_nb.models.bundle import Normalisation, list_bundles, load_bundle, write_specification
+from cellseg_nb.models.bundle import Bundle, Normalisation, list_bundles, load_bundle, write_specification
 from cellseg_nb.segment.count import count_image
 from cellseg_nb.segment.familiarity import OTSU_PICTURES, USUAL_PX, describe, learn_pictures
 from cellseg_nb.segment.image import segment_image
 from cellseg_nb.segment.stack import segment_stack
-from cellseg_nb.segment.watershed import otsu_watershed
 from cellseg_nb.train.count import describe_training
 from cellseg_nb.train.count_pictures import SIMULATED, read_count_pictures
 from cellseg_nb.train.crops import stack_samples
-from cellseg_nb.train.finish import MOST_DESCRIBED, describe_pictures
+from cellseg_nb.train.finish import describe_pictures
 from cellseg_nb.train.settings import StackDataSettings, read_config
 from scipy import ndimage
 
@@ -44,24 +45,37 @@ FLUORESCENT = partial(samples, "dsb2018", kind="fluorescence")
 
 
 def learn(model: str) -> None:
-    """Describe the training pictures of a shipped model, and keep what is learned with it."""
+    """Describe pictures that a shipped model is for, of its training or simulated, and keep what is learned with it."""
     if model == "otsu":
-        chosen = FLUORESCENT(split="train")
-        chosen = chosen[:: len(chosen) // MOST_DESCRIBED]
-        prepared = [Normalisation().prepare(gray(one.image())) for one in chosen]
-        found = [describe(one, otsu_watershed(one.clip(0, 1)), USUAL_PX) for one in prepared]
+        found = [described(one, "otsu", Normalisation()) for one in home_of_nuclei()]
         OTSU_PICTURES.write_text(learn_pictures(found).model_dump_json() + "\n", encoding="utf-8")
         return
-    folder = list_bundles()[model]
+    folder, bundle = list_bundles()[model], load_bundle(model)
     if model == "count-cells":
         pictures = read_count_pictures(read_config("count-cells")).train
         describe_training(folder, [one for one in pictures if not one.name.startswith("phase")])
         return
-    bundle = load_bundle(model)
-    chosen = stack_samples(StackDataSettings(split="train")) if model == "membranes3d" else FLUORESCENT(split="train")
-    known = describe_pictures(bundle, chosen)
+    if model == "membranes3d":
+        known = describe_pictures(bundle, stack_samples(StackDataSettings(split="train")))
+    else:
+        normalisation = bundle.specification.normalisation
+        known = learn_pictures([described(one, bundle, normalisation) for one in home_of_nuclei()])
     changes = {"known_pictures": known, "training_statistics": {}}
     write_specification(folder, bundle.specification.model_copy(update=changes))
+
+
+def home_of_nuclei() -> list[np.ndarray]:
+    """Real pictures for training, and simulated ones of any size, density and noise."""
+    real = [gray(one.image()) for one in FLUORESCENT(split="train")]
+    simulated = [SIMULATED["simulated-nuclei"](number).image for number in range(50)]
+    plain = [one.image() for one in samples("simulated-nuclei", split="train")[:25]]
+    small = [simulate_nuclei((96 + 8 * n, 112 + 4 * n), 6 + n, seed=n)[0] for n in range(20)]
+    return [*real[:: max(1, len(real) // 150)], *simulated, *plain, *small]
+
+
+def described(image: np.ndarray, model: str | Bundle, normalisation: Normalisation) -> dict[str, float]:
+    """What a model sees and finds in a picture, in numbers."""
+    return describe(normalisation.prepare(image), segment_image(image, model).labels, USUAL_PX)
 
 
 def gray(image: np.ndarray) -> np.ndarray:
@@ -124,13 +138,15 @@ def pictures_for(model: str, split: str, most: int) -> dict[str, list[np.ndarray
             sets[name] = folder_pictures(root / "counting" / name, split)[:most]
         sets["phase_cells"] = folder_pictures(root / "phase_cells", split)[:most]
     else:
+        sets["simulated nuclei *"] = [SIMULATED["simulated-nuclei"](77_000 + n).image for n in range(most)]
+        sets["simulated small *"] = [simulate_nuclei((128, 160), 20, seed=77_000 + n)[0] for n in range(most)]
         for kind in ("purple_on_white", "purple_on_purple", "brightfield_gray"):
             found = [gray(one.image()) for one in samples("dsb2018", split=split, kind=kind)]
             sets[kind] = found[:most]
     step = max(1, len(own) // most)
     for image, sample in list(zip(own[::step], chosen[::step]))[:most]:
         rng = np.random.default_rng(zlib.crc32(image.tobytes()))
-        changed = spoilt(image, rng) | ({} if model == "count-cells" else resized(sample))
+        changed = spoilt(image, rng) | (resized(sample) if model in ("nuclei", "stars") else {})
         for name, one in changed.items():
             sets.setdefault(name, []).append(one)
     return sets
