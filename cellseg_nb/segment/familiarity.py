@@ -280,7 +280,7 @@ TOO_LARGE = {  # number → what it means if it is larger, and if it is smaller,
     "contact": ("objects touch everywhere", "objects hardly touch"),
     "peaks": ("more is counted than there are peaks", "less is counted than there are peaks"),
 }
-LOGARITHMIC = ("spread", "noise", "edge")
+LOGARITHMIC = ("spread", "noise", "edge", "crowd", "peaks")
 MOST_REASONS = 3
 MOST_BEYOND = 1.1  # objects so many times as large, or as small, as 98 % of the training are unusual on their own
 
