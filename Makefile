@@ -27,8 +27,8 @@ demo: $(READY) ## a real image: nuclei outlined, counted, measured and scored
 
 test: $(READY) ## every notebook, then every test
 	@$(BIN)/nbdev_test --n_workers 2 --timing --flags "$(if $(CELLSEG_DATA),data)"
-	@$(BIN)/python -m pytest tests --ignore tests/test_workflow.py
-	@$(BIN)/python -m pytest tests/test_workflow.py
+	@$(BIN)/python -m pytest tests --ignore tests/test_workflow.py --ignore tests/test_hardships.py
+	@for alone in workflow hardships; do $(BIN)/python -m pytest tests/test_$$alone.py || exit 1; done
 
 # As readers run them: all cells, the full schedule. Beside that, what the texts claim is checked.
 lessons: $(READY) ## every lesson as readers run it, without data sets and with those on this computer
