@@ -478,7 +478,7 @@ def test_images_unlike_the_training_are_flagged(images, out, tmp_path):
     write_image(images / "inverted.tif", inverted, "YX", pixel_size_um=0.5)
     shown = run("segment", images, "--out", out, "--model", tmp_path / "m")
     assert shown.stderr.count("warning: ") == 1
-    assert "1 of 3 images is unlike those the model was trained on (inverted)" in shown.stderr
+    assert "1 of 3 images is unlike those the model was trained on (inverted: things are darker" in shown.stderr
     counts = pd.read_csv(out / "counts.csv").set_index("image")
     assert counts["unlike_training"].to_dict() == {
         "cell1": False,

@@ -337,7 +337,7 @@ def _other_size(statistics: dict, known: KnownPictures) -> float:
     beyond = max(low - statistics["middle"], statistics["middle"] - high)
     return 1 + beyond if beyond > np.log(MOST_BEYOND) else 0.0
 
-
+# %% ../../nbs/segment/14_familiarity.ipynb #879d4fe9
 def compare(
     statistics: dict[str, float],  # of a picture, from `describe`
     known: KnownPictures | None,  # from `learn_pictures`
