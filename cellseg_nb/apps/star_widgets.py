@@ -31,7 +31,8 @@ from cellseg_nb.segment.image import (
     OTSU, model_facts,
 )
 from cellseg_nb.segment.stars import (
-    Proposals, StarResult, above, draw, large_enough, load_stars, propose, suppress, write_polygons,
+    Proposals, StarResult, above_threshold, draw_stars, large_enough, load_stars, non_maximum_suppression,
+    propose, write_polygons,
 )
 from cellseg_nb.settings import (
     Settings, setting,
@@ -59,12 +60,12 @@ def star_overlay(
 
 # %% ../../nbs/apps/03_star_widgets.ipynb #ad026b0d
 def chosen_stars(
-    kept: Proposals,  # from `suppress`
+    kept: Proposals,  # from `non_maximum_suppression`
     prob_thresh: float,  # smallest probability of an object
     min_area_px: float = 0,  # objects with fewer pixels are removed; px
 ) -> StarResult:
     """Draw the objects that are probable and large enough."""
-    return large_enough(draw(above(kept, prob_thresh)), min_area_px)
+    return large_enough(draw_stars(above_threshold(kept, prob_thresh)), min_area_px)
 
 
 def shrunk_proposals(
@@ -170,7 +171,7 @@ def _find(self: StarExplorer, whole: bool) -> np.ndarray:  # label image; intege
 def _suppressed(self: StarExplorer, nms_thresh: float) -> Proposals:
     """Proposals that overlap no better one by more than `nms_thresh`; the last are remembered."""
     if self._kept[0] != nms_thresh:
-        self._kept = nms_thresh, suppress(self.maps, nms_thresh)
+        self._kept = nms_thresh, non_maximum_suppression(self.maps, nms_thresh)
     return self._kept[1]
 
 

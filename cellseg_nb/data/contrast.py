@@ -54,7 +54,7 @@ def find_contrast(
     for block in blocks:
         pixels = image[block]
         least, most = min(least, float(pixels.min())), max(most, float(pixels.max()))
-        upper = upper + np.bincount(_sortable_keys(pixels) >> 16, minlength=1 << 16)
+        upper = upper + _coarse_counts(pixels)
     places = np.array([low, high]) / 100 * (n_pixels - 1)
     ranks = [*np.floor(places).astype(int), *np.ceil(places).astype(int)]
     before = np.cumsum(upper) - upper
@@ -101,11 +101,21 @@ USUAL_CEILING = 2  # times their brightness then
 GROUND = 3  # bright things are surely so many times as far above the dark as the median
 
 
+def _coarse_counts(values: np.ndarray) -> np.ndarray:
+    """How often which number occurs, by its upper digits."""
+    return np.bincount(_sortable_keys(values) >> 16, minlength=1 << 16)
+
+
 def _noise_counts(pixels: np.ndarray) -> np.ndarray:
-    """How often which second difference occurs, counted by the upper digits of its size."""
+    """How large second differences are."""
     along = pixels[..., 2:] - 2 * pixels[..., 1:-1] + pixels[..., :-2]
     both = along[..., 2:, :] - 2 * along[..., 1:-1, :] + along[..., :-2, :]
-    return np.bincount(_sortable_keys(np.abs(both) / 6) >> 16, minlength=1 << 16)
+    return _coarse_counts(np.abs(both) / 6)
+
+
+def _noise(counts: np.ndarray) -> float:
+    """Standard deviation, from `_noise_counts`."""
+    return _coarse_quantile(counts, 0.5) / 0.6745 if counts.any() else 0.0
 
 
 def _coarse_quantile(counts: np.ndarray, share: float) -> float:
@@ -118,8 +128,7 @@ def noise_level(
     image: np.ndarray,  # picture, or anything with `shape` that gives arrays when sliced; (Y, X) or (Z, Y, X)
 ) -> float:  # standard deviation of the noise of a pixel; 0 = none, or edges below 3 px
     """Estimate noise from second differences (Immerkær 1996; here by their median)."""
-    counts = sum(_noise_counts(np.asarray(image[one], np.float32)) for one in _blocks(image))
-    return _coarse_quantile(counts, 0.5) / 0.6745 if counts.any() else 0.0
+    return _noise(sum(_noise_counts(np.asarray(image[one], np.float32)) for one in _blocks(image)))
 
 # %% ../../nbs/data/26_contrast.ipynb #5554bc25
 def robust_contrast(
@@ -129,11 +138,12 @@ def robust_contrast(
 ) -> Contrast:  # the upper end moved to where things are bright
     """Check the upper percentile against the noise and against what is bright in the picture."""
     dark = contrast.dark
-    noise = max(noise_level(image), step / 12**0.5)
-    rise, counts = RISE * noise, 0
+    noise, counts = 0, 0
     for block in _blocks(image):
-        heights = np.asarray(image[block], np.float32) - np.float32(dark)
-        counts = counts + np.bincount(_sortable_keys(heights) >> 16, minlength=1 << 16)
+        pixels = np.asarray(image[block], np.float32)
+        noise = noise + _noise_counts(pixels)
+        counts = counts + _coarse_counts(pixels - np.float32(dark))
+    rise = RISE * max(_noise(noise), step / 12**0.5)
     ground, height = _coarse_quantile(counts, 0.5), contrast.bright - dark
     height = max(height, _upper_quarter(counts, rise))
     things = _upper_quarter(counts, max(rise, GROUND * ground))

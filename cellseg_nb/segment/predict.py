@@ -335,6 +335,7 @@ def predict(
     device: str = "auto",  # "auto", "cpu", "cuda", "mps"
     flips: bool = False,  # True = mean over eight orientations, eight times as slow
     precision: str = "auto",  # "float32", "bfloat16", or "auto", see `choose_precision`
+    prepared: bool = False,  # True = the brightness is normalised already
 ) -> np.ndarray:  # probabilities 0..1; float32; (C, Y, X), channels as in the bundle's outputs
     """Normalise a picture as the model expects and predict its probability maps.
 
@@ -352,13 +353,13 @@ def predict(
         axes = "(Y, X), one channel" if n_axes == 2 else "(Z, Y, X), one channel"
         raise ValueError(f"image must be {axes}; its shape is {image.shape}")
     specification = bundle.specification
-    prepared = normalised(image, **specification.normalisation.model_dump())
+    seen = image if prepared else normalised(image, **specification.normalisation.model_dump())
     precision = choose_precision(bundle, device, precision)
     parts = (
         part
         for scale in specification.scales
         for _, part in bundle_parts(
-            prepared,
+            seen,
             bundle,
             scale,
             tile_px,
@@ -515,6 +516,7 @@ def stack_parts(
     precision: str = "auto",  # "float32", "bfloat16", or "auto", see `choose_precision`
     report: Callable[[int, int], None] | None = None,  # called with windows done, windows in all
     from_plane: int = 0,  # parts that end before this plane are left out
+    prepared: bool = False,  # True = the brightness is normalised already
 ) -> Iterator[Part]:  # weighted probabilities of each window, (K, Z, Y, X); in order of depth
     """Normalise a stack and predict it window by window.
 
@@ -531,7 +533,8 @@ def stack_parts(
     shape = tuple(channels[0].shape)
     _check_stack(shape, len(channels), bundle)
     window_px = fit_window(shape, window_px)
-    prepared = [normalised(one, **specification.normalisation.model_dump()) for one in channels]
+    if not prepared:
+        channels = [normalised(one, **specification.normalisation.model_dump()) for one in channels]
     how = {"device": device, "flips": flips}
     how["precision"] = choose_precision(bundle, device, precision)
     runs, total = [], 0
@@ -543,7 +546,7 @@ def stack_parts(
         needed = from_plane * scaled[0] / shape[0] - 3 * (scaled != shape)
         tiles = [tile for tile in tiles if tile.read[0].stop > needed]
         total += len(tiles)
-        runs.append(part for _, part in _scaled_parts(prepared, bundle, scale, tiles, **how))
+        runs.append(part for _, part in _scaled_parts(channels, bundle, scale, tiles, **how))
     for done, part in enumerate(merge(*runs, key=lambda part: part.window[0].start), 1):
         yield part
         if report is not None:
@@ -577,6 +580,7 @@ def predict_stack(
     flips: bool = False,  # True = mean over eight orientations, eight times as slow
     precision: str = "auto",  # "float32", "bfloat16", or "auto", see `choose_precision`
     report: Callable[[int, int], None] | None = None,  # called with windows done, windows in all
+    prepared: bool = False,  # True = the brightness is normalised already
 ) -> np.ndarray:  # probabilities 0..1; float32; (K, Z, Y, X), channels as in the bundle's outputs
     """Normalise a stack and predict its probability maps; memory for one window beyond the result.
 
@@ -588,4 +592,4 @@ def predict_stack(
     """
     how = (window_px, overlap, blending, device, flips, precision, report)
     first = image if len(getattr(image, "shape", ())) == 3 else image[0]
-    return stitch(stack_parts(image, bundle, *how), first.shape)
+    return stitch(stack_parts(image, bundle, *how, prepared=prepared), first.shape)

@@ -250,6 +250,7 @@ def predict_stars(
     nms_thresh: float | None = None,  # largest overlap of two objects; None = the model's
     scale: float | None = None,  # enlargement; None = the model's
     tile_px: int | Sequence[int] | None = None,  # edge of what the network sees at once; px
+    prepared: bool = False,  # True = the brightness is normalised already
 ) -> StarResult:
     """Find objects with a StarDist model.
 
@@ -263,7 +264,7 @@ def predict_stars(
     """
     stars = load_stars(stars)
     how = _thresholds(stars, prob_thresh, nms_thresh)
-    proposals = propose(np.asarray(image), stars, how.prob_thresh, scale, tile_px)
+    proposals = propose(np.asarray(image), stars, how.prob_thresh, scale, tile_px, prepared)
     return objects_from_proposals(proposals, stars, how.prob_thresh, how.nms_thresh)
 
 # %% ../../nbs/segment/10_stars.ipynb #ff8fb232

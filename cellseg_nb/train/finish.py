@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LOG', 'SCORE_NAMES', 'STAR_LOG', 'STAR_NAMES', 'HITS', 'MOST_SHOWN', 'MOST_DESCRIBED', 'MOST_STACKS', 'PAGE_STYLE',
-           'read_log', 'plot_log', 'with_invert', 'predict_sample', 'cut_maps', 'segment_sample', 'Scored',
-           'score_samples', 'score_table', 'pooled_scores', 'score_left_out', 'object_pictures', 'describe_pictures',
-           'training_page', 'WorseThanParent', 'refusal', 'consequence', 'is_finished', 'finish', 'find_parent']
+           'read_log', 'plot_log', 'predict_sample', 'cut_maps', 'segment_sample', 'Scored', 'score_samples',
+           'score_table', 'pooled_scores', 'score_left_out', 'object_pictures', 'describe_pictures', 'training_page',
+           'WorseThanParent', 'refusal', 'consequence', 'is_finished', 'finish', 'find_parent']
 
 # %% ../../nbs/train/03_finish.ipynb #d851f78e
 import base64
@@ -15,7 +15,6 @@ import html
 import io
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,9 +37,8 @@ from cellseg_nb.measure.plots import (
     truth_against_prediction, worst_and_best,
 )
 from cellseg_nb.models.bundle import (
-    Bundle, Specification, StackPostprocessing, StackSpecification, StarSpecification,
-    needs_maps,
-    load_bundle, write_specification,
+    Bundle, Specification, StackPostprocessing, StackSpecification, StarSpecification, load_bundle,
+    needs_maps, with_brightness, write_specification,
 )
 from cellseg_nb.models.specification import (
     KnownPictures,
@@ -106,14 +104,6 @@ def plot_log(rows: list[dict[str, str]]) -> Figure:
     return figure
 
 # %% ../../nbs/train/03_finish.ipynb #dbc5394b
-def with_invert(bundle: Bundle, invert: bool) -> Bundle:
-    """The same model, for bright or (inverted) for dark objects."""
-    specification = bundle.specification
-    normalisation = specification.normalisation.model_copy(update={"invert": invert})
-    changed = specification.model_copy(update={"normalisation": normalisation})
-    return replace(bundle, specification=changed)
-
-
 def predict_sample(
     sample: Sample | StackSample,  # from the catalog, or a table of stacks
     bundle: Bundle,  # trained model
@@ -128,10 +118,8 @@ def predict_sample(
     """
     needs_maps(bundle.specification, "predicting maps")
     picture = prepare(sample, bundle.specification.normalisation)
-    # the picture is prepared: it is not inverted again, and percentiles change it no more
-    ready = with_invert(bundle, False)
     paint = predict if picture.image.ndim == 2 else predict_stack
-    maps = paint(picture.image, ready, device=device)
+    maps = paint(picture.image, bundle, device=device, prepared=True)
     return picture, dict(zip(bundle.specification.outputs, maps))
 
 # %% ../../nbs/train/03_finish.ipynb #e41cdae1
@@ -160,7 +148,7 @@ def segment_sample(
     """Read a sample and segment it with all settings of the model."""
     if isinstance(bundle.specification, StarSpecification):
         picture = prepare(sample, bundle.specification.normalisation)
-        return picture, predict_stars(picture.image, with_invert(bundle, False)).labels
+        return picture, predict_stars(picture.image, bundle, prepared=True).labels
     picture, maps = predict_sample(sample, bundle, device)
     return picture, cut_maps(maps, bundle.specification.postprocessing, picture.pixel_size_um)
 
@@ -478,7 +466,7 @@ def finish(
     if config.start_from is not None:
         parent = parent or find_parent(config.start_from, force)
     if parent is not None:
-        parent = with_invert(parent, config.normalisation.invert)
+        parent = with_brightness(parent, invert=config.normalisation.invert)
         parent = score_samples(parent, chosen, device)
         scores["parent"] = {"model": config.start_from, **pooled_scores(score_table(parent))}
         reason = consequence(out, refusal(child, scores["parent"], config.start_from), force)

@@ -49,9 +49,6 @@ from cellseg_nb.train.callbacks import (
 from cellseg_nb.train.crops import (
     Crops, Picture,
 )
-from cellseg_nb.train.finish import (
-    with_invert,
-)
 from cellseg_nb.train.recipe import (
     Parts, recipe_of,
 )
@@ -329,8 +326,7 @@ def choose_thresholds(
     table: Path | None = None,  # where all scores are written
 ) -> StarPostprocessing:
     """Choose the thresholds of a model on validation pictures."""
-    plain = with_invert(stars, False)
-    proposals = [propose(picture.image, plain, PROB_THRESHS[0]) for picture in aside]
+    proposals = [propose(picture.image, stars, PROB_THRESHS[0], prepared=True) for picture in aside]
     chosen = optimise_thresholds(proposals, [picture.labels for picture in aside], _rays(stars))
     if table is not None:
         write_csv(table, chosen.scores.round(5))
