@@ -143,13 +143,14 @@ def robust_contrast(
         pixels = np.asarray(image[block], np.float32)
         noise = noise + _noise_counts(pixels)
         counts = counts + _coarse_counts(pixels - np.float32(dark))
-    rise = RISE * max(_noise(noise), step / 12**0.5)
+    least = RISE * _noise(noise)
+    rise = max(least, RISE * step / 12**0.5)  # rounding is noise, too
     ground, height = _coarse_quantile(counts, 0.5), contrast.bright - dark
     height = max(height, _upper_quarter(counts, rise))
     things = _upper_quarter(counts, max(rise, GROUND * ground))
     if things and height > MOST_CEILING * things:
         height = USUAL_CEILING * things
-    return Contrast(dark, dark + max(height, rise))
+    return Contrast(dark, dark + max(height, least))
 
 
 def _upper_quarter(counts: np.ndarray, least: float) -> float:

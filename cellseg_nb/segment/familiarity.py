@@ -23,7 +23,7 @@ from cellseg_nb.data.contrast import (
     noise_level,
 )
 from cellseg_nb.models.specification import (
-    KnownPictures, Specification,
+    MOST_SCALE, KnownPictures, Specification,
 )
 
 # %% ../../nbs/segment/14_familiarity.ipynb #812c0986
@@ -246,7 +246,7 @@ def learn_pictures(
         quantiles=dict(zip(names, quantiles.tolist())),
         middles=middles.round(4).tolist(),
         precision=precision.round(3).tolist(),
-        limit=round(limit, 3),
+        limit=max(round(limit, 3), 0.001),  # of equal pictures it would be 0
         pictures=len(pictures),
     )
 
@@ -305,27 +305,28 @@ def _reason(name: str, value: float, usual: Sequence[float], diameter_px: float,
     return f"{words}: {value:.3g}{unit} (training: {low:.3g} to {high:.3g}{unit})"
 
 
-def _advice(statistics, known: KnownPictures, diameter_px: float, scale: float, resizes: bool) -> list[str]:
+def _advice(statistics, known: KnownPictures, diameter_px: float, scale: float, resizes: bool, invert: bool) -> list[str]:
     """What is the matter, where it has a name, and what to do."""
 
     def beyond(name):  # below, within or above what is usual
         low, *_, high = known.quantiles[name]
-        return (statistics[name] > high) - (statistics[name] < low)
+        return int(statistics[name] > high) - int(statistics[name] < low)
 
     if statistics["spread"] <= np.log(LEAST):
         return ["all pixels are alike"]
     if beyond("texture 1 px") > 0 and statistics["texture 1 px"] > np.log(0.8):
         return ["it is mostly noise"]
     if beyond("asymmetry") < 0 and statistics["asymmetry"] < 0 and statistics["ground"] > 0.5:
-        return ["things are darker than the ground: try --invert"]
+        return [f"things are darker than the ground: try --{'no-' * invert}invert"]
     if resizes and statistics["width"] and (beyond("width") or beyond("middle")):
-        wider = np.expm1(statistics["width"]) / np.expm1(known.quantiles["width"][2])
+        wider = np.expm1(statistics["width"]) / max(np.expm1(known.quantiles["width"][2]), 1e-6)
         wider = wider if beyond("width") else float(np.exp(statistics["middle"]))
         here = diameter_px * wider / scale
         wanted = f"{here:.{0 if here > 9 else 1}f}"
         blurred = " or out of focus" if beyond("texture 1 px") < 0 > beyond("edge") else ""
         words = f"things look about {wanted} px wide{blurred}, and the model expects {diameter_px / scale:.3g} px"
-        return [f"{words}: try --diameter {wanted}"]
+        possible = 1 / MOST_SCALE <= diameter_px / here <= MOST_SCALE
+        return [f"{words}: try --diameter {wanted}" if possible else f"{words}: too far for --diameter"]
     return ["out of focus, or larger than usual"] if beyond("texture 1 px") < 0 else []
 
 # %% ../../nbs/segment/14_familiarity.ipynb #879d4fe9
@@ -344,6 +345,7 @@ def compare(
     diameter_px: float | None = None,  # of the objects of the model; px; None = 20
     scale: float = 1.0,  # so many times the picture was enlarged before it was described
     resizes: bool = True,  # False = pictures cannot be brought to another size here (`--diameter`)
+    invert: bool = False,  # True = it was turned into its negative before it was described
 ) -> Familiarity | None:  # None = nothing is known about the training pictures
     """Compare a picture with the training pictures."""
     if known is None:
@@ -357,8 +359,10 @@ def compare(
     score = max(score, _other_size(statistics, known))
     unusual, reasons, size_px = score > 1, [], diameter_px or USUAL_PX
     if unusual:
-        reasons = _advice(statistics, known, size_px, scale, resizes)
-        order = np.argsort(-np.abs(points - middle))
+        reasons = _advice(statistics, known, size_px, scale, resizes, invert)
+        low, *_, high = np.array(list(known.quantiles.values())).T
+        outside = (values < low) | (values > high)
+        order = np.lexsort((-np.abs(points - middle), ~outside))[: max(1, outside.sum())]
         for name in (names[n] for n in order[: MOST_REASONS - len(reasons)]):
             reasons.append(_reason(name, statistics[name], known.quantiles[name], size_px, scale))
     return Familiarity(unusual, score, reasons, statistics)
@@ -382,7 +386,8 @@ def familiarity(
     gray = prepared if prepared.ndim == labels.ndim else prepared.mean(axis=-1)
     diameter_px, flat = specification.diameter_px, labels.ndim == 2
     statistics = describe(gray, labels, diameter_px)
-    return compare(statistics, specification.known_pictures, diameter_px, scale, flat and bool(diameter_px))
+    resizes, invert = flat and bool(diameter_px), specification.normalisation.invert
+    return compare(statistics, specification.known_pictures, diameter_px, scale, resizes, invert)
 
 # %% ../../nbs/segment/14_familiarity.ipynb #f6783249
 OTSU_PICTURES = Path(cellseg_nb.__file__).parent / "bundles" / "otsu" / "known_pictures.json"

@@ -88,7 +88,8 @@ def propose(
     specification = stars.specification
     network, n_axes = specification.network, specification.network.n_axes
     _check_picture(image, specification)
-    pixels = image if prepared else specification.normalisation.prepare(image)
+    coloured = image.ndim > specification.network.n_axes
+    pixels = image if prepared else specification.normalisation.prepare(image, coloured)
     scale = specification.scales[0] if scale is None else scale
     shape = image.shape[:n_axes]
     if scale != 1:

@@ -18,14 +18,11 @@ from fastcore.basics import patch
 from cellseg_nb.core import (
     Stopwatch, pixel_edges,
 )
-from cellseg_nb.data.contrast import (
-    without_offset,
-)
 from cellseg_nb.data.formats.pictures import (
     PICTURE_SUFFIXES,
 )
 from cellseg_nb.data.io import (
-    Plane, luminance, read_image, read_labels, write_labels,
+    Plane, luminance, open_plane, read_image, read_labels, write_labels,
 )
 from cellseg_nb.data.planes import (
     open_chosen_plane, read_plane,
@@ -216,19 +213,18 @@ def is_large(self: Segment, item: Item) -> bool:
     return n_pixels > settings.large_mpx * 1e6
 
 # %% ../../../nbs/run/tasks/00_segment.ipynb #fc1f5953
-SAMPLE_PX, SAMPLES_ALONG = 512, 3  # parts of a large picture by which it is compared
+GRID_PX = 256  # of the map in which the part with the most objects is looked for
 
 
-def _sample_of(plane: Plane) -> np.ndarray:
-    """Parts of a large picture from all over it, put together."""
-    rows, columns = (
-        np.linspace(0, max(0, size - SAMPLE_PX), SAMPLES_ALONG).astype(int) for size in plane.shape
-    )
-    height, width = (min(SAMPLE_PX, size) for size in plane.shape)
-    sample = np.block(
-        [[plane.read(y, y + height, x, x + width) for x in columns.tolist()] for y in rows.tolist()]
-    )
-    return without_offset(sample)[:, :]
+def _fullest_part(objects: "pd.DataFrame", shape: tuple[int, int]) -> tuple[slice, slice]:
+    """The part of a large picture by which it is compared with the training."""
+    from cellseg_nb.segment.familiarity import MOST_PX, busiest_window
+
+    counts = np.zeros([-(-size // GRID_PX) for size in shape])
+    places = objects[["centroid_y_px", "centroid_x_px"]].to_numpy() // GRID_PX
+    np.add.at(counts, tuple(places.astype(int).T), 1)
+    corner = [along.start * GRID_PX for along in busiest_window(counts, MOST_PX // GRID_PX)]
+    return tuple(slice(at, min(at + MOST_PX, size)) for at, size in zip(corner, shape))
 
 
 def _confidence_column(labels: np.ndarray, maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -352,7 +348,7 @@ def announce(self: Segment, plan: dict[str, int]) -> str:
 @patch
 def process_large(self: Segment, item: Item) -> Result:
     """Segment, measure and draw an image piece by piece."""
-    from cellseg_nb.segment.image import segment_image
+    from cellseg_nb.segment.image import familiarity_of
     from cellseg_nb.segment.large import segment_large
 
     bundle, name = _only_model(self.model, self.settings), item.name
@@ -369,9 +365,9 @@ def process_large(self: Segment, item: Item) -> Result:
             plane, item.out, bundle, how, objects, name, edges, _confidence_column, progress
         )
         progress.bar.close()
-        sample, colour = _sample_of(plane), plane.brightness
-    with item.watch("network"):
-        known = segment_image(sample, bundle, settings.model_copy(update={"flips": False})).familiarity
+        part, colour = _fullest_part(found.table, plane.shape), plane.brightness
+        with open_plane(found.labels) as stored:
+            known = familiarity_of(plane[part], stored[part].astype(int), bundle, scale)
     result = _result(found.table, found.shape, found.covered_percent, edges, known)
     result.facts |= {"colour": colour, "labels": labels}
     if outlines:
