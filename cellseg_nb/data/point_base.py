@@ -171,6 +171,13 @@ def read_csv_table(
         table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False)
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise ValueError(f"{path} is no table of points ({one_line(error, path)})") from None
+    more = len(table) and not isinstance(table.index, pd.RangeIndex)
+    numbers = header[:1].isspace() and all(str(cell).isdecimal() for cell in table.index)
+    if more and not (separator == r"\s+" and numbers):
+        raise ValueError(
+            f"{path}: row {3 if stated else 2} has more cells than the header has names ({header.strip()}); "
+            "give every column a name, or take out the separators that are too many"
+        )
     table = cell_values(table.fillna(""))
     table.columns = ["" if name.startswith("Unnamed: ") else name.strip() for name in table.columns]
     filled = (table.to_numpy(str) != "").any(axis=1) if len(table) else np.zeros(0, bool)
