@@ -159,7 +159,7 @@ def check_folders(
 # %% ../../nbs/data/27_point_base.ipynb #b5cd54ea
 def read_csv_table(
     path: Path,  # of a table with a header
-) -> tuple[pd.DataFrame, bool]:  # rows as text; whether numbers may have a decimal comma
+) -> tuple[pd.DataFrame, bool | None]:  # rows as text; whether a comma is a decimal one, None = perhaps
     """Read a table as text; `row` in its `attrs` lists the line of each row. ValueError: it is none."""
     try:
         text = table_text(path)
@@ -184,19 +184,36 @@ def read_csv_table(
     rows = np.flatnonzero(filled) + (3 if stated else 2)
     table = table[filled].reset_index(drop=True)
     table.attrs["row"] = rows.tolist()
-    return table, separator != ","
+    return table, {",": False, ";": True}.get(separator)
 
 # %% ../../nbs/data/27_point_base.ipynb #7519cd9a
+def _check_commas(path: Path, table: pd.DataFrame) -> None:
+    """ValueError where 1,234 may be 1.234 or 1234, and no other number of the table tells."""
+    cells = table[["x", "y"]].stack().str.strip()
+    either = cells.str.fullmatch(r"[+-]?[1-9]\d{0,2},\d{3}")
+    comma = cells.str.fullmatch(r"[+-]?\d*,\d+(e[+-]?\d+)?", case=False)
+    if either.any() and not (comma & ~either).any():
+        number, name = either.idxmax()
+        cell = cells[number, name]
+        raise ValueError(
+            f"{path}: row {table.attrs['row'][number]}: {name} is {cell!r}, which may be "
+            f"{cell.replace(',', '.')} or {cell.replace(',', '')}; write all numbers with a decimal point "
+            "and without commas for thousands"
+        )
+
+
 def coordinates(
     path: Path,  # of the table, for messages
     table: pd.DataFrame,  # text, with columns x and y; from `read_csv_table`
-    decimal_comma: bool,  # whether numbers may have one
+    decimal_comma: bool | None,  # whether a comma in a number is one; None = as the numbers tell
 ) -> np.ndarray:  # (N, 2) in (y, x); nan where both are blank
-    """Read the numbers of a table of points. ValueError: one is none, or only one of two is there."""
+    """Read the numbers of a table of points. ValueError: one is none or may be two, or one of x and y is missing."""
     numbers, rows = [], table.attrs["row"]
+    if decimal_comma is None:
+        _check_commas(path, table)
     for name in ("y", "x"):
         text = table[name].str.strip()
-        text = text.str.replace(",", ".") if decimal_comma else text
+        text = text if decimal_comma is False else text.str.replace(",", ".")
         values = pd.to_numeric(text.where(text != "", "nan"), errors="coerce").to_numpy(float)
         wrong = np.flatnonzero(~np.isfinite(values) & (text != "").to_numpy())
         if len(wrong):
