@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PixelSize', 'TEMPORARY', 'pixel_edges', 'check_labels', 'label_dtype', 'consecutive', 'surviving_ids',
            'temporary_beside', 'atomic_path', 'write_csv', 'replace_folder', 'plain_text', 'cell_text', 'cell_value',
-           'cell_values', 'table_text', 'parse_json', 'note', 'gathered_notes', 'clear_temporaries', 'claim',
-           'folder_lock', 'file_sha256', 'explain_settings', 'checked_settings', 'one_line', 'package_versions',
-           'thread_count', 'require', 'Stopwatch', 'import_all', 'moved']
+           'cell_values', 'table_text', 'separated_text', 'parse_json', 'note', 'gathered_notes', 'clear_temporaries',
+           'claim', 'folder_lock', 'file_sha256', 'explain_settings', 'checked_settings', 'one_line',
+           'package_versions', 'thread_count', 'require', 'Stopwatch', 'import_all', 'moved']
 
 # %% ../nbs/00_core.ipynb #fb46e288
 import codecs
@@ -264,6 +264,18 @@ def table_text(
         if b"\0" in content:
             raise
         return content.decode("cp1252")  # "CSV" of Excel in western Europe and America
+
+
+def separated_text(
+    path: Path,  # of a table with a header
+) -> tuple[str, str]:  # text, and what is between its columns: comma, semicolon or tab
+    """Read a table as text; a line `sep=;` before it, as Excel writes it, is left empty. Raises as `table_text`."""
+    text = table_text(path)
+    stated = re.match(r'"?sep=(.)"?(?=[\r\n])', text, re.IGNORECASE)
+    if stated:
+        return text[stated.end() :], stated[1]
+    header = text.lstrip("\r\n").partition("\n")[0]
+    return text, max(",;\t", key=header.count)
 
 # %% ../nbs/00_core.ipynb #28f5a415
 def parse_json(

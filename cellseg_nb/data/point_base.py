@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from cellseg_nb.core import (
-    cell_values, one_line, table_text,
+    cell_values, one_line, separated_text,
 )
 from cellseg_nb.data.io import (
     image_stem,
@@ -162,11 +162,9 @@ def read_csv_table(
 ) -> tuple[pd.DataFrame, bool | None]:  # rows as text; whether a comma is a decimal one, None = perhaps
     """Read a table as text; `row` in its `attrs` lists the line of each row. ValueError: it is none."""
     try:
-        text = table_text(path)
-        stated = re.match(r'"?sep=(.)"?[\r\n]+', text)
-        text = text[stated.end() :] if stated else text
-        header = text.lstrip("\r\n").partition("\n")[0]
-        separator = stated[1] if stated else max(",;\t", key=header.count)
+        text, separator = separated_text(path)
+        above = len(text) - len(text.lstrip("\r\n"))
+        header, first = text[above:].partition("\n")[0], 2 + text[:above].count("\n")  # line below it
         separator = separator if separator in header or not header.split()[1:] else r"\s+"
         table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False)
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
@@ -175,13 +173,13 @@ def read_csv_table(
     numbers = header[:1].isspace() and all(str(cell).isdecimal() for cell in table.index)
     if more and not (separator == r"\s+" and numbers):
         raise ValueError(
-            f"{path}: row {3 if stated else 2} has more cells than the header has names ({header.strip()}); "
+            f"{path}: row {first} has more cells than the header has names ({header.strip()}); "
             "give every column a name, or take out the separators that are too many"
         )
     table = cell_values(table.fillna(""))
     table.columns = ["" if name.startswith("Unnamed: ") else name.strip() for name in table.columns]
     filled = (table.to_numpy(str) != "").any(axis=1) if len(table) else np.zeros(0, bool)
-    rows = np.flatnonzero(filled) + (3 if stated else 2)
+    rows = np.flatnonzero(filled) + first
     table = table[filled].reset_index(drop=True)
     table.attrs["row"] = rows.tolist()
     return table, {",": False, ";": True}.get(separator)
