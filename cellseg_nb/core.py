@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PixelSize', 'TEMPORARY', 'pixel_edges', 'check_labels', 'label_dtype', 'consecutive', 'surviving_ids',
            'temporary_beside', 'atomic_path', 'write_csv', 'replace_folder', 'plain_text', 'cell_text', 'cell_value',
-           'cell_values', 'table_text', 'separated_text', 'parse_json', 'note', 'gathered_notes', 'clear_temporaries',
-           'claim', 'folder_lock', 'file_sha256', 'explain_settings', 'checked_settings', 'one_line',
-           'package_versions', 'thread_count', 'require', 'Stopwatch', 'import_all', 'moved']
+           'cell_values', 'table_text', 'separated_text', 'parse_json', 'read_json', 'note', 'gathered_notes',
+           'clear_temporaries', 'claim', 'folder_lock', 'file_sha256', 'explain_settings', 'checked_settings',
+           'one_line', 'package_versions', 'thread_count', 'require', 'Stopwatch', 'import_all', 'moved']
 
 # %% ../nbs/00_core.ipynb #fb46e288
 import codecs
@@ -292,6 +292,13 @@ def parse_json(
         return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def read_json(
+    path: str | Path,  # a file of JSON, with or without the mark that Windows puts first
+) -> Any:
+    """Read a file of JSON. Raises as `parse_json`, and OSError where it cannot be read."""
+    return parse_json(Path(path).read_text(encoding="utf-8-sig"))
 
 # %% ../nbs/00_core.ipynb #705d7767
 _NOTES: ContextVar[dict[str, dict[str, None]] | None] = ContextVar("notes", default=None)
