@@ -391,8 +391,8 @@ def _open_locked(lock: Path) -> Any:
 def _holder(lock: Path) -> str:
     """Who has a claim."""
     try:
-        note = json.loads(lock.read_text(encoding="utf-8"))
-        return f"process {note['pid']} on {note['host']}, since {note['since']}"
+        holder = read_json(lock)
+        return f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
     except (OSError, ValueError, KeyError, TypeError):  # just taken, or just given back
         return "a process that has just begun"
 
@@ -425,10 +425,10 @@ def claim(
     try:
         with file:
             since = datetime.now().isoformat(" ", timespec="seconds")
-            note = json.dumps({"host": platform.node(), "pid": os.getpid(), "since": since})
+            holder = json.dumps({"host": platform.node(), "pid": os.getpid(), "since": since})
             file.truncate(0)
             with suppress(OSError):  # the disk is full: the lock holds, and does not say whose it is
-                os.write(file.fileno(), note.encode())
+                os.write(file.fileno(), holder.encode())
             try:
                 yield
             finally:

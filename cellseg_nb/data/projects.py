@@ -318,7 +318,8 @@ def _new_images(paths, own):
         path, there = paths[name], own[name]
         if path.name != there.name:
             raise ValueError(f"{path} and {there} would have the same name; rename one of them")
-        if path.resolve() != there.resolve() and image_sha256(path, True) != image_sha256(there, True):
+        hashes = {image_sha256(one, alone=True) for one in {path.resolve(), there.resolve()}}
+        if len(hashes) > 1:
             raise ValueError(
                 f"{there} is there already and differs from {path}; rename one of them"
             )
