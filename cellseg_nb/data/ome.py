@@ -95,7 +95,7 @@ def _parts(path: Path, pixels: ElementTree.Element, own: str | None, elsewhere: 
         mine = stated is None or stated.lower() == path.name.lower()
         yield data, place, path.name if mine else stated
 
-# %% ../../nbs/data/25_ome.ipynb #7d2e8cfa
+# %% ../../nbs/data/25_ome.ipynb #6eb96e22
 def own_images(
     path: Path,  # an OME-TIFF
     text: str,  # its OME-XML
@@ -136,7 +136,7 @@ def own_images(
     root.set("UUID", f"urn:uuid:{path.name}")
     return ElementTree.tostring(root, encoding="unicode"), kept
 
-
+# %% ../../nbs/data/25_ome.ipynb #3f317189
 def _place_planes(path: Path, root: ElementTree.Element) -> None:
     """Where nothing says which planes are whose, those of the file are those of its images, one after the other."""
     described = root.findall("{*}Image/{*}Pixels")

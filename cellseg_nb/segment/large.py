@@ -24,8 +24,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from cellseg_nb.core import (
-    PixelSize, atomic_path, consecutive, label_dtype, pixel_edges, read_json, surviving_ids,
-    write_csv,
+    PixelSize, atomic_path, consecutive, label_dtype, pixel_edges, read_json, surviving_ids, write_csv,
 )
 from cellseg_nb.data.io import (
     LabelWriter, Plane, write_image,
