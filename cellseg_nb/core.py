@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PixelSize', 'TEMPORARY', 'pixel_edges', 'check_labels', 'label_dtype', 'consecutive', 'surviving_ids',
            'temporary_beside', 'atomic_path', 'write_csv', 'replace_folder', 'plain_text', 'cell_text', 'cell_value',
-           'cell_values', 'table_text', 'parse_json', 'note', 'gathered_notes', 'clear_temporaries', 'claim',
-           'folder_lock', 'file_sha256', 'explain_settings', 'checked_settings', 'one_line', 'package_versions',
-           'thread_count', 'require', 'Stopwatch', 'import_all', 'moved']
+           'cell_values', 'table_text', 'separated_text', 'parse_json', 'read_json', 'note', 'gathered_notes',
+           'clear_temporaries', 'claim', 'folder_lock', 'file_sha256', 'explain_settings', 'checked_settings',
+           'one_line', 'package_versions', 'thread_count', 'require', 'Stopwatch', 'import_all', 'moved']
 
 # %% ../nbs/00_core.ipynb #fb46e288
 import codecs
@@ -265,6 +265,18 @@ def table_text(
             raise
         return content.decode("cp1252")  # "CSV" of Excel in western Europe and America
 
+
+def separated_text(
+    path: Path,  # of a table with a header
+) -> tuple[str, str]:  # text, and what is between its columns: comma, semicolon or tab
+    """Read a table as text; a line `sep=;` before it, as Excel writes it, is left empty. Raises as `table_text`."""
+    text = table_text(path)
+    stated = re.match(r'"?sep=(.)"?(?=[\r\n])', text, re.IGNORECASE)
+    if stated:
+        return text[stated.end() :], stated[1]
+    header = text.lstrip("\r\n").partition("\n")[0]
+    return text, max(",;\t", key=header.count)
+
 # %% ../nbs/00_core.ipynb #28f5a415
 def parse_json(
     text: str | bytes,  # JSON
@@ -280,6 +292,13 @@ def parse_json(
         return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def read_json(
+    path: str | Path,  # a file of JSON, with or without the mark that Windows puts first
+) -> Any:
+    """Read a file of JSON. Raises as `parse_json`, and OSError where it cannot be read."""
+    return parse_json(Path(path).read_text(encoding="utf-8-sig"))
 
 # %% ../nbs/00_core.ipynb #705d7767
 _NOTES: ContextVar[dict[str, dict[str, None]] | None] = ContextVar("notes", default=None)
@@ -372,8 +391,8 @@ def _open_locked(lock: Path) -> Any:
 def _holder(lock: Path) -> str:
     """Who has a claim."""
     try:
-        note = json.loads(lock.read_text(encoding="utf-8"))
-        return f"process {note['pid']} on {note['host']}, since {note['since']}"
+        holder = read_json(lock)
+        return f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
     except (OSError, ValueError, KeyError, TypeError):  # just taken, or just given back
         return "a process that has just begun"
 
@@ -406,10 +425,10 @@ def claim(
     try:
         with file:
             since = datetime.now().isoformat(" ", timespec="seconds")
-            note = json.dumps({"host": platform.node(), "pid": os.getpid(), "since": since})
+            holder = json.dumps({"host": platform.node(), "pid": os.getpid(), "since": since})
             file.truncate(0)
             with suppress(OSError):  # the disk is full: the lock holds, and does not say whose it is
-                os.write(file.fileno(), note.encode())
+                os.write(file.fileno(), holder.encode())
             try:
                 yield
             finally:

@@ -890,6 +890,10 @@ def test_evaluate_masks_and_unlabelled_pixels(images, tmp_path):
     assert json.loads((tmp_path / "s.json").read_text())["scored_part_of_pixels"]["partly"] < 1
     same = ["evaluate", "--truth", files["pred"], "--pred", files["pred"], "--ignore", "-1"]
     assert "1 of 1 true images have no pixel to ignore" in run(*same).stderr
+    tifffile.imwrite(tmp_path / "wrapped.tif", partly.astype(np.uint16))
+    line = ["evaluate", "--truth", tmp_path / "wrapped.tif", "--pred", files["pred"], "--ignore"]
+    assert "is uint16, which holds no -1" in (said := error_of(*line, "-1")) and "--ignore 65535" in said
+    assert run(*line, "65535").stdout.splitlines()[1].split()[2:5] == [n_known, n_known, "1.000"]
 
 
 def test_training_refuses_masks(tmp_path):

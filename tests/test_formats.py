@@ -326,6 +326,22 @@ def run(*arguments):
     return done.output
 
 
+@pytest.mark.parametrize("inside", ["", "<MetadataOnly/>"])
+def test_ome_that_does_not_say_where_its_planes_are(tmp_path, inside):
+    path = tmp_path / "planes.ome.tif"
+    xml = '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
+    for number, order in enumerate(("XYCZT", "XYZCT")):
+        xml += f'<Image ID="Image:{number}"><Pixels ID="P:{number}" DimensionOrder="{order}" Type="uint16" '
+        xml += 'SizeX="41" SizeY="33" SizeZ="4" SizeC="3" SizeT="1" PhysicalSizeX="0.5" PhysicalSizeY="0.5">'
+        xml += f'<Channel ID="C"/>{inside}</Pixels></Image>'
+    planes = np.concatenate([STACK[0].reshape(-1, 33, 41), STACK[1].swapaxes(0, 1).reshape(-1, 33, 41)])
+    tifffile.imwrite(path, planes, description=xml + "</OME>", metadata=None, photometric="minisblack")
+    for number in (0, 1):
+        image = read_image(path, series=number)
+        assert image.axes == "ZCYX" and image.pixel_size_um[1:] == (0.5, 0.5)
+        np.testing.assert_array_equal(image.pixels, STACK[number])
+
+
 def test_a_new_format_is_read_and_written(grids):
     path = grids / "images" / "cell1.grid"
     stored = np.loadtxt(path, np.uint16)

@@ -20,7 +20,7 @@ import numpy as np
 from numba import njit
 
 from cellseg_nb.core import (
-    atomic_path, check_labels, label_dtype, parse_json,
+    atomic_path, check_labels, label_dtype, read_json,
 )
 from cellseg_nb.data.io import (
     image_stem,
@@ -445,7 +445,7 @@ def read_geojson(
     """
     path = _existing_file(path)
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except ValueError as error:
         raise ValueError(f"{path} is not a whole GeoJSON file ({error})") from error
     features = content.get("features") if isinstance(content, dict) else content

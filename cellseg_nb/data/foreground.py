@@ -18,7 +18,7 @@ import numpy as np
 from scipy import ndimage
 
 from cellseg_nb.core import (
-    atomic_path, file_sha256, moved, one_line, parse_json,
+    atomic_path, file_sha256, moved, one_line, read_json,
 )
 from cellseg_nb.data.forest import (
     Forest, ForestFormat, convert_forest, load_forest, save_forest,
@@ -364,7 +364,7 @@ def _proposed(project):
     if not path.is_file():
         return {}
     try:
-        return dict(parse_json(path.read_text(encoding="utf-8")))
+        return dict(read_json(path))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it to keep all masks") from error
 

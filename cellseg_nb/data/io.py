@@ -276,10 +276,19 @@ def read_truth(
     ignore: int | None = None,  # id of the pixels that are not labelled, such as -1; None = there are none
     label_parts: bool | None = None,  # as for `read_labels`
 ) -> tuple[np.ndarray, np.ndarray | None]:  # label image; unknown pixels, bool, None = all are known
-    """Read a label image of which some pixels are unknown; these are 0. Raises as `read_labels`."""
+    """Read a label image of which some pixels are unknown; these are 0. Raises as `read_labels`.
+
+    A negative id is refused where the file cannot hold it and has what it becomes, such as 65535.
+    """
     labels, unknown = _stored_ids(path), None
     if ignore is not None:
         unknown = labels == ignore
+        stored = ignore % (1 << 8 * labels.dtype.itemsize)
+        if labels.dtype.kind == "u" and ignore < 0 and (labels == stored).any():
+            raise ValueError(
+                f"{path} is {labels.dtype}, which holds no {ignore}, but it has pixels of {stored}, which "
+                f"{ignore} becomes there; ignore {stored} instead (--ignore {stored})"
+            )
         labels = np.where(unknown, 0, labels).astype(labels.dtype)
     return objects_of(labels, str(path), label_parts), unknown
 

@@ -108,6 +108,8 @@ def own_images(
         The description is damaged or declares more than its files can hold, or says nothing of this file.
     """
     root, own, elsewhere = _description(path, text)
+    if not elsewhere:
+        _place_planes(path, root)
     kept = []
     renamed = not elsewhere and _renamed(path, root, own)
     for image in root.findall("{*}Image"):
@@ -133,6 +135,18 @@ def own_images(
         root.attrib.pop("UUID", None)
     root.set("UUID", f"urn:uuid:{path.name}")
     return ElementTree.tostring(root, encoding="unicode"), kept
+
+
+def _place_planes(path: Path, root: ElementTree.Element) -> None:
+    """Where nothing says which planes are whose, those of the file are those of its images, one after the other."""
+    described = root.findall("{*}Image/{*}Pixels")
+    if any(pixels.find("{*}TiffData") is not None for pixels in described):
+        return
+    counts = [_described(path, pixels).n_planes for pixels in described[:-1]]
+    for n, pixels in enumerate(described):
+        data = ElementTree.SubElement(pixels, pixels.tag.replace("Pixels", "TiffData"))
+        if counts:  # else all planes of the file
+            data.attrib |= {"IFD": str(sum(counts[:n])), "PlaneCount": str(_described(path, pixels).n_planes)}
 
 
 def _renamed(path: Path, root: ElementTree.Element, own: str | None) -> dict[str, str]:

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from cellseg_nb.core import (
-    cell_values, one_line, table_text,
+    cell_values, one_line, separated_text,
 )
 from cellseg_nb.data.io import (
     image_stem,
@@ -159,37 +159,59 @@ def check_folders(
 # %% ../../nbs/data/27_point_base.ipynb #b5cd54ea
 def read_csv_table(
     path: Path,  # of a table with a header
-) -> tuple[pd.DataFrame, bool]:  # rows as text; whether numbers may have a decimal comma
+) -> tuple[pd.DataFrame, bool | None]:  # rows as text; whether a comma is a decimal one, None = perhaps
     """Read a table as text; `row` in its `attrs` lists the line of each row. ValueError: it is none."""
     try:
-        text = table_text(path)
-        stated = re.match(r'"?sep=(.)"?[\r\n]+', text)
-        text = text[stated.end() :] if stated else text
-        header = text.lstrip("\r\n").partition("\n")[0]
-        separator = stated[1] if stated else max(",;\t", key=header.count)
+        text, separator = separated_text(path)
+        above = len(text) - len(text.lstrip("\r\n"))
+        header, first = text[above:].partition("\n")[0], 2 + text[:above].count("\n")  # line below it
         separator = separator if separator in header or not header.split()[1:] else r"\s+"
         table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False)
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise ValueError(f"{path} is no table of points ({one_line(error, path)})") from None
+    more = len(table) and not isinstance(table.index, pd.RangeIndex)
+    numbers = header[:1].isspace() and all(str(cell).isdecimal() for cell in table.index)
+    if more and not (separator == r"\s+" and numbers):
+        raise ValueError(
+            f"{path}: row {first} has more cells than the header has names ({header.strip()}); "
+            "give every column a name, or take out the separators that are too many"
+        )
     table = cell_values(table.fillna(""))
     table.columns = ["" if name.startswith("Unnamed: ") else name.strip() for name in table.columns]
     filled = (table.to_numpy(str) != "").any(axis=1) if len(table) else np.zeros(0, bool)
-    rows = np.flatnonzero(filled) + (3 if stated else 2)
+    rows = np.flatnonzero(filled) + first
     table = table[filled].reset_index(drop=True)
     table.attrs["row"] = rows.tolist()
-    return table, separator != ","
+    return table, {",": False, ";": True}.get(separator)
 
 # %% ../../nbs/data/27_point_base.ipynb #7519cd9a
+def _check_commas(path: Path, table: pd.DataFrame) -> None:
+    """ValueError where 1,234 may be 1.234 or 1234, and no other number of the table tells."""
+    cells = table[["x", "y"]].stack().str.strip()
+    either = cells.str.fullmatch(r"[+-]?[1-9]\d{0,2},\d{3}")
+    comma = cells.str.fullmatch(r"[+-]?\d*,\d+(e[+-]?\d+)?", case=False)
+    if either.any() and not (comma & ~either).any():
+        number, name = either.idxmax()
+        cell = cells[number, name]
+        raise ValueError(
+            f"{path}: row {table.attrs['row'][number]}: {name} is {cell!r}, which may be "
+            f"{cell.replace(',', '.')} or {cell.replace(',', '')}; write all numbers with a decimal point "
+            "and without commas for thousands"
+        )
+
+
 def coordinates(
     path: Path,  # of the table, for messages
     table: pd.DataFrame,  # text, with columns x and y; from `read_csv_table`
-    decimal_comma: bool,  # whether numbers may have one
+    decimal_comma: bool | None,  # whether a comma in a number is one; None = as the numbers tell
 ) -> np.ndarray:  # (N, 2) in (y, x); nan where both are blank
-    """Read the numbers of a table of points. ValueError: one is none, or only one of two is there."""
+    """Read the numbers of a table of points. ValueError: one is none or may be two, or one of x and y is missing."""
     numbers, rows = [], table.attrs["row"]
+    if decimal_comma is None:
+        _check_commas(path, table)
     for name in ("y", "x"):
         text = table[name].str.strip()
-        text = text.str.replace(",", ".") if decimal_comma else text
+        text = text if decimal_comma is False else text.str.replace(",", ".")
         values = pd.to_numeric(text.where(text != "", "nan"), errors="coerce").to_numpy(float)
         wrong = np.flatnonzero(~np.isfinite(values) & (text != "").to_numpy())
         if len(wrong):

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from cellseg_nb.core import (
-    moved, parse_json,
+    moved, parse_json, read_json,
 )
 from cellseg_nb.data.io import (
     IMAGE_SUFFIXES, image_stem, read_image,
@@ -170,7 +170,7 @@ def _from_row(path, row, shapes) -> Iterator[ImageAnnotation]:
 def _read_json(path, shapes, annotator) -> Iterator[ImageAnnotation]:
     """An export of Label Studio, JSON or JSON-MIN; or COCO, or GeoJSON."""
     try:
-        tasks = parse_json(path.read_text(encoding="utf-8-sig"))
+        tasks = read_json(path)
     except ValueError as error:
         raise ValueError(f"{path} is no whole JSON file ({error}); export it again") from None
     if is_coco(tasks) or is_geojson(tasks):

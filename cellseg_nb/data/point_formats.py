@@ -32,6 +32,12 @@ def _swapped(xy: Any) -> np.ndarray:
     return np.asarray(xy, float).reshape(-1, 2)[:, ::-1]
 
 
+def _image(stated: Any) -> dict[str, Any]:
+    """Names and address of an image of which a file states the path."""
+    address = str(stated).replace("\\", "/")
+    return {"names": (image_stem(address),), "address": address}
+
+
 def _left_out(path: Path, n_points: int, others: int, what: str) -> None:
     """Say what is no point; an error where there is nothing else."""
     if others and not n_points:
@@ -74,12 +80,12 @@ def read_coco(
         points = np.array([row[:2] for row in rows], float).reshape(-1, 2)
         size = image.get("height"), image.get("width")
         yield ImageAnnotation(
-            (image_stem(str(image["file_name"])),),
-            f"image {number}",
-            (annotator or UNKNOWN) if rows else None,
-            points,
-            tuple(row[2] for row in rows),
-            None if None in size else size,
+            place=f"image {number}",
+            annotator=(annotator or UNKNOWN) if rows else None,
+            points=points,
+            classes=tuple(row[2] for row in rows),
+            shape=None if None in size else size,
+            **_image(image["file_name"]),
         )
 
 # %% ../../nbs/data/28_point_formats.ipynb #c638c32c
@@ -147,8 +153,10 @@ def read_cvat(
         )
     _left_out(path, sum(len(points) for _, points, *_ in found), others, "boxes or outlines")
     for number, (name, points, kinds, size) in enumerate(found):
-        who = (annotator or UNKNOWN) if len(points) else None
-        yield ImageAnnotation((image_stem(str(name)),), f"image {number}", who, points, kinds, size)
+        who, place = (annotator or UNKNOWN) if len(points) else None, f"image {number}"
+        yield ImageAnnotation(
+            place=place, annotator=who, points=points, classes=kinds, shape=size, **_image(name)
+        )
 
 # %% ../../nbs/data/28_point_formats.ipynb #ab083320
 WANTED = ("image", "x", "y", "annotator", "class")

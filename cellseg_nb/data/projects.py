@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from cellseg_nb.core import (
-    atomic_path, parse_json, replace_folder, write_csv,
+    atomic_path, read_json, replace_folder, write_csv,
 )
 from cellseg_nb.data.io import (
     find_images, image_sha256, image_stem, open_image, write_image,
@@ -264,7 +264,7 @@ def read_project(
     rows, looked = [], {}
     listed = folder / "annotators.json"
     try:
-        seen = parse_json(listed.read_text(encoding="utf-8")) if listed.exists() else {}
+        seen = read_json(listed) if listed.exists() else {}
         looked = {who: dict.fromkeys(images, 0) for who, images in seen.items()}
     except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{listed} is damaged ({error}); import the annotations again") from None
@@ -318,7 +318,8 @@ def _new_images(paths, own):
         path, there = paths[name], own[name]
         if path.name != there.name:
             raise ValueError(f"{path} and {there} would have the same name; rename one of them")
-        if path.resolve() != there.resolve() and image_sha256(path, True) != image_sha256(there, True):
+        hashes = {image_sha256(one, alone=True) for one in {path.resolve(), there.resolve()}}
+        if len(hashes) > 1:
             raise ValueError(
                 f"{there} is there already and differs from {path}; rename one of them"
             )

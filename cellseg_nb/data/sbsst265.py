@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from cellseg_nb.core import (
-    atomic_path, cell_text, table_text,
+    atomic_path, cell_text, separated_text,
 )
 from cellseg_nb.data.io import (
     image_stem, read_image, read_labels, write_image, write_labels,
@@ -76,11 +76,11 @@ def read_magnification(
 # %% ../../nbs/data/10_sbsst265.ipynb #32c33a68
 def _rows(path):
     """The rows of a table with `;`, `,` or tabs between its columns."""
-    lines = table_text(path).splitlines()
-    separator = max(";,\t", key=(lines[0] if lines else "").count)
-    rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator)]
+    text, separator = separated_text(path)
+    lines = csv.reader(text.splitlines(), delimiter=separator)
+    rows = [row for row in ([cell.strip() for cell in line] for line in lines) if any(row)]
     names, *rest = rows or [[]]
-    return names, [dict(zip(names, row)) for row in rest if any(row)]
+    return names, [dict(zip(names, row)) for row in rest]
 
 
 def _split(path, row, text):

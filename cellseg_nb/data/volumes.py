@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from tqdm import tqdm
 
 from cellseg_nb.core import (
-    PixelSize, atomic_path, cell_text, cell_value, pixel_edges, table_text,
+    PixelSize, atomic_path, cell_text, cell_value, pixel_edges, separated_text,
 )
 from cellseg_nb.data.io import (
     Plane, image_stem, open_image, open_plane, read_image, read_labels, write_image, write_labels,
@@ -345,10 +345,8 @@ def _csv_rows(path):
     if not path.is_file():
         raise FileNotFoundError(f"there is no table {path}")
     try:
-        text = table_text(path)
-        first = text.partition("\n")[0]
-        between = next((mark for mark in ",;\t" if mark in first), ",")
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=between)
+        text, separator = separated_text(path)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
         rows = [(reader.line_num, [cell_value(cell.strip()) for cell in row]) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is not a CSV table ({error})") from error

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 import cellseg_nb
 from cellseg_nb.core import (
-    explain_settings, parse_json,
+    explain_settings, read_json,
 )
 from cellseg_nb.models.kinds.count import (
     CountNetworkSettings, CountNormalisation, CountOutput, CountSpecification, CountTarget, Peaks,
@@ -83,7 +83,7 @@ def read_specification(
     """
     path = find_bundle(model) / "model.json"
     try:
-        fields = parse_json(path.read_text(encoding="utf-8"))
+        fields = read_json(path)
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     version = fields.get("format_version") if isinstance(fields, dict) else None

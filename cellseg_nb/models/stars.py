@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cellseg_nb.core import (
-    atomic_path, claim, parse_json,
+    atomic_path, claim, read_json,
 )
 from cellseg_nb.data.catalog import (
     cache_folder, download, unzip,
@@ -77,7 +77,7 @@ def read_stardist(
         raise FileNotFoundError(f"{folder} has no weights (weights_best.h5)")
     models = stardist_models()
     try:
-        fields = parse_json((folder / "config.json").read_text(encoding="utf-8"))
+        fields = read_json(folder / "config.json")
         kind = models.StarDist3D if fields.get("n_dim", 2) == 3 else models.StarDist2D
         with redirect_stdout(StringIO()):
             network = kind(None, name=folder.name, basedir=str(folder.parent))

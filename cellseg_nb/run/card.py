@@ -24,7 +24,7 @@ from typing import Any
 import pandas as pd
 
 from cellseg_nb.core import (
-    atomic_path, file_sha256, package_versions, parse_json, thread_count,
+    atomic_path, file_sha256, package_versions, read_json, thread_count,
 )
 from cellseg_nb.segment.image import (
     model_facts,
@@ -155,7 +155,7 @@ def write_card(
 # %% ../../nbs/run/09_card.ipynb #1198eae2
 def _scores(path: Path) -> list[dict[str, Any]] | None:
     """Scores of all groups; None = nothing was scored yet."""
-    return json.loads(path.read_text(encoding="utf-8"))["groups"] if path.is_file() else None
+    return read_json(path)["groups"] if path.is_file() else None
 
 
 def _model(folder: Path) -> dict[str, Any] | None:
@@ -167,7 +167,7 @@ def read_scores(
     card: str | Path,  # a run card
 ) -> tuple[list[dict[str, Any]], str]:  # one row per group, empty = none; why there are none
     """Read the scores out of a run card."""
-    found = json.loads(Path(card).read_text(encoding="utf-8"))
+    found = read_json(card)
     return found["metrics"] or [], found["outdated"]
 
 # %% ../../nbs/run/09_card.ipynb #256fe7c6
@@ -230,7 +230,7 @@ def read_card(
             "run, or its run_card.json"
         )
     try:
-        card = parse_json(path.read_text(encoding="utf-8"))
+        card = read_json(path)
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(card, dict) or not {"metrics", "places", "tolerance"} <= set(card):
@@ -327,5 +327,5 @@ def verify(
 
 def _trained_with(folder: Path) -> int | None:
     """Threads of a training, as its model has them; None = it does not say."""
-    facts = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    facts = read_json(folder / "model.json")
     return (facts.get("training") or {}).get("threads")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cellseg_nb.core import (
-    PixelSize, atomic_path, note, one_line, parse_json, plain_text,
+    PixelSize, atomic_path, note, one_line, plain_text, read_json,
 )
 from cellseg_nb.data.io import (
     check_file, find_images, image_stem, read_labels, without_parts, write_image, write_labels,
@@ -182,7 +182,7 @@ def table_makers(
     """Say who made the tables of a folder, as its `run.json` has it; empty = nobody knows."""
     path = out / "run.json"
     try:
-        return dict(parse_json(path.read_text(encoding="utf-8")).get("tables", {}))
+        return dict(read_json(path).get("tables", {}))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, AttributeError, TypeError):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from cellseg_nb.core import (
-    atomic_path, parse_json,
+    atomic_path, read_json,
 )
 from cellseg_nb.data.io import (
     image_sha256,
@@ -81,7 +81,7 @@ def read_record(
     """
     path = record_path(out, name, ".json", command)
     try:
-        record = parse_json(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         checksum = record.pop("checksum", None) if isinstance(record, dict) else None
         if checksum == _sealed(json.dumps(record)):
             return record
@@ -161,7 +161,7 @@ def _decode(path: Path) -> None:
     elif suffix == ".zip" and zipfile.ZipFile(path).testzip() is not None:
         raise ValueError(f"{path} is damaged")
     elif suffix == ".geojson":
-        parse_json(path.read_text(encoding="utf-8"))
+        read_json(path)
 
 # %% ../../nbs/run/20_records.ipynb #05901e0a
 def refuse_edited(

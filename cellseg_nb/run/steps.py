@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from cellseg_nb.core import (
-    cell_values, write_csv,
+    cell_values, read_json, write_csv,
 )
 from cellseg_nb.data.catalog import (
     Sample, get, samples,
@@ -233,7 +233,7 @@ def draw_augmentations(
     model: Mapping[str, Any],  # its seed
 ) -> None:
     """Draw three training images, and seven variations of each."""
-    settings = Augmentation(**json.loads(augmentations.read_text(encoding="utf-8")))
+    settings = Augmentation(**read_json(augmentations))
     chosen = samples(prepared / "train", label_parts=False)[:3]
     figure = StandaloneFigure(figsize=(12, 1.6 * len(chosen) + 0.3), dpi=80, layout="constrained")
     axes = figure.subplots(len(chosen), 8, squeeze=False)
@@ -280,7 +280,7 @@ def train_model(
 
     settings = ProjectSettings(
         data={"sources": [{"dataset": "simulated-nuclei"}]},  # not read here
-        augmentations=json.loads(augmentations.read_text(encoding="utf-8")),
+        augmentations=read_json(augmentations),
         model=dict(model),
         training=dict(training),
     )
@@ -340,7 +340,7 @@ def tabulate_scores(
     metrics: Path,  # from `score_test`
 ) -> None:
     """Write the scores as a table, one row per group, with the ends of their 95 % intervals."""
-    scores = json.loads(metrics.read_text(encoding="utf-8"))
+    scores = read_json(metrics)
     table = pd.DataFrame(scores["groups"])
     ends = pd.DataFrame(scores["intervals"]).pivot(index="group", columns="score")
     for name in table.columns.intersection(ends["low"].columns):
@@ -395,7 +395,7 @@ def draw_results(
     ValueError
         No test image has a name that is asked for.
     """
-    scores = json.loads(metrics.read_text(encoding="utf-8"))
+    scores = read_json(metrics)
     chosen = _named_pictures(PicturesSection(**pictures), scores)
     groups: dict[str, list] = {}
     files = label_files(predicted)

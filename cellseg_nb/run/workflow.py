@@ -25,7 +25,7 @@ from fastcore.basics import patch
 
 import cellseg_nb
 from cellseg_nb.core import (
-    atomic_path, claim, clear_temporaries, parse_json, replace_folder, require,
+    atomic_path, claim, clear_temporaries, read_json, replace_folder, require,
 )
 from cellseg_nb.data.catalog import (
     datasets,
@@ -295,7 +295,7 @@ class Ledger:
         """The note on a step; empty = there is none, or one that is damaged, which is said."""
         path = self.folder / f"{name}.json"
         try:
-            note = parse_json(path.read_text(encoding="utf-8"))
+            note = read_json(path)
         except FileNotFoundError:
             return {}
         except (OSError, ValueError):

@@ -24,7 +24,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from cellseg_nb.core import (
-    PixelSize, atomic_path, consecutive, label_dtype, pixel_edges, surviving_ids, write_csv,
+    PixelSize, atomic_path, consecutive, label_dtype, pixel_edges, read_json, surviving_ids,
+    write_csv,
 )
 from cellseg_nb.data.io import (
     LabelWriter, Plane, write_image,
@@ -398,7 +399,7 @@ def _claim_scratch(folder: Path, facts: dict[str, Any]) -> None:
     """Make the scratch folder, or check that its pieces were made from the same."""
     note, facts = folder / "made_from.json", json.loads(json.dumps(facts))
     if note.is_file() and any(folder.glob("*/[0-9]*")):
-        found = json.loads(note.read_text(encoding="utf-8"))
+        found = read_json(note)
         other = [name for name in facts if found.get(name) != facts[name]]
         if other:
             raise ValueError(

@@ -36,7 +36,8 @@ from safetensors.torch import load_file
 
 # %% ../../nbs/train/02_learner.ipynb #42253b70
 from cellseg_nb.core import (
-    atomic_path, claim, clear_temporaries, folder_lock, package_versions, thread_count,
+    atomic_path, claim, clear_temporaries, folder_lock, package_versions, read_json,
+    thread_count,
 )
 from cellseg_nb.models.bundle import (
     Bundle, Specification, load_bundle,
@@ -318,7 +319,7 @@ def write_facts(config: StartSettings, out: Path, inputs: dict[str, Any], begun:
     recipe = recipe_of(config)
     path = out / "run.json"
     if begun and path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))["inputs"]
+        before = read_json(path)["inputs"]
         changed = [name for name in before | inputs if before.get(name) != inputs.get(name)]
         if changed:
             raise ValueError(

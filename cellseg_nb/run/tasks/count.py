@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 # %% ../../../nbs/run/tasks/03_count.ipynb #6bdf4f5d
 from cellseg_nb.core import (
-    PixelSize, atomic_path, parse_json,
+    PixelSize, atomic_path, read_json,
 )
 from cellseg_nb.data.io import (
     write_image,
@@ -297,7 +297,7 @@ def read_counts(
     if not path.exists():
         return {}
     try:
-        known = parse_json(path.read_text(encoding="utf-8"))
+        known = read_json(path)
     except ValueError as error:
         raise ValueError(
             f"{path} is not valid JSON ({error}); move it away, or choose another --out"
