@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -212,6 +213,14 @@ def test_damaged_results_are_made_again(name, how, pictures, out):
     summary, said = again(pictures, out)
     assert (out / name).read_bytes() == whole and "i1" in summary.resumed and not summary.failures
     assert f"empty or damaged, and made again: {name}" in said
+
+
+@pytest.mark.parametrize("trouble", [MemoryError(), OSError(errno.EIO, "disk")])
+def test_edits_that_cannot_be_judged_are_kept(trouble, pictures, out):
+    labels = edited(out / "i0_labels.tif")
+    with patch.object(tifffile.TiffPage, "segments", side_effect=trouble):
+        _, said = again(pictures, out)
+    assert (read_labels(out / "i0_labels.tif") == labels).all() and "made again" not in said
 
 
 def test_a_damaged_zarr_is_made_again(pictures, out):

@@ -132,11 +132,21 @@ def changed_since(
 def is_damaged(
     path: Path,  # a result
 ) -> bool:
-    """Whether a file is empty, or cannot be decoded; what is whole and means something else is not damaged."""
+    """Whether a file is empty, or cannot be decoded.
+
+    What is whole and means something else is not damaged, nor is what could not be judged: memory, rights or a
+    package were missing, or the disk failed.
+    """
+    from PIL.Image import DecompressionBombError
+
     if path.is_file() and not path.stat().st_size:
         return True
     try:
         _decode(path)
+    except (MemoryError, ImportError, DecompressionBombError):
+        return False
+    except OSError as error:
+        return error.errno is None  # errors of the operating system have a number, those of decoders none
     except Exception:  # whatever a reader stumbles over: nothing was computed yet, and the file is made again
         return True
     return False
@@ -146,13 +156,9 @@ def _decode(path: Path) -> None:
     """Read all of a file, or fail."""
     suffix = path.suffix.lower()
     if suffix in (".tif", ".tiff"):
-        import tifffile
-
-        tifffile.imread(path)
+        _decode_tiff(path)
     elif suffix == ".zarr":
-        from cellseg_nb.data.io import read_image
-
-        read_image(path)
+        _decode_zarr(path)
     elif suffix in (".png", ".jpg"):
         from PIL import Image as Picture
 
@@ -162,6 +168,35 @@ def _decode(path: Path) -> None:
         raise ValueError(f"{path} is damaged")
     elif suffix == ".geojson":
         parse_json(path.read_text(encoding="utf-8"))
+
+
+def _decode_tiff(path: Path) -> None:
+    """Read a TIFF piece by piece, or fail; nothing is kept in memory."""
+    import tifffile
+
+    with tifffile.TiffFile(path) as file:
+        for one in file.series:
+            if one.dataoffset is not None:  # numbers as they are, one after the other
+                if one.dataoffset + one.nbytes > file.filehandle.size:
+                    raise ValueError(f"{path} is cut off")
+                continue
+            for page in filter(None, one.pages):
+                for _ in page.segments(maxworkers=1):
+                    pass
+
+
+def _decode_zarr(path: Path) -> None:
+    """Read the full size of an image in a Zarr folder chunk by chunk, or fail."""
+    import zarr
+
+    node = zarr.open(str(path), mode="r")
+    arrays = [node] if isinstance(node, zarr.Array) else [one for _, one in node.arrays()]
+    largest = max(arrays, key=lambda one: one.size)
+    ours = dict(node.attrs).get("cellseg_nb", {})
+    if ours.get("every_chunk_is_stored") and largest.nchunks_initialized < largest.nchunks:
+        raise ValueError(f"{path} is not complete")
+    for number in np.ndindex(largest.cdata_shape):
+        largest.blocks[number]
 
 # %% ../../nbs/run/20_records.ipynb #05901e0a
 def refuse_edited(
