@@ -128,7 +128,7 @@ def changed_since(
         and image_sha256(out / name, alone=True) != known["sha256"]
     ]
 
-# %% ../../nbs/run/20_records.ipynb #d2e20dde
+# %% ../../nbs/run/20_records.ipynb #189923d4
 def is_damaged(
     path: Path,  # a result
 ) -> bool:
@@ -169,7 +169,7 @@ def _decode(path: Path) -> None:
     elif suffix == ".geojson":
         parse_json(path.read_text(encoding="utf-8"))
 
-
+# %% ../../nbs/run/20_records.ipynb #afb4f592
 def _decode_tiff(path: Path) -> None:
     """Read a TIFF piece by piece, or fail; nothing is kept in memory."""
     import tifffile
