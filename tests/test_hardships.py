@@ -145,6 +145,18 @@ def test_two_downloads_of_a_file_wait_for_each_other(tmp_path, other_process):
     assert download(address, tmp_path / "file", sha256) == tmp_path / "file"
 
 
+def test_the_experiment_counts_two_that_refuse_each_other(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent / "experiments")
+    from hardships import Tried, at_once
+
+    def work(out):
+        return lambda: "two_1" in out.name and print("in use by another run (process 1)") is None
+
+    tried = Tried("refused")
+    at_once(tried, 1, tmp_path, work)
+    assert (tried.times, tried.survived) == (1, 0) and "exit codes [1, 1]: in use by" in tried.remarks[0]
+
+
 # What lies in the folder of results
 
 
