@@ -390,5 +390,10 @@ def test_cells_in_one_file_are_replaced_unless_edited(tmp_path):
     assert "cells.ome.tif was changed after it was written" in error_of(*words)
     assert (read_labels(tmp_path / "cells.ome.tif") == labels).all()
     run(*words, "--overwrite")
+    made = read_labels(tmp_path / "cells.ome.tif")
+    for n_bytes in (0, (tmp_path / "cells.ome.tif").stat().st_size // 2):
+        os.truncate(tmp_path / "cells.ome.tif", n_bytes)  # as after a power cut
+        run(*words)
+        assert (read_labels(tmp_path / "cells.ome.tif") == made).all()
     write_labels(tmp_path / "mine.ome.tif", labels)
     assert "was not made by this command" in error_of(*words[:-1], tmp_path / "mine.ome.tif")

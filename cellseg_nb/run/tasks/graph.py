@@ -26,10 +26,10 @@ from cellseg_nb.data.io import (
     IMAGE_SUFFIXES, image_sha256, read_labels, write_labels,
 )
 from cellseg_nb.run.outputs import (
-    counted, refuse_foreign,
+    counted, refuse_foreign, remove_files,
 )
 from cellseg_nb.run.records import (
-    changed_since, describe_files, read_record, refuse_edited, write_record,
+    changed_since, describe_files, is_damaged, read_record, refuse_edited, write_record,
 )
 from cellseg_nb.run.registry import (
     register,
@@ -402,8 +402,11 @@ def start(self: Graph, inputs: list[Path], out: Path, overwrite: bool, say: Any)
     with claim(out.with_name(f".{out.name}.lock"), out):
         before = read_record(out.parent, out.name, self.name)
         if not overwrite:
-            refuse_edited(out.parent, changed_since(out.parent, before.get("written", {})))
+            changed = changed_since(out.parent, before.get("written", {}))
+            damaged = [name for name in changed if is_damaged(out.parent / name)]
+            refuse_edited(out.parent, [name for name in changed if name not in damaged])
             refuse_foreign([] if before else [out])
+            remove_files(out.parent, damaged)
         n_cells = partition_file(inputs[0], out, **how)
         facts = {"file": str(out.resolve()), "sha256": ""}  # no item of a batch: nothing goes on from it
         written = describe_files(out.parent, [out.name])
