@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -144,6 +145,18 @@ def test_two_downloads_of_a_file_wait_for_each_other(tmp_path, other_process):
     assert download(address, tmp_path / "file", sha256) == tmp_path / "file"
 
 
+def test_the_experiment_counts_two_that_refuse_each_other(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent / "experiments")
+    from hardships import Tried, at_once
+
+    def work(out):
+        return lambda: "two_1" in out.name and print("in use by another run (process 1)") is None
+
+    tried = Tried("refused")
+    at_once(tried, 1, tmp_path, work)
+    assert (tried.times, tried.survived) == (1, 0) and "exit codes [1, 1]: in use by" in tried.remarks[0]
+
+
 # What lies in the folder of results
 
 
@@ -212,6 +225,14 @@ def test_damaged_results_are_made_again(name, how, pictures, out):
     summary, said = again(pictures, out)
     assert (out / name).read_bytes() == whole and "i1" in summary.resumed and not summary.failures
     assert f"empty or damaged, and made again: {name}" in said
+
+
+@pytest.mark.parametrize("trouble", [MemoryError(), OSError(errno.EIO, "disk")])
+def test_edits_that_cannot_be_judged_are_kept(trouble, pictures, out):
+    labels = edited(out / "i0_labels.tif")
+    with patch.object(tifffile.TiffPage, "segments", side_effect=trouble):
+        _, said = again(pictures, out)
+    assert (read_labels(out / "i0_labels.tif") == labels).all() and "made again" not in said
 
 
 def test_a_damaged_zarr_is_made_again(pictures, out):
@@ -369,5 +390,10 @@ def test_cells_in_one_file_are_replaced_unless_edited(tmp_path):
     assert "cells.ome.tif was changed after it was written" in error_of(*words)
     assert (read_labels(tmp_path / "cells.ome.tif") == labels).all()
     run(*words, "--overwrite")
+    made = read_labels(tmp_path / "cells.ome.tif")
+    for n_bytes in (0, (tmp_path / "cells.ome.tif").stat().st_size // 2):
+        os.truncate(tmp_path / "cells.ome.tif", n_bytes)  # as after a power cut
+        run(*words)
+        assert (read_labels(tmp_path / "cells.ome.tif") == made).all()
     write_labels(tmp_path / "mine.ome.tif", labels)
     assert "was not made by this command" in error_of(*words[:-1], tmp_path / "mine.ome.tif")

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['EXAMPLES', 'VIEWS', 'WIDTHS', 'MOST_VOXELS', 'READS', 'RESULTS', 'PAINTED', 'SLIDERS', 'Example', 'Maps',
            'find_walls', 'Pieces', 'cut_pieces', 'join_pieces', 'diameters', 'keep_sizes', 'slice_view',
-           'describe_cells', 'three_numbers', 'StackControls', 'StackExplorer']
+           'describe_cells', 'StackControls', 'StackExplorer']
 
-# %% ../../nbs/apps/02_stack_widgets.ipynb #e219f50b
+# %% ../../nbs/apps/02_stack_widgets.ipynb #a57e01e3
 import math
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +20,7 @@ import ipywidgets
 import numpy as np
 from fastcore.basics import patch
 
-# %% ../../nbs/apps/02_stack_widgets.ipynb #8fe09544
+# %% ../../nbs/apps/02_stack_widgets.ipynb #a0b056bb
 from cellseg_nb.apps.scaffold import (
     FULL, NAMED, WIDE, Panel, alternatives, button, choice, controls_for, field_of, headline,
     numbered, object_sizes, picture_bytes, settings_of, values_of,
@@ -30,7 +29,7 @@ from cellseg_nb.apps.widgets import (
     count_hits, result_file,
 )
 from cellseg_nb.core import (
-    PixelSize, pixel_edges,
+    PixelSize, pixel_edges, three_numbers,
 )
 from cellseg_nb.data.io import (
     MICROSCOPE_SUFFIXES, TIFF_SUFFIXES,
@@ -238,29 +237,6 @@ def describe_cells(
         return text
     score = match(truth, labels)
     return f"{text}<br>{count_hits(score)} F1@.5 = {score.f1[0]:.2f}"
-
-# %% ../../nbs/apps/02_stack_widgets.ipynb #31a51354
-def three_numbers(
-    text: str,  # such as "24, 200, 200"
-    what: str,  # how an error calls it
-    whole: bool = False,  # True = only whole numbers
-) -> tuple[float, float, float] | None:  # None = the field is empty
-    """Read three positive numbers (z, y, x), between commas, spaces or crosses.
-
-    Raises
-    ------
-    ValueError
-        They are not three, or not positive.
-    """
-    words = [word for word in re.split(r"[\s,;x×]+", text.strip()) if word]
-    try:
-        numbers = tuple(int(word) if whole else float(word) for word in words)
-    except ValueError:
-        numbers = ()
-    if words and (len(numbers) != 3 or not all(0 < one < math.inf for one in numbers)):
-        kind = "whole numbers" if whole else "numbers"
-        raise ValueError(f"{what}: three {kind} above 0 are needed (z, y, x), found {text!r}")
-    return numbers or None
 
 # %% ../../nbs/apps/02_stack_widgets.ipynb #4f5b9873
 def _settings_of(model: str | Path) -> StackPostprocessing:
@@ -546,7 +522,7 @@ def settings(self: StackExplorer) -> dict[str, float]:
     """Threshold, beta and size limits as they stand."""
     return values_of(self.sliders)
 
-# %% ../../nbs/apps/02_stack_widgets.ipynb #9e96667e
+# %% ../../nbs/apps/02_stack_widgets.ipynb #644fcefd
 @patch
 def _draw(self: StackExplorer, _=None, ask: bool = False) -> None:
     """Find cells with the settings as they stand; `ask` = also where it takes long."""
@@ -554,7 +530,7 @@ def _draw(self: StackExplorer, _=None, ask: bool = False) -> None:
         return
     self.maps = self.superpixels = self.labels = None
     with self._working("Looking for cells"):
-        edges = three_numbers(self.voxel.value, "voxel")
+        edges = three_numbers(self.voxel.value.strip() or None, "voxel", float)
         self.stack = replace(self.stack, pixel_size_um=edges)
         self._fit_sizes()
         self.predict.disabled = True
@@ -581,7 +557,7 @@ def _draw(self: StackExplorer, _=None, ask: bool = False) -> None:
         self._warn([])
     self._show()
 
-# %% ../../nbs/apps/02_stack_widgets.ipynb #54cf4985
+# %% ../../nbs/apps/02_stack_widgets.ipynb #23a73a05
 @patch
 def _doubts(self: StackExplorer, key: tuple, edges: tuple | None) -> list[str]:
     """What is unlike the stacks that the model is made for, wherever the sliders stand."""
@@ -609,7 +585,7 @@ def _find_maps(self: StackExplorer, ask: bool) -> tuple | None:
             walls = wall_map(self.stack.pixels, *seen)
             self._remember(seen, Maps(as_probability(walls, self.stack.name)))
         return seen
-    window_px = fit_window(shape, three_numbers(self.patch.value, "patch", whole=True))
+    window_px = fit_window(shape, three_numbers(self.patch.value.strip() or None, "patch"))
     how = window_px, field_of(self.overlap).value, self.blending.value, seen
     if how not in self._maps_of:
         self.bundle = self.bundle or load_bundle(self.model)

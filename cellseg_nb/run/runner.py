@@ -166,13 +166,11 @@ def _look_at_files(batch: Batch, item: Item) -> set[str]:
 
 def _has_all(batch: Batch, item: Item, needed: list[str]) -> bool:
     """Whether everything is there that a finished item has."""
-    item.record, own = item.before, item.before["files"]
-    there = [item.kept(f".{name}.csv") for name in item.record["tables"]]
-    there += [_thumbnail_path(item, px) for px in (SMALL_PX, LARGE_PX) if item.record["picture"]]
-    there += [] if needed else [batch.out / name for name in own]
-    if not all(path.exists() for path in there) or not batch.task.is_complete(item):
+    item.record = item.before
+    there = _kept_files(item, item.record) + ([] if needed else item.record["files"])
+    if not all((batch.out / name).exists() for name in there) or not batch.task.is_complete(item):
         return False
-    return all((batch.out / name).exists() for name in needed)
+    return all((batch.out / name).exists() for name in needed)  # some are made by `is_complete`
 
 
 def _note_files(item: Item, again: set[str]) -> None:

@@ -27,7 +27,7 @@ from cellseg_nb.segment.partition import (
     partition,
 )
 from cellseg_nb.segment.superpixels import (
-    as_probability, check_walls, check_watershed_settings, dissolve_small, distance_to_walls, fill_landscape,
+    ProbabilityMap, check_walls, check_watershed_settings, dissolve_small, distance_to_walls, fill_landscape,
     find_deepest,
 )
 
@@ -56,7 +56,7 @@ class _Volume:
 
     def read(self, reach):
         """Walls, mask, and distance to the walls in a part of the volume."""
-        values = as_probability(self.boundaries[reach])
+        values = self.boundaries[reach]
         mask = None if self.mask is None else np.asarray(self.mask[reach], bool)
         where = (self.threshold, self.sigma_seeds, self.pixel_size_um, mask)
         return values, mask, distance_to_walls(values, *where)
@@ -214,26 +214,12 @@ def _partition_volume(volume: _Volume, windows, out, present, costs_of, method, 
         step()
 
 # %% ../../nbs/segment/08_blocks.ipynb #8d13a6f8
-class _Bits:
-    """A byte map of 0 and 1 as bool, block by block."""
-
-    def __init__(self, values: Any):
-        self.values, self.shape, self.dtype = values, tuple(values.shape), np.dtype(bool)
-
-    def __getitem__(self, window):
-        return np.asarray(self.values[window]) > 0
-
-
-def _checked_walls(boundaries: Any, windows: Sequence, threshold: float) -> Any:
-    """The boundary map; one of bytes that are 0 and 1 only becomes bool. Errors as `check_walls`."""
-    ends = []
-    for window in windows:
-        block = np.asarray(boundaries[window])
-        ends += [float(block.min()), float(block.max())]
-    in_bytes = block.dtype == np.uint8
-    scale = 255 if in_bytes and max(ends) > 1 else 1
-    check_walls(np.array(ends) / scale, threshold)
-    return _Bits(boundaries) if in_bytes and scale == 1 else boundaries
+def _checked_walls(boundaries: Any, windows: Sequence, threshold: float) -> ProbabilityMap:
+    """The boundary map as 0..1. Errors as `check_walls`."""
+    walls = ProbabilityMap(boundaries)
+    blocks = (walls[window] for window in windows)
+    check_walls([end for block in blocks for end in (block.min(), block.max())], threshold)
+    return walls
 
 
 def _counted(report: Callable[[int, int], None] | None, total: int) -> Callable[[], None]:

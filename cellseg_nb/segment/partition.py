@@ -21,7 +21,7 @@ from cellseg_nb.data.tiles import (
     plan_blocks,
 )
 from cellseg_nb.segment.superpixels import (
-    as_probability,
+    ProbabilityMap, as_probability,
 )
 
 # %% ../../nbs/segment/05_partition.ipynb #c3e9d11b
@@ -100,6 +100,7 @@ def region_graph(
         raise ValueError(f"superpixels have shape {shape} and boundaries {boundaries.shape}")
     n_slices = max(1, 2**21 // max(1, int(np.prod(shape[1:]))))
     windows = list(plan_blocks(shape, (n_slices, *shape[1:])))
+    boundaries = None if boundaries is None else ProbabilityMap(boundaries)
     largest = [int(np.max(superpixels[window], initial=0)) for window in windows]
     parts = [collect_contacts(superpixels, boundaries, window) for window in windows]
     return join_contacts(parts, max(largest, default=0))

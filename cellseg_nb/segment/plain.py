@@ -7,6 +7,7 @@ __all__ = ['CLEAR', 'MOST_VOXELS', 'PLAIN', 'FAR', 'DEEPER', 'plain_part', 'midd
 
 # %% ../../nbs/segment/15_plain.ipynb #32bb1159
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from cellseg_nb.segment.partition import (
     region_graph,
 )
 from cellseg_nb.segment.superpixels import (
-    as_probability, distance_to_walls, h_minima_watershed,
+    ProbabilityMap, distance_to_walls, h_minima_watershed,
 )
 
 # %% ../../nbs/segment/15_plain.ipynb #6b381a7d
@@ -89,11 +90,11 @@ DEEPER = 1.3  # the bright part against the dark one, where something is wrong
 
 
 def walls_are_dark(
-    boundaries: np.ndarray,  # probability of a wall; 0..1, or uint8; (Z, Y, X)
+    boundaries: Any,  # probability of a wall; 0..1, or uint8; array, or read by window; (Z, Y, X)
     pixel_size_um: PixelSize = None,  # voxel edges (z, y, x); µm; None = cubes
 ) -> str:  # what is wrong; empty = nothing
     """Say where the bright part of a map is thicker than its dark part, as cells are, not walls."""
-    walls = as_probability(boundaries)[middle_window(boundaries.shape)]
+    walls = ProbabilityMap(boundaries)[middle_window(boundaries.shape)]
     bright = walls > 0.5
     if bright.all() or not bright.any():
         return ""

@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field
 
 # %% ../../nbs/segment/13_stack.ipynb #5b6d0dda
 from cellseg_nb.core import (
-    PixelSize, checked_settings, pixel_edges,
+    PixelSize, checked_settings, pixel_edges, three_numbers,
 )
 from cellseg_nb.data.planes import (
     AxisNames, BrightnessSettings, Positive,
@@ -35,27 +35,14 @@ if TYPE_CHECKING:  # loaded where they are needed: a command must show its help 
     from cellseg_nb.segment.familiarity import Familiarity
 
 # %% ../../nbs/segment/13_stack.ipynb #f9b94720
-def _three(value: Any, kind: type, example: str) -> Any:
-    """Three numbers out of a text."""
-    if not isinstance(value, str):
-        return value
-    try:
-        numbers = tuple(kind(part) for part in value.split(","))
-    except ValueError:
-        numbers = ()
-    if len(numbers) not in (1, 3):
-        raise ValueError(f"takes three numbers (z, y, x), such as {example}")
-    return numbers * (3 // len(numbers))
+def _three(kind: type) -> BeforeValidator:
+    """Three numbers may be a text."""
+    return BeforeValidator(lambda value: three_numbers(value, kind=kind) if isinstance(value, str) else value)
 
 
 Voxels = Annotated[int, Field(ge=1)]
-Window = Annotated[
-    tuple[Voxels, Voxels, Voxels], BeforeValidator(lambda value: _three(value, int, "24,200,200"))
-]
-VoxelEdges = Annotated[
-    Positive | tuple[Positive, Positive, Positive],
-    BeforeValidator(lambda value: _three(value, float, "0.5,0.2,0.2")),
-]
+Window = Annotated[tuple[Voxels, Voxels, Voxels], _three(int)]
+VoxelEdges = Annotated[Positive | tuple[Positive, Positive, Positive], _three(float)]
 
 # %% ../../nbs/segment/13_stack.ipynb #6a22aade
 _OF_THE_FOREGROUND = ("min_foreground", "foreground_threshold")

@@ -181,7 +181,8 @@ def at_once(tried: Tried, times: int, place: Path, work, waits: bool = False, on
             expected = results(out, only)
             continue
         wrong = [f for f, c in zip(forks, codes) if c and ("in use by another run (process" not in f.said or waits)]
-        problem = wrong[0].said.strip()[-160:] if wrong or 0 not in codes else difference(out, expected, only)
+        wrong += forks if 0 not in codes else []  # each refused for the other
+        problem = f"exit codes {codes}: {wrong[0].said.strip()[-160:]}" if wrong else difference(out, expected, only)
         tried.note(problem, "the other is refused" if max(codes) else "the other waits" if waits else "")
         shutil.rmtree(out, ignore_errors=True)
 

@@ -8,8 +8,11 @@ __all__ = ['app', 'data_list', 'data_get', 'data_simulate']
 # %% ../../../nbs/run/commands/05_data.ipynb #29055e6c
 from pathlib import Path
 
+from cellseg_nb.core import (
+    three_numbers,
+)
 from cellseg_nb.run.options import (
-    argument, commands, option, three_numbers, upper,
+    argument, commands, option, upper,
 )
 
 # %% ../../../nbs/run/commands/05_data.ipynb #ed1cfc8c

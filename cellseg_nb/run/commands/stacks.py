@@ -9,8 +9,11 @@ __all__ = ['app', 'graph_train', 'patches']
 import sys
 from pathlib import Path
 
+from cellseg_nb.core import (
+    three_numbers,
+)
 from cellseg_nb.run.options import (
-    Channel, LabelParts, StackAxes, VoxelEdges, argument, commands, flag, given, option, three_numbers,
+    Channel, LabelParts, StackAxes, VoxelEdges, argument, commands, flag, given, option,
 )
 
 # %% ../../../nbs/run/commands/04_stacks.ipynb #4fc251ae

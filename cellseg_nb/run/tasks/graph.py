@@ -9,7 +9,6 @@ __all__ = ['VOLUME_SUFFIXES', 'GraphSettings', 'wall_map', 'wall_doubts', 'parti
 import math
 import warnings
 from contextlib import closing
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +26,10 @@ from cellseg_nb.data.io import (
     IMAGE_SUFFIXES, image_sha256, read_labels, write_labels,
 )
 from cellseg_nb.run.outputs import (
-    counted, refuse_foreign,
+    counted, refuse_foreign, remove_files,
 )
 from cellseg_nb.run.records import (
-    changed_since, describe_files, read_record, refuse_edited, write_record,
+    changed_since, describe_files, is_damaged, read_record, refuse_edited, write_record,
 )
 from cellseg_nb.run.registry import (
     register,
@@ -103,23 +102,18 @@ class _Walls:
 
     def __init__(self, volume: Any, percentiles: tuple[float, float] | None, invert: bool):
         from cellseg_nb.data.contrast import normalised
+        from cellseg_nb.segment.superpixels import ProbabilityMap
 
         self.shape, self.invert, self.stretched = volume.shape, invert, percentiles is not None
-        self.volume = normalised(volume, *percentiles, robust=False) if percentiles else volume
+        self.volume = normalised(volume, *percentiles, robust=False) if percentiles else ProbabilityMap(volume)
 
     def __getitem__(self, window) -> np.ndarray:
         from cellseg_nb.segment.superpixels import as_probability
 
-        pixels = self.volume[window]
-        if pixels.dtype == np.uint8:
-            pixels = pixels.astype(np.float32) / self.white
-        walls = as_probability(np.clip(pixels, 0, 1) if self.stretched else pixels)
+        walls = self.volume[window]
+        if self.stretched:
+            walls = as_probability(np.clip(walls, 0, 1))
         return 1 - walls if self.invert else walls
-
-    @cached_property
-    def white(self) -> int:
-        """What a wall is in a map of bytes: 255, or 1 where there are only 0 and 1."""
-        return 255 if any((self.volume[z : z + 1, :, :] > 1).any() for z in range(self.shape[0])) else 1
 
 # %% ../../../nbs/run/tasks/02_graph.ipynb #37bee26a
 def wall_map(
@@ -135,7 +129,7 @@ def wall_map(
 
 # %% ../../../nbs/run/tasks/02_graph.ipynb #3a6446f5
 def wall_doubts(
-    walls: np.ndarray,  # map in which walls are bright; (Z, Y, X)
+    walls: Any,  # map in which walls are bright; array, or read by window; (Z, Y, X)
     edges: PixelSize,  # voxel edges (z, y, x); µm; None = cubes
     inverted: bool,  # True = it was turned round for that
 ) -> list[str]:  # empty = nothing
@@ -157,7 +151,7 @@ def _fitting(
         raise ValueError(f"{path} is {labels.shape} and {place} is {shape} (Z, Y, X)")
     return labels
 
-# %% ../../../nbs/run/tasks/02_graph.ipynb #a1da25a0
+# %% ../../../nbs/run/tasks/02_graph.ipynb #aff31e69
 def partition_file(
     boundaries: str | Path,  # boundary probability; a stack
     out: str | Path,  # label volume to write; .ome.tif, .tif or .zarr
@@ -198,17 +192,23 @@ def partition_file(
             walls = wall_map(file, percentiles, invert)
             writer = _partition_large(walls, out, edge_um, how, large_mvox)
             with closing(writer):
+                _warn_of_walls(boundaries, walls, edge_um, invert)
                 return max(int(np.max(writer.level[z])) for z in range(file.shape[0]))
     place = axes, channel, pixel_size_um, label_parts, t
     stack, pieces = _read_walls(boundaries, superpixels, *place)
     edge_um, walls = stack.pixel_size_um, wall_map(stack.pixels, percentiles, invert)
     labels = segment_boundaries(walls, superpixels=pieces, pixel_size_um=edge_um, **how)
     write_labels(out, labels, edge_um)
-    for doubt in wall_doubts(walls, edge_um, invert):
-        warnings.warn(f"{boundaries}: {doubt}", stacklevel=2)
+    _warn_of_walls(boundaries, walls, edge_um, invert)
     return int(labels.max())
 
-# %% ../../../nbs/run/tasks/02_graph.ipynb #f9b52820
+# %% ../../../nbs/run/tasks/02_graph.ipynb #8bd4355a
+def _warn_of_walls(path: str | Path, walls: Any, edges: PixelSize, inverted: bool) -> None:
+    """Say on behalf of `partition_file` what is wrong with a map of walls."""
+    for doubt in wall_doubts(walls, edges, inverted):
+        warnings.warn(f"{path}: {doubt}", stacklevel=3)
+
+
 def _partition_large(
     file: "StackFile", out: Path, edges: PixelSize, how: dict, large_mvox: float
 ) -> "VolumeWriter":  # not closed yet
@@ -372,8 +372,6 @@ def _cut(task: Graph, item: Item, pixels: np.ndarray, pieces: Any, edges: PixelS
 
 def _cut_large(task: Graph, item: Item, file: "StackFile") -> Result:
     """Cut a boundary probability block by block."""
-    from cellseg_nb.segment.plain import middle_window
-
     settings, how = task.settings, task.settings.cut | {"edge_model": task.edge_model}
     edges = pixel_edges(settings.pixel_size_um, 3) or file.pixel_size_um
     item.begin([f"{item.name}_labels.zarr"])
@@ -385,7 +383,7 @@ def _cut_large(task: Graph, item: Item, file: "StackFile") -> Result:
     middle = slice(file.shape[0] // 2, file.shape[0] // 2 + 1)
     labels = np.asarray(writer.level[middle])
     writer.close()
-    unlike = wall_doubts(walls[middle_window(file.shape)], edges, settings.invert)
+    unlike = wall_doubts(walls, edges, settings.invert)
     result = stack_result(cells, file[middle, :, :], labels, edges, file.shape, unlike)
     result.facts["labels"] = out.name
     return result
@@ -404,8 +402,11 @@ def start(self: Graph, inputs: list[Path], out: Path, overwrite: bool, say: Any)
     with claim(out.with_name(f".{out.name}.lock"), out):
         before = read_record(out.parent, out.name, self.name)
         if not overwrite:
-            refuse_edited(out.parent, changed_since(out.parent, before.get("written", {})))
+            changed = changed_since(out.parent, before.get("written", {}))
+            damaged = [name for name in changed if is_damaged(out.parent / name)]
+            refuse_edited(out.parent, [name for name in changed if name not in damaged])
             refuse_foreign([] if before else [out])
+            remove_files(out.parent, damaged)
         n_cells = partition_file(inputs[0], out, **how)
         facts = {"file": str(out.resolve()), "sha256": ""}  # no item of a batch: nothing goes on from it
         written = describe_files(out.parent, [out.name])

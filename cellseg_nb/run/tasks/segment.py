@@ -216,15 +216,15 @@ def is_large(self: Segment, item: Item) -> bool:
 GRID_PX = 256  # of the map in which the part with the most objects is looked for
 
 
-def _fullest_part(objects: "pd.DataFrame", shape: tuple[int, int]) -> tuple[slice, slice]:
-    """The part of a large picture by which it is compared with the training."""
+def _fullest_part(objects: "pd.DataFrame", shape: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The part of a large picture by which it is compared with the training, as `Plane.read` takes it."""
     from cellseg_nb.segment.familiarity import MOST_PX, busiest_window
 
     counts = np.zeros([-(-size // GRID_PX) for size in shape])
     places = objects[["centroid_y_px", "centroid_x_px"]].to_numpy() // GRID_PX
     np.add.at(counts, tuple(places.astype(int).T), 1)
-    corner = [along.start * GRID_PX for along in busiest_window(counts, MOST_PX // GRID_PX)]
-    return tuple(slice(at, min(at + MOST_PX, size)) for at, size in zip(corner, shape))
+    y, x = (along.start * GRID_PX for along in busiest_window(counts, MOST_PX // GRID_PX))
+    return y, min(y + MOST_PX, shape[0]), x, min(x + MOST_PX, shape[1])
 
 
 def _confidence_column(labels: np.ndarray, maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -367,7 +367,7 @@ def process_large(self: Segment, item: Item) -> Result:
         progress.bar.close()
         part, colour = _fullest_part(found.table, plane.shape), plane.brightness
         with open_plane(found.labels) as stored:
-            known = familiarity_of(plane[part], stored[part].astype(int), bundle, scale)
+            known = familiarity_of(plane.read(*part), stored.read(*part), bundle, scale)
     result = _result(found.table, found.shape, found.covered_percent, edges, known)
     result.facts |= {"colour": colour, "labels": labels}
     if outlines:
