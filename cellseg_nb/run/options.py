@@ -15,10 +15,6 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from cellseg_nb.core import (
-    three_numbers,
-)
-
 # %% ../../nbs/run/16_options.ipynb #9277dda1
 def commands(
     name: str | None = None,  # name of a group, such as "data"; None = commands without a group
@@ -70,6 +66,8 @@ def upper(text: Optional[str]) -> Optional[str]:
 
 
 def _micrometres(text: Optional[str]) -> Optional[tuple]:
+    from cellseg_nb.core import three_numbers
+
     return three_numbers(text, "--pixel-size", float)
 
 

@@ -8,9 +8,6 @@ __all__ = ['app', 'data_list', 'data_get', 'data_simulate']
 # %% ../../../nbs/run/commands/05_data.ipynb #29055e6c
 from pathlib import Path
 
-from cellseg_nb.core import (
-    three_numbers,
-)
 from cellseg_nb.run.options import (
     argument, commands, option, upper,
 )
@@ -112,6 +109,7 @@ def _simulate_nuclei(folder, images, size, nuclei, axes, seed) -> str:
 
 def _simulate_germline(folder, images, size, nuclei, axes, seed) -> str:
     """Write stacks; how many."""
+    from cellseg_nb.core import three_numbers
     from cellseg_nb.data.germline import write_germlines
 
     images, shape = images or 3, three_numbers(size or "24,200,200", "--size")

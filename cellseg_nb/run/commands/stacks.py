@@ -9,9 +9,6 @@ __all__ = ['app', 'graph_train', 'patches']
 import sys
 from pathlib import Path
 
-from cellseg_nb.core import (
-    three_numbers,
-)
 from cellseg_nb.run.options import (
     Channel, LabelParts, StackAxes, VoxelEdges, argument, commands, flag, given, option,
 )
@@ -77,6 +74,7 @@ def patches(
 
     At the far ends of a stack patches are continued by reflection.
     """
+    from cellseg_nb.core import three_numbers
     from cellseg_nb.data.volumes import write_patches
 
     how = {"axes": axes, "channel": channel, "pixel_size_um": pixel_size, "label_parts": label_parts}
