@@ -189,12 +189,62 @@ def microscope_samples(folder):
     return folder.iterdir()
 
 
+class OpenSlide:
+    """Answers as openslide.OpenSlide does."""
+
+    level_dimensions, level_downsamples, level_count, properties = (RGB.shape[1::-1],), (1.0,), 1, {}
+
+    def __init__(self, path):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def close(self):
+        pass
+
+    def read_region(self, corner, level, size):
+        (x, y), (wide, tall) = corner, size
+        return Picture.fromarray(RGB[y : y + tall, x : x + wide].copy()).convert("RGBA")
+
+
+class WsiDicom(OpenSlide):
+    """Answers as wsidicom.WsiDicom does."""
+
+    open = classmethod(lambda kind, files: kind(files))
+    pyramid = SimpleNamespace(
+        levels=[
+            SimpleNamespace(
+                level=0,
+                size=SimpleNamespace(width=RGB.shape[1], height=RGB.shape[0]),
+                mpp=SimpleNamespace(width=0.5, height=0.5),
+            )
+        ],
+        metadata=SimpleNamespace(optical_paths=[]),
+    )
+
+
+def slide_samples(folder):
+    layout = dict(photometric="rgb", tile=(32, 32), metadata=None, description="Aperio Image Library")
+    tifffile.imwrite(folder / "plain.svs", RGB, compression="jpeg", **layout)
+    tifffile.imwrite(folder / "jpeg2000.svs", RGB, compression="jpeg2000", **layout)
+    for name in ("slide.ndpi", "slide.mrxs", "slide.dcm"):
+        (folder / name).write_bytes(b"x")
+    return folder.iterdir()
+
+
 SAMPLES = {
     "Tiff": lambda folder: [*tiff_samples(folder), *shown_tiff_samples(folder)],
     "OmeZarr": zarr_samples,
     "Pictures": picture_samples,
     "Nd2": microscope_samples,
     "Czi": microscope_samples,
+    "Svs": slide_samples,
+    "ScannedSlide": slide_samples,
+    "Dicom": slide_samples,
 }
 
 
@@ -235,6 +285,10 @@ def test_whole_and_by_region_is_the_same(name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "nd2", SimpleNamespace(ND2File=Nd2File))
     monkeypatch.setitem(sys.modules, "pylibCZIrw", ModuleType("pylibCZIrw"))
     monkeypatch.setitem(sys.modules, "pylibCZIrw.czi", SimpleNamespace(open_czi=open_czi))
+    monkeypatch.setitem(sys.modules, "openslide", SimpleNamespace(OpenSlide=OpenSlide))
+    monkeypatch.setitem(sys.modules, "wsidicom", SimpleNamespace(WsiDicom=WsiDicom))
+    pydicom = SimpleNamespace(dcmread=lambda *_, **__: {}, errors=None)
+    monkeypatch.setitem(sys.modules, "pydicom", pydicom)
     paths = [one for one in SAMPLES[name](tmp_path) if type(FORMATS[one.suffix]).__name__ == name]
     assert paths
     for path in paths:

@@ -267,6 +267,8 @@ def test_installed_metadata_is_that_of_settings():
         "tensorflow",
         "nd2",
         "czi",
+        "slides",
+        "encoders",
         "pipelines",
     }
     scripts = {
@@ -315,6 +317,7 @@ def test_environment_pins_every_direct_requirement():
         "app-cells3d",
         "app-stars",
         "app-points",
+        "app-slide",
         "format",
         "docs",
         "bench",

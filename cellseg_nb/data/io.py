@@ -593,8 +593,8 @@ OWN_OUTPUTS += tuple(  # maps of stacks
     for suffix in (".ome.tif", ".zarr")
 )
 OTHER_IMAGE_SUFFIXES = tuple(  # images that are not read, for the warning
-    ".bmp .dcm .dm3 .dm4 .dv .gif .ims .jp2 .lif .lsm .mrc .mrxs .nd .ndpi .nrrd .oib "
-    ".oif .oir .scn .stk .svs .vsi .webp .zvi".split()
+    ".bmp .dm3 .dm4 .dv .gif .ims .jp2 .lif .lsm .mrc .nd .nrrd .oib "
+    ".oif .oir .stk .vsi .webp .zvi".split()
 )
 
 

@@ -17,6 +17,9 @@ from cellseg_nb.core import (
 from cellseg_nb.models.kinds.count import (
     CountNetworkSettings, CountNormalisation, CountOutput, CountSpecification, CountTarget, Peaks,
 )
+from cellseg_nb.models.kinds.pairs import (
+    PairNetworkSettings, PairNormalisation, PairSpecification,
+)
 from cellseg_nb.models.kinds.stacks import (
     StackMethod, StackNetworkSettings, StackPostprocessing, StackSpecification, StackTarget,
 )
@@ -33,7 +36,7 @@ from cellseg_nb.models.stars import (
 )
 
 # %% ../../nbs/models/02_bundle.ipynb #a8278903
-FORMAT_VERSION = 4  # 2: normalisation.invert; 3: models that count; 4: normalisation.robust, known_pictures
+FORMAT_VERSION = 5  # 2: normalisation.invert; 3: models that count; 4: normalisation.robust, known_pictures; 5: masks
 BUNDLES = Path(cellseg_nb.__file__).parent / "bundles"
 
 

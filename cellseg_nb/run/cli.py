@@ -33,7 +33,7 @@ def _show_warning(message, *_) -> None:
 
 ORDER = (
     "demo segment count evaluate train experiment tune segment3d graph graph-train patches "
-    "init verify data model pipeline points"
+    "init verify data model pipeline points tiles"
 ).split()
 
 
@@ -83,7 +83,7 @@ class Verbs(TyperGroup):
         except KeyboardInterrupt:
             say(
                 "stopped; what was finished is kept: 'cellseg segment', 'cellseg segment3d', "
-                "'cellseg graph', 'cellseg count' and 'cellseg experiment' go on when they are called again, "
+                "'cellseg graph', 'cellseg count', 'cellseg tiles create' and 'cellseg experiment' go on when they are called again, "
                 "'cellseg train' goes on with --resume"
             )
             raise typer.Exit(130) from None

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'WINDOW_ZYX', 'choose_device', 'has_bfloat16', 'run_network', 'choose_precision', 'network_axes',
-           'orient', 'predict_parts', 'predict_tiles', 'bundle_parts', 'plan_scaled', 'predict', 'SeamDifference',
-           'seam_difference', 'fit_window', 'plan_windows', 'count_windows', 'seconds_per_window', 'stack_parts',
-           'predict_stack']
+           'orient', 'predict_parts', 'predict_tiles', 'bundle_parts', 'plan_scaled', 'mask_channels', 'predict',
+           'SeamDifference', 'seam_difference', 'fit_window', 'plan_windows', 'count_windows', 'seconds_per_window',
+           'stack_parts', 'predict_stack']
 
-# %% ../../nbs/segment/00_predict.ipynb #80990123
+# %% ../../nbs/segment/00_predict.ipynb #4c9cbe32
 import time
 from collections.abc import Callable, Iterator, Sequence
 from heapq import merge
@@ -18,6 +18,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
+from cellseg_nb.data.io import (
+    luminance,
+)
 from cellseg_nb.data.simulate import (
     simulate_germline, simulate_nuclei,
 )
@@ -31,7 +34,7 @@ from cellseg_nb.data.transforms import (
     normalise_percentile,
 )
 from cellseg_nb.models.bundle import (
-    Bundle, needs_maps,
+    Bundle, PairSpecification, needs_maps,
 )
 from cellseg_nb.models.losses import (
     ACTIVATIONS, activate,
@@ -326,9 +329,32 @@ class _Channels:
         window = window[-len(self.shape) + 1 :]
         return np.stack([np.asarray(one[window], np.float32) for one in self.images])
 
-# %% ../../nbs/segment/00_predict.ipynb #53387f7c
+# %% ../../nbs/segment/00_predict.ipynb #f67602a5
+def mask_channels(
+    image: np.ndarray,  # picture or tile; any number type; (Y, X), or (Y, X, 3) in colours
+    bundle: Bundle,  # model that paints a mask
+    prepared: bool = False,  # True = the brightness is normalised already
+) -> list[np.ndarray]:  # what the network sees; float32; (Y, X), one per channel; for `bundle_parts`
+    """Bring a picture into the channels and the contrast that a model of masks was trained on.
+
+    Raises
+    ------
+    ValueError
+        The picture has another shape, is empty or holds NaN.
+    """
+    wanted = bundle.specification.network.in_channels
+    if image.ndim not in (2, 3) or image.ndim == 3 and image.shape[2] != 3:
+        raise ValueError(f"image must be (Y, X), or (Y, X, 3) in colours; its shape is {image.shape}")
+    if wanted == 1 and image.ndim == 3:
+        image = luminance(image)
+    elif wanted == 3 and image.ndim == 2:
+        image = np.repeat(image[..., None], 3, axis=2)
+    seen = image if prepared else bundle.specification.normalisation.prepare(image)
+    return [seen] if wanted == 1 else list(np.moveaxis(seen, 2, 0))
+
+# %% ../../nbs/segment/00_predict.ipynb #ec57fb37
 def predict(
-    image: np.ndarray,  # picture; any number type; (Y, X), or (Z, Y, X) for a 3D model
+    image: np.ndarray,  # picture; any number type; (Y, X), (Z, Y, X) for a 3D model, or (Y, X, 3) for one of masks
     bundle: Bundle,  # trained model
     tile_px: int = 1024,  # edge of a tile; px
     overlap_px: int = 128,  # shared by neighbouring tiles; px
@@ -347,13 +373,16 @@ def predict(
         The picture has the wrong number of axes, is empty or holds NaN; or a setting makes no
         sense.
     """
-    needs_maps(bundle.specification, "predicting maps")
-    n_axes = network_axes(bundle.network) or image.ndim
-    if image.ndim != n_axes:
-        axes = "(Y, X), one channel" if n_axes == 2 else "(Z, Y, X), one channel"
-        raise ValueError(f"image must be {axes}; its shape is {image.shape}")
     specification = bundle.specification
-    seen = image if prepared else normalised(image, **specification.normalisation.model_dump())
+    if isinstance(specification, PairSpecification):
+        n_axes, seen = 2, mask_channels(image, bundle, prepared)
+    else:
+        needs_maps(specification, "predicting maps")
+        n_axes = network_axes(bundle.network) or image.ndim
+        if image.ndim != n_axes:
+            axes = "(Y, X), one channel" if n_axes == 2 else "(Z, Y, X), one channel"
+            raise ValueError(f"image must be {axes}; its shape is {image.shape}")
+        seen = image if prepared else normalised(image, **specification.normalisation.model_dump())
     precision = choose_precision(bundle, device, precision)
     parts = (
         part
@@ -369,7 +398,7 @@ def predict(
             flips=flips,
         )
     )
-    return stitch(parts, image.shape)
+    return stitch(parts, image.shape[:n_axes])
 
 # %% ../../nbs/segment/00_predict.ipynb #1083a51b
 class SeamDifference(NamedTuple):

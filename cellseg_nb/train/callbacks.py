@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['STEP_DOWN', 'LEAST_GAIN', 'Precision', 'AverageWeights', 'Score', 'Accumulate', 'check_loss', 'WatchLoss',
            'write_row', 'WriteLog', 'epochs_left', 'write_checkpoint', 'fill_learner', 'Keep', 'what_is_kept',
-           'encoder_of', 'encoder_stages', 'freeze', 'KeepStatistics', 'parameter_groups', 'rate_factors', 'schedule',
-           'plateau_rate', 'ReduceOnPlateau']
+           'encoder_of', 'encoder_stages', 'freeze', 'KeepStatistics', 'FrozenStart', 'parameter_groups',
+           'rate_factors', 'schedule', 'plateau_rate', 'ReduceOnPlateau']
 
-# %% ../../nbs/train/10_callbacks.ipynb #90082c4b
+# %% ../../nbs/train/10_callbacks.ipynb #58813eca
 import csv
 import time
 from collections.abc import Sequence
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback, CancelBatchException, CancelFitException
 from fastai.callback.schedule import combined_cos
+from fastai.torch_core import to_float
 from timm.utils import ModelEmaV3
 
 # %% ../../nbs/train/10_callbacks.ipynb #738ef4a1
@@ -43,7 +44,7 @@ from cellseg_nb.train.settings import (
     LoopSettings,
 )
 
-# %% ../../nbs/train/10_callbacks.ipynb #319adc58
+# %% ../../nbs/train/10_callbacks.ipynb #a14306c0
 class Precision(Callback):
     """Compute in bfloat16, on CPU and GPU alike; weights stay float32.
 
@@ -69,7 +70,7 @@ class Precision(Callback):
 
     def after_pred(self):
         self.leave()
-        self.learn.pred = self.pred.float()
+        self.learn.pred = to_float(self.pred)  # of a network with deep supervision, several
 
     def leave(self):
         """End the rough arithmetic; also after an error, so that nothing else computes in it."""
@@ -210,6 +211,7 @@ class WriteLog(Callback):
         epoch, losses = self.keep.done, torch.stack(self.losses).tolist()
         values = self.score.values | {"valid_loss": self.recorder.values[-1][1]}
         values = {"train_loss": np.mean(losses)} | {name: values[name] for name in self.columns}
+        values = {name: np.nan if one is None else one for name, one in values.items()}  # nothing was set aside
         row = {"epoch": epoch} | {name: f"{value:.5f}" for name, value in values.items()}
         row["learning_rate"] = f"{self.opt.hypers[-1]['lr']:.2e}"
         write_row(self.path, row | {"seconds": f"{time.perf_counter() - self.started:.1f}"})
@@ -399,6 +401,29 @@ class KeepStatistics(Callback):
     def before_train(self):
         for norm in self.norms:
             norm.eval()
+
+# %% ../../nbs/train/10_callbacks.ipynb #b1a98ad7
+class FrozenStart(Callback):
+    """Keep the encoder, and the statistics of its batch norms, as it is for the first epochs."""
+
+    order = 10  # after fastai has set everything to training mode
+
+    def __init__(self, epochs: int):
+        self.epochs, self.learning = epochs, None
+
+    def before_epoch(self):
+        done = self.learn.keep.done if hasattr(self.learn, "keep") else self.epoch
+        encoder = encoder_of(self.learn.model)
+        if self.learning is None:  # what is frozen for good stays so
+            self.learning = [one for one in encoder.parameters() if one.requires_grad]
+        self.frozen = done < self.epochs
+        for parameter in self.learning:
+            parameter.requires_grad_(not self.frozen)
+            parameter.grad = None
+
+    def before_train(self):
+        if self.frozen:
+            encoder_of(self.learn.model).eval()
 
 # %% ../../nbs/train/10_callbacks.ipynb #aaff65ea
 def parameter_groups(

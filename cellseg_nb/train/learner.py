@@ -252,7 +252,7 @@ def bare_learner(
     network = first_network(config)
     size = (config.network.in_channels, config.network.step_px)
     norms = freeze(network, training.freeze, *size)
-    callbacks = [precision]
+    callbacks = [precision, *recipe.callbacks(config)]
     callbacks += [KeepStatistics(norms)] if norms else []
     callbacks += [Accumulate(training.accumulate)] if training.accumulate > 1 else []
     return Learner(

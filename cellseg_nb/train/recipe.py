@@ -131,6 +131,10 @@ class _Steps:
         """What scores an epoch; the usual one adds nothing to the loss."""
         return Scorer()
 
+    def callbacks(self, config: Settings) -> list:
+        """Callbacks of fastai besides those of all trainings."""
+        return []
+
     def computing(self) -> AbstractContextManager:
         """How the device computes while the network learns."""
         return nullcontext()

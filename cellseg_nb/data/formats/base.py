@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fastcore.basics import patch
 
 from cellseg_nb.core import (
     import_all, note, plain_text,
@@ -135,15 +136,24 @@ class Reader:
         rgb: bool = False,  # True = C holds red, green and blue of one picture
         series: int = 0,  # which image of the file it is
         close: Callable[[], None] | None = None,  # closes the file
+        smaller: Sequence[Any] = (),  # the same picture with fewer pixels, like `pixels`; largest first
+        magnification: float | None = None,  # of the objective, such as 20; None = unknown
     ):
         self.path, self.axes, self.rgb, self.series = path, axes, rgb, series
+        self.magnification = magnification
         self.shape, self.dtype = tuple(pixels.shape), np.dtype(pixels.dtype)
         if 0 in self.shape or self.dtype.kind not in "biuf":
             what = "no pixels" if 0 in self.shape else f"pixels of type {self.dtype}, and images hold real numbers"
             raise ValueError(f"{path} has {what}; its shape is {self.shape}")
         facts = fitting_facts(axes, self.shape, pixel_size_um, channels, rgb, path)
         self.pixel_size_um, self.channels = facts
-        self._pixels, self._close = pixels, close
+        self._levels, self._close = [pixels, *smaller], close
+
+    @property
+    def levels(self) -> list[tuple[int, int]]:
+        """Rows and columns of the image and of its smaller copies, largest first; most files have none of these."""
+        y, x = self.axes.index("Y"), self.axes.index("X")
+        return [(one.shape[y], one.shape[x]) for one in self._levels]
 
     def size(
         self,
@@ -151,16 +161,6 @@ class Reader:
     ) -> int:  # number of planes along it; 1 for an axis the image does not have
         """Count the planes along one axis."""
         return self.shape[self.axes.index(axis)] if axis in self.axes else 1
-
-    def read(
-        self,
-        region: Sequence[int | slice] | None = None,  # one per axis; None = the whole image
-    ) -> np.ndarray:  # pixels as stored
-        """Read a region; ValueError where the file is damaged there."""
-        region = (slice(None),) * len(self.shape) if region is None else tuple(region)
-        check_memory(self.path, self.shape, self.dtype, region)
-        with explained(self.path):
-            return np.asarray(self._pixels[region])
 
     def close(self) -> None:
         """Close the file."""
@@ -172,6 +172,20 @@ class Reader:
 
     def __exit__(self, *_):
         self.close()
+
+# %% ../../../nbs/data/formats/00_base.ipynb #5d0f7a31
+@patch
+def read(
+    self: Reader,
+    region: Sequence[int | slice] | None = None,  # one per axis, in pixels of the level; None = all
+    level: int = 0,  # of `levels`; 0 = the image itself
+) -> np.ndarray:  # pixels as stored
+    """Read a region; ValueError where the file is damaged there."""
+    pixels = self._levels[level]
+    region = (slice(None),) * len(pixels.shape) if region is None else tuple(region)
+    check_memory(self.path, pixels.shape, self.dtype, region)
+    with explained(self.path):
+        return np.asarray(pixels[region])
 
 # %% ../../../nbs/data/formats/00_base.ipynb #16b3c747
 class PlanesOnDemand:

@@ -43,7 +43,7 @@ def data_get(
     print(get(name, address, sha256))
 
 # %% ../../../nbs/run/commands/05_data.ipynb #c0ffee01
-HowMany = option(int, "N", "How many.  [default: 10; germline: 3]", "--images", "--n", min=1)
+HowMany = option(int, "N", "How many.  [default: 10; germline: 3; slide: 1]", "--images", "--n", min=1)
 CellsInImage = option(
     int, "N", "Nuclei or cells in an image.  [default: 80; phase: 40]", "--nuclei", "--cells", min=0
 )
@@ -51,13 +51,13 @@ CellsInImage = option(
 # %% ../../../nbs/run/commands/05_data.ipynb #f5968dc3
 @app.command("simulate")
 def data_simulate(
-    kind: argument(str, "[KIND]", "nuclei, phase (images) or germline (stacks).") = "nuclei",
+    kind: argument(str, "[KIND]", "nuclei, phase (images), germline (stacks) or slide.") = "nuclei",
     out: option(
-        Path, "DIR", "Folder for images/ and masks/.  [default: cellseg_out/simulated]"
+        Path, "DIR", "Folder for images/ and masks/, or slides/ and labels.csv.  [default: cellseg_out/simulated]"
     ) = None,
     images: HowMany = None,
     size: option(
-        str, "PX|Z,Y,X", "Size, in pixels.  [default: 512; phase: 256; 24,200,200]"
+        str, "PX|Z,Y,X|Y,X", "Size, in pixels.  [default: 512; phase: 256; 24,200,200; 12000,16000]"
     ) = None,
     nuclei: CellsInImage = None,
     annotators: option(
@@ -65,17 +65,22 @@ def data_simulate(
     ) = 0,
     axes: option(str, "AXES", "Of germline stacks: CZYX, ZCYX or ZYX.", callback=upper) = "CZYX",
     seed: option(int, "N", "Seed; the same seed gives the same images.", min=0) = 0,
+    um_per_px: option(float, "UM", "slide: edge of a pixel in µm.", "--um-per-px") = 0.5,
 ) -> None:
-    """Simulate images whose truth is known: nuclei, phase contrast, or stacks of a germline.
+    """Simulate images whose truth is known: nuclei, phase contrast, stacks of a germline, or slides.
 
-    Nuclei and germlines come with label images, phase contrast with points and foreground masks.
+    Nuclei and germlines come with label images, phase contrast with points and foreground masks, slides of kidney with
+    the run lengths of their glomeruli.
     """
-    kinds = {"nuclei": _simulate_nuclei, "phase": None, "germline": _simulate_germline}
+    kinds = {"nuclei": _simulate_nuclei, "phase": None, "germline": _simulate_germline, "slide": None}
     if kind not in kinds:
         raise ValueError(f"nothing called {kind!r} can be simulated; there is: {', '.join(kinds)}")
     folder = out or Path("cellseg_out/simulated")
     if kind == "phase":
         print(_simulate_phase(folder, images or 10, size or "256", nuclei, annotators, seed))
+        return
+    if kind == "slide":
+        print(_simulate_slides(folder, images or 1, size or "12000,16000", um_per_px, seed))
         return
     number = kinds[kind](folder, images, size, nuclei, axes, seed)
     print(f"{number} with label images: {folder}")
@@ -96,6 +101,20 @@ def _simulate_phase(folder, images, size, cells, annotators, seed) -> str:
     how = {"shape": (edge, edge), "n_cells": 40 if cells is None else cells}
     write_phase_contrast(folder, images, seed, people, **how)
     return f"{images} image{'' if images == 1 else 's'} with points and masks: {folder}"
+
+
+def _simulate_slides(folder, images, size, um_per_px, seed) -> str:
+    """Write slides; what is there."""
+    import sys
+
+    from cellseg_nb.data.simulate_slides import write_simulated_slides
+
+    try:
+        height, width = (int(part) for part in size.split(","))
+    except ValueError:
+        raise ValueError(f"--size of a slide is its height and width, such as 12000,16000, not {size!r}") from None
+    table = write_simulated_slides(folder, images, seed, (height, width), um_per_px, sys.stderr.isatty())
+    return f"{table}: run lengths of {images} slide{'' if images == 1 else 's'}"
 
 
 def _simulate_nuclei(folder, images, size, nuclei, axes, seed) -> str:

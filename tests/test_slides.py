@@ -1,0 +1,141 @@
+"""Whole slides by the command `cellseg`: masks, outlines, run lengths; killed and resumed; what is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from test_cli import error_of, run
+
+from cellseg_nb.data.catalog import data_folder
+from cellseg_nb.data.rle import parse_rle, read_rle_csv
+from cellseg_nb.data.simulate_slides import simulate_slide
+
+SHAPE, UM_PER_PX = (2400, 2000), 2.0
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory):
+    """A slide, and the mask of its glomeruli."""
+    path = tmp_path_factory.mktemp("slide") / "kidney.tif"
+    return path, simulate_slide(path, SHAPE, UM_PER_PX, seed=900)
+
+
+@pytest.fixture(scope="module")
+def found(slide, tmp_path_factory):
+    out = tmp_path_factory.mktemp("found")
+    run("slide", slide[0], "--out", out, "--tile", 256, "--overlap", 32)
+    return out
+
+
+def test_glomeruli_are_found(slide, found):
+    truth = slide[1].mask().astype(bool)
+    mask = parse_rle(read_rle_csv(found / "predicted.csv")["kidney"], SHAPE).mask().astype(bool)
+    assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.9
+    counts, n_true = pd.read_csv(found / "counts.csv"), slide[1].objects().max()
+    assert abs(counts["count"][0] - n_true) <= 0.1 * n_true
+    assert counts["unlike_training"].tolist() == [False]
+    objects = pd.read_csv(found / "objects.csv")
+    assert len(objects) == counts["count"][0]
+    np.testing.assert_allclose(objects["area_um2"].sum(), mask.sum() * UM_PER_PX**2)
+
+
+def test_masks_are_pyramids_that_are_read_by_region(slide, found):
+    mask = parse_rle(read_rle_csv(found / "predicted.csv")["kidney"], SHAPE).mask()
+    with tifffile.TiffFile(found / "kidney_mask.ome.tif") as tif:
+        levels = tif.series[0].levels
+        assert [one.shape for one in levels][:2] == [SHAPE, (1200, 1000)] and len(levels) >= 3
+        assert tif.pages[0].is_tiled and 'PhysicalSizeX="2.0"' in tif.ome_metadata
+    from cellseg_nb.data.slides import open_slide
+
+    with open_slide(found / "kidney_mask.ome.tif") as stored:
+        np.testing.assert_array_equal(stored.read(700, 1300, 500, 1100)[..., 0], 255 * mask[700:1300, 500:1100])
+
+
+def test_outlines_are_valid_and_in_pixels_of_the_slide(found):
+    shapely = pytest.importorskip("shapely.geometry")
+    collection = json.loads((found / "kidney.geojson").read_text())
+    objects = pd.read_csv(found / "objects.csv")
+    assert len(collection["features"]) == len(objects)
+    for feature, (_, row) in zip(collection["features"], objects.iterrows()):
+        assert feature["properties"]["objectType"] == "annotation"
+        polygon = shapely.shape(feature["geometry"])
+        assert polygon.is_valid
+        for part in getattr(polygon, "geoms", [polygon]):
+            assert part.exterior.is_closed
+        np.testing.assert_allclose(polygon.area * UM_PER_PX**2, row["area_um2"])
+        bounds = row[["x_min_px", "y_min_px", "x_max_px", "y_max_px"]].to_numpy(float) + [0, 0, 1, 1]
+        np.testing.assert_allclose(polygon.bounds, bounds)
+
+
+def test_killed_in_the_middle_it_goes_on_to_the_same_mask(slide, found, tmp_path):
+    out = tmp_path / "out"
+    call = [sys.executable, "-c", "from cellseg_nb.run.cli import main; main()", "slide", slide[0], "--out", out, "--tile", "256", "--overlap", "32"]
+    process = subprocess.Popen([str(one) for one in call], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    note = out / ".kidney_scratch" / "rows.json"
+    rows, until = 0, time.monotonic() + 240
+    while not rows and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+        rows = json.loads(note.read_text())["rows"] if note.is_file() else 0
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert rows and not (out / "kidney_mask.ome.tif").exists()
+    run("slide", slide[0], "--out", out, "--tile", 256, "--overlap", 32)
+    for name in ("kidney_rle.csv", "kidney_mask.ome.tif", "objects.csv", "kidney.geojson"):
+        assert (out / name).read_bytes() == (found / name).read_bytes(), name
+    assert not note.parent.exists()
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--um-per-px", 1], ["finer", "2 µm"]),
+        (["--magnification", 5], ["magnification", "--um-per-px"]),
+        (["--um-per-px", 8, "--reduce", 4], ["one of"]),
+        (["--model", "nuclei"], ["nuclei", "mask"]),
+    ],
+)
+def test_what_cannot_be_is_refused(slide, tmp_path, options, words):
+    said = error_of("slide", slide[0], "--out", tmp_path / "out", *options)
+    assert all(word in said for word in words), said
+
+
+def test_scales_of_a_scanner_make_no_difference(slide, found, tmp_path):
+    from cellseg_nb.data.slides import open_slide, write_pyramid
+
+    with open_slide(slide[0], reduce=2) as half:
+        write_pyramid(tmp_path / "kidney.tif", half.read(), 2 * UM_PER_PX, quality=95)
+    run("slide", tmp_path / "kidney.tif", "--out", tmp_path / "out", "--tile", 256, "--overlap", 32)
+    one, other = (pd.read_csv(where / "counts.csv") for where in (found, tmp_path / "out"))
+    assert abs(one["count"][0] - other["count"][0]) <= max(1, 0.02 * one["count"][0])
+
+
+SLIDES = data_folder() / "slides" if data_folder() else None
+
+
+@pytest.mark.skipif(SLIDES is None or not SLIDES.is_dir(), reason="CELLSEG_DATA has no folder slides")
+class TestRealSlides:
+    def test_a_region_of_aperio(self, tmp_path):
+        run("slide", SLIDES / "cmu1_small_region.svs", "--out", tmp_path)
+        counts = pd.read_csv(tmp_path / "counts.csv").iloc[0]
+        assert (counts["height_px"], counts["width_px"]) == (2967, 2220)
+        assert counts["pixel_size_um"] == pytest.approx(0.499) and counts["um_per_px"] == 8
+        assert counts["unlike_training"]
+
+    def test_without_a_pixel_size_it_is_in_pixels(self, tmp_path):
+        path = SLIDES / "tcga_jpeg2000.svs"
+        assert "--pixel-size" in error_of("slide", path, "--out", tmp_path / "a")
+        assert "--pixel-size" in error_of("slide", path, "--out", tmp_path / "b", "--reduce", 16, "--min-area-um2", 100)
+        run("slide", path, "--out", tmp_path / "c", "--reduce", 16)
+        counts = pd.read_csv(tmp_path / "c" / "counts.csv")
+        assert "tissue_mm2" not in counts and (counts["height_px"][0], counts["width_px"][0]) == (3567, 4443)
+
+    def test_a_broken_one_is_one_line(self, tmp_path):
+        said = error_of("slide", SLIDES / "broken.svs", "--out", tmp_path)
+        assert "broken.svs" in said and "Traceback" not in said
