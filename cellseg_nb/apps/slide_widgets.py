@@ -191,6 +191,7 @@ def count_painted(
     slide: Slide,  # in the resolution of `painted`
     tissue: "Tissue",  # from `segment.slide.find_tissue`
     part: Window | None = None,  # in the resolution of `painted`; None = the whole slide
+    min_area_px: float = 0,  # smaller objects are left out; px of the full resolution
 ) -> dict[str, Any]:  # as `run.tasks.slide.slide_row`, and "exact": whether it is
     """Count and measure what is found, per mm² of the tissue where the pixel size is known."""
     from cellseg_nb.segment.slide import painted_runs, slide_objects
@@ -201,8 +202,8 @@ def count_painted(
     exact, edge, scale = math.prod(shape) <= EXACT_PX, slide.pixel_size_um, slide.scale
     found = painted[part.rows, part.columns]
     if not exact:
-        shape, edge, scale = found.shape, slide.um_per_px, 1.0
-    objects, _ = slide_objects(painted_runs(found, threshold, shape, scale), edge)
+        shape, edge, scale, min_area_px = found.shape, slide.um_per_px, 1.0, min_area_px / slide.scale**2
+    objects, _ = slide_objects(painted_runs(found, threshold, shape, scale), edge, min_area_px)
     window = [slice(int(n.start / f), math.ceil(n.stop / f)) for n, f in zip(part[:2], tissue.factor)]
     return slide_row(objects, shape, 100 * float(tissue.mask[tuple(window)].mean()), edge) | {"exact": exact}
 
@@ -494,10 +495,13 @@ def _draw(self: SlideExplorer, _=None) -> None:
 @patch
 def _found(self: SlideExplorer) -> str:  # HTML
     """Say what is found."""
+    from cellseg_nb.segment.slide import smallest_object_px
+
     tiles = counted(len(self.tiles), "tile")
     if self.painted is None:
         return f"{headline('Not predicted yet')} · {tiles} with tissue"
-    self.row = count_painted(self.painted, self.settings.threshold, self.slide, self.tissue, self.part)
+    smallest = smallest_object_px(self.slide, self.bundles[0], self.settings)
+    self.row = count_painted(self.painted, self.settings.threshold, self.slide, self.tissue, self.part, smallest)
     where = "" if self.part is None else "in the part that was predicted"
     new = sum(tile.index not in self.asked for tile in self.tiles)
     if new and self.part is None:
@@ -557,11 +561,13 @@ def _summary(self: SlideExplorer) -> str | None:  # None = nothing to save
 @patch
 def _content(self: SlideExplorer, kind: str) -> bytes:
     """Write a result, at full resolution; `kind` is a key of `downloads`."""
-    from cellseg_nb.segment.slide import painted_runs, slide_objects, slide_polygons
+    from cellseg_nb.segment.slide import painted_runs, slide_objects, slide_polygons, smallest_object_px
 
     slide, shape = self.slide, self.slide.levels[0]
+    smallest = smallest_object_px(slide, self.bundles[0], self.settings)
     edge, name = slide.pixel_size_um, self.bundles[0].specification.name
-    objects, runs = slide_objects(painted_runs(self.painted, self.settings.threshold, shape, slide.scale), edge)
+    painted = painted_runs(self.painted, self.settings.threshold, shape, slide.scale)
+    objects, runs = slide_objects(painted, edge, smallest)
     writers: dict[str, Callable[[Path], Any]] = {
         "objects.csv": lambda path: write_csv(path, objects),
         "outlines.geojson": lambda path: write_geojson(path, slide_polygons(runs), objects, name, "annotation"),
