@@ -16,7 +16,9 @@ def saturation(
     rgb: np.ndarray,  # red, green, blue; uint8; (..., 3)
 ) -> np.ndarray:  # how much colour a pixel has, 0..255; uint8; (...)
     """The saturation of hue, saturation and value, on the scale of OpenCV."""
-    brightest, darkest = rgb.max(-1), rgb.min(-1)
+    red, green, blue = np.moveaxis(rgb, -1, 0)  # one after the other: reducing an axis of three is ten times slower
+    brightest = np.maximum(np.maximum(red, green), blue)
+    darkest = np.minimum(np.minimum(red, green), blue)
     share = (brightest - darkest).astype(np.float32) * 255 / np.maximum(brightest, 1)
     return (share + 0.5).astype(np.uint8)
 

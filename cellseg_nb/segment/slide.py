@@ -11,6 +11,7 @@ __all__ = ['TISSUE_PX', 'BAND_PX', 'LEAST_PART', 'PREVIEW_PX', 'needs_masks', 's
 import hashlib
 import json
 import math
+import mmap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,6 +211,12 @@ def _claim(folder: Path, facts: dict[str, Any]) -> int:
     return _mark(folder, digest.hexdigest(), 0)
 
 
+def _let_go(painted: np.ndarray) -> None:
+    """Give the memory of rows on the disk back; they are read again when they are asked for."""
+    if isinstance(painted.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        painted.base.madvise(mmap.MADV_DONTNEED)
+
+
 def _mark(folder: Path, made_from: str, rows: int) -> int:
     with atomic_path(folder / "rows.json") as temporary:
         temporary.write_text(json.dumps({"made_from": made_from, "rows": rows}), encoding="utf-8")
@@ -247,6 +254,7 @@ def paint_slide(
         start = max(finished, rows.start)
         painted[start : start + len(values)] = values
         painted.flush()
+        _let_go(painted)
         finished = _mark(folder, made_from, rows.stop)
     return painted
 
@@ -297,6 +305,7 @@ def painted_runs(
             columns = _weights(x0, x1, scale, painted.shape[1])
             band[:, x0:x1] = _enlarged(part, (rows[0] - low, rows[1]), columns) >= threshold
         bands.add(band)
+        _let_go(painted)
     return bands.runs()
 
 # %% ../../nbs/segment/17_slide.ipynb #8e31c549
@@ -346,7 +355,7 @@ def slide_objects(
     return table, runs if kept.all() else runs.only(np.concatenate([[False], kept])[number])
 
 # %% ../../nbs/segment/17_slide.ipynb #6660de36
-LEAST_PART = 0.1  # of the area of a usual object
+LEAST_PART = 0.2  # of the area of a usual object; the smallest glomerulus of the training has .22
 
 
 def smallest_object_px(
