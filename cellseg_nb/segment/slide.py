@@ -355,7 +355,7 @@ def slide_objects(
     return table, runs if kept.all() else runs.only(np.concatenate([[False], kept])[number])
 
 # %% ../../nbs/segment/17_slide.ipynb #6660de36
-LEAST_PART = 0.2  # of the area of a usual object; the smallest glomerulus of the training has .22
+LEAST_PART = 0.1  # of the area of a usual object
 
 
 def smallest_object_px(

@@ -45,7 +45,7 @@ class SlideSettings(Settings):
     )
     min_area_px: Annotated[float, Field(ge=0)] | None = setting(
         None, "Smallest object kept, in pixels of the full resolution.", metavar="PX",
-        usual="a fifth of what is usual for the model",
+        usual="a tenth of what is usual for the model",
     )
     min_area_um2: Annotated[float, Field(ge=0)] | None = setting(
         None, "Smallest object kept, in µm²; needs a pixel size.", metavar="UM2", unit="µm²"

@@ -2,7 +2,7 @@
 
 A simulated slide of 10,000 x 10,000 pixels is predicted by `cellseg slide` with the shipped model, at full resolution, at four times as fine a one as
 the model's, and at that of the model: processor seconds within the network, and all others (reading, tissue, blending, run lengths, mask pyramid, outlines,
-tables, overlay, report), and the peak memory of the process. Then a slide with pixels of 1 µm is predicted with several sizes of tiles and overlaps, which
+tables, overlay, report), and the peak memory of the process. Then a slide of 20,000 x 20,000 pixels is predicted with several sizes of tiles and overlaps, which
 says how much of the mask depends on the tiles; and stored at half the size, as a scanner with half the magnification would: the count should be the same.
 """
 
@@ -77,17 +77,17 @@ def main() -> None:
                 f"  {SIZE:,}² pixels of .5 µm, predicted at {um_per_px:g} µm: network {found['network']:.1f} s, all else {found['beside']:.1f} s "
                 f"({share:.0%}); peak {found['mb']:.0f} MiB; {found['count']} objects, {len(set(truth.objects().tolist()))} are there"
             )
-        truth, first = simulate_slide(path, (SIZE, SIZE), um_per_px=1.0, seed=8), None
+        truth, first = simulate_slide(path, (2 * SIZE, 2 * SIZE), seed=8), None
         for tile_px, overlap_px in TILES:
             out = Path(folder) / f"tiles_{tile_px}"
             count = run_apart(path, out, tile_px=tile_px, overlap_px=overlap_px)["count"]
             first = mask(out) if first is None else first
             print(f"  tiles of {tile_px} px that share {overlap_px}: {(first != mask(out)).mean():.4%} of the pixels differ from the first; {count} objects")
         with open_slide(path, reduce=2) as slide:
-            write_pyramid(half, (slide.read(y, min(y + 256, slide.shape[0])) for y in range(0, slide.shape[0], 256)), 2.0, (*slide.shape, 3))
+            write_pyramid(half, (slide.read(y, min(y + 256, slide.shape[0])) for y in range(0, slide.shape[0], 256)), 1.0, (*slide.shape, 3))
         counts = [run_apart(one, Path(folder) / one.stem)["count"] for one in (path, half)]
         there = len(set(truth.objects().tolist()))
-        print(f"  stored at 10x and at 5x: {counts[0]} and {counts[1]} objects; {there} are there")
+        print(f"  stored at 20x and at 10x: {counts[0]} and {counts[1]} objects; {there} are there")
 
 
 if __name__ == "__main__":
