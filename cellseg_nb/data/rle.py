@@ -286,6 +286,25 @@ def only(
     base = column * self.shape[0]
     return _joined(base + top, base + bottom, self.shape)
 
+# %% ../../nbs/data/29_rle.ipynb #8cf04002
+@patch
+def shared_px(
+    self: RunLengths,
+    other: RunLengths,  # another mask of the same slide
+) -> int:
+    """Count the pixels of both masks without decoding them; ValueError where they are of different size."""
+    if self.shape != other.shape:
+        raise ValueError(f"masks of {self.shape} and {other.shape} are not of one slide")
+    before = np.concatenate([[0], np.cumsum(other.lengths)])
+
+    def up_to(places):
+        """Pixels of the other mask before places."""
+        run = np.searchsorted(other.starts, places, "right")
+        beyond = np.concatenate([[0], other.stops])[run] - places
+        return before[run] - np.maximum(beyond, 0)
+
+    return int((up_to(self.stops) - up_to(self.starts)).sum())
+
 # %% ../../nbs/data/29_rle.ipynb #a1ba2e22
 class RleBands:
     """Take a mask in bands of rows, from top to bottom, and give its run lengths; the memory is that of the runs."""

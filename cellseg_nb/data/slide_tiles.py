@@ -495,7 +495,8 @@ def create_tiles(
                 _one_slide(path, out, masks, tissue, settings, workers or thread_count(), progress)
             except Exception as error:
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise
+                    why = f"{error.strerror}: make room, and the same call goes on where it stopped"
+                    raise OSError(error.errno, why, str(out)) from error
                 failures[str(path)] = one_line(error, path)
         return TileResult(_write_tables(out, settings), failures)
 

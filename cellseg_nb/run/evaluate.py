@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LABEL_ENDINGS', 'ALL', 'label_files', 'score_row', 'Evaluation', 'evaluate_folders', 'score_intervals',
-           'write_evaluation', 'plot_evaluation']
+           'write_evaluation', 'plot_evaluation', 'score_slides']
 
 # %% ../../nbs/run/03_evaluate.ipynb #5a4aaa23
 import json
@@ -23,7 +23,13 @@ from cellseg_nb.core import (
     atomic_path, cell_values,
 )
 from cellseg_nb.data.io import (
-    IMAGE_SUFFIXES, OWN_OUTPUTS, image_stem, read_labels, read_truth,
+    IMAGE_SUFFIXES, OWN_OUTPUTS, find_images, image_stem, read_labels, read_truth,
+)
+from cellseg_nb.data.rle import (
+    read_rle_csv, rle_of,
+)
+from cellseg_nb.data.slides import (
+    open_slide,
 )
 from cellseg_nb.measure.intervals import (
     resample_images, interval, pool_resampled,
@@ -438,3 +444,25 @@ def plot_evaluation(
     if evaluation.classes:
         f1_by_size(evaluation.classes, ax=axes[1])
     return figure
+
+# %% ../../nbs/run/03_evaluate.ipynb #b4e031d8
+def score_slides(
+    slides: str | Path | Sequence[str | Path],  # slides, or folders of them: they say how large the masks are
+    truth: str | Path,  # table of run lengths (.csv: id, encoding)
+    predicted: str | Path,  # such as `predicted.csv` of `cellseg slide`
+) -> pd.DataFrame:  # one row per slide: Dice and IoU of pixels, objects there and found
+    """Score the masks of slides.
+
+    Raises
+    ------
+    ValueError
+        A slide is in one of the tables alone, or run lengths do not fit its size.
+    """
+    tables, rows = {path: read_rle_csv(path) for path in (truth, predicted)}, []
+    for path in find_images(slides):
+        with open_slide(path, reduce=1) as slide:
+            masks = [rle_of(known, image_stem(path), slide.shape, table) for table, known in tables.items()]
+        pixels = PixelCounts(masks[0].shared_px(masks[1]), *(one.area_px for one in masks))
+        n_objects = [int(one.objects().max(initial=0)) for one in masks]
+        rows.append((image_stem(path), pixels.f1, pixels.iou, *n_objects))
+    return pd.DataFrame(rows, columns=["slide", "dice", "iou", "truth", "predicted"])
