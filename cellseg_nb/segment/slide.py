@@ -200,6 +200,12 @@ def slide_parts(
         yield found[0]._replace(values=share * sum(part.values[0] for part in found))
         report(number + 1)
 
+# %% ../../nbs/segment/17_slide.ipynb #92af037a
+def _let_go(painted: np.ndarray) -> None:
+    """Give the memory of rows on the disk back; they are read again when they are asked for."""
+    if isinstance(painted.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        painted.base.madvise(mmap.MADV_DONTNEED)
+
 # %% ../../nbs/segment/17_slide.ipynb #59e57f7c
 def _claim(folder: Path, facts: dict[str, Any]) -> int:
     """Rows that are finished; a folder with other facts is begun anew."""
@@ -209,12 +215,6 @@ def _claim(folder: Path, facts: dict[str, Any]) -> int:
         if known.get("made_from") == digest.hexdigest() and (folder / "probabilities.npy").is_file():
             return int(known["rows"])
     return _mark(folder, digest.hexdigest(), 0)
-
-
-def _let_go(painted: np.ndarray) -> None:
-    """Give the memory of rows on the disk back; they are read again when they are asked for."""
-    if isinstance(painted.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        painted.base.madvise(mmap.MADV_DONTNEED)
 
 
 def _mark(folder: Path, made_from: str, rows: int) -> int:
