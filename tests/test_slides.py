@@ -46,6 +46,17 @@ def test_glomeruli_are_found(slide, found):
     np.testing.assert_allclose(objects["area_um2"].sum(), mask.sum() * UM_PER_PX**2)
 
 
+def test_what_is_no_kidney_is_said_to_be_unlike(tmp_path):
+    from skimage.data import coffee
+
+    from cellseg_nb.data.slides import write_pyramid
+
+    write_pyramid(tmp_path / "coffee.tif", iter([coffee()]), 8.0, coffee().shape)
+    run("slide", tmp_path / "coffee.tif", "--out", tmp_path / "out")
+    counts = pd.read_csv(tmp_path / "out" / "counts.csv")
+    assert counts["unlike_training"].tolist() == [True] and "ground is dark" in counts["unlike_because"][0]
+
+
 def test_masks_are_pyramids_that_are_read_by_region(slide, found):
     mask = parse_rle(read_rle_csv(found / "predicted.csv")["kidney"], SHAPE).mask()
     with tifffile.TiffFile(found / "kidney_mask.ome.tif") as tif:

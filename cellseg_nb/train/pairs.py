@@ -41,10 +41,13 @@ from cellseg_nb.models.encoders import (
     find_weights, load_encoder_weights,
 )
 from cellseg_nb.segment.familiarity import (
-    describe, learn_pictures,
+    busiest_window, describe, learn_pictures,
 )
 from cellseg_nb.segment.predict import (
     predict,
+)
+from cellseg_nb.segment.slide import (
+    LOOK_PX,
 )
 from cellseg_nb.train.callbacks import (
     FrozenStart,
@@ -227,7 +230,9 @@ def pair_statistics(
     mask: np.ndarray,  # what was found in it; bool; (Y, X)
     bundle: Bundle,  # the model
 ) -> dict[str, float]:  # for `segment.familiarity.learn_pictures` and `compare`
-    """Describe a picture and what was found in it."""
+    """Describe the part of a picture in which most was found, as large as the one of a slide that is compared."""
+    window = busiest_window(mask, LOOK_PX)
+    image, mask = image[window], mask[window]
     gray = luminance(image) if image.ndim == 3 else image
     white = np.iinfo(image.dtype).max if image.dtype.kind in "iu" else 255
     return describe(gray.astype(np.float32) / white, number_parts(mask), bundle.specification.diameter_px)
