@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GridSample', 'grid_nodes', 'simulate_grid', 'draw_marks']
 
-# %% ../../nbs/data/37_simulate_grids.ipynb #4c2d3e90
+# %% ../../nbs/data/37_simulate_grids.ipynb #35c26b41
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from cellseg_nb.core import (
     label_dtype,
 )
 
-# %% ../../nbs/data/37_simulate_grids.ipynb #098370ff
+# %% ../../nbs/data/37_simulate_grids.ipynb #f82683ab
 @dataclass(frozen=True, eq=False)
 class GridSample:
     """Points of a simulated grid and what they are.
@@ -47,7 +47,7 @@ class GridSample:
     cols: int
     angle_deg: float
 
-# %% ../../nbs/data/37_simulate_grids.ipynb #9c612152
+# %% ../../nbs/data/37_simulate_grids.ipynb #33918b35
 def grid_nodes(
     rows: int,  # number of rows
     cols: int,  # number of columns
@@ -71,7 +71,7 @@ def grid_nodes(
     middle = (np.array(shape) - 1) / 2
     return middle + (row - (rows - 1) / 2)[..., None] * steps[0] + (col - (cols - 1) / 2)[..., None] * steps[1], steps
 
-# %% ../../nbs/data/37_simulate_grids.ipynb #d63d257d
+# %% ../../nbs/data/37_simulate_grids.ipynb #2be9e7c1
 def _lost(rng, rows, cols, missing, missing_rows, missing_cols, blank_radius):
     """Which nodes have no mark; bool; (rows, cols)."""
     lost = rng.random((rows, cols)) < missing
@@ -98,7 +98,7 @@ def _beyond(rng, places, steps, n, shape):
     apart = ((at < -1) | (at > np.array([rows, cols]))).any(axis=1)
     return tried[apart][:n]
 
-# %% ../../nbs/data/37_simulate_grids.ipynb #17e79611
+# %% ../../nbs/data/37_simulate_grids.ipynb #a86452b8
 def simulate_grid(
     rows: int = 60,  # number of rows
     cols: int = 60,  # number of columns
@@ -142,7 +142,7 @@ def simulate_grid(
     parts = (one[order] for one in (points, row, col, ids, area))
     return GridSample(*parts, tuple(shape), rows, cols, float(nodes.get("angle_deg", 0.0)))
 
-# %% ../../nbs/data/37_simulate_grids.ipynb #7d98d7e2
+# %% ../../nbs/data/37_simulate_grids.ipynb #73b73cb6
 def draw_marks(
     sample: GridSample,  # from `simulate_grid`
     merged: int = 0,  # pairs of neighbours in a row that are joined by a bridge

@@ -6,7 +6,7 @@
 __all__ = ['MARKS', 'NO_MARKS', 'LOOKED_AT', 'GAP', 'Cells', 'tolerances', 'fill_cells', 'best_window', 'Lines', 'count_lines',
            'estimate_window', 'check_window', 'Anchor', 'place_window']
 
-# %% ../../nbs/segment/20_grid_window.ipynb #6d8b299f
+# %% ../../nbs/segment/20_grid_window.ipynb #5a8018a6
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from cellseg_nb.segment.lattice import (
     GridRefused, Lattice,
 )
 
-# %% ../../nbs/segment/20_grid_window.ipynb #c2d878f3
+# %% ../../nbs/segment/20_grid_window.ipynb #c2c9c09d
 MARKS = 1e-4  # specks alone fill a line like this as rarely as this: it is a line of the grid
 NO_MARKS = 1e-3  # specks alone fill a line like this more often: it is none
 LOOKED_AT = 3  # lines outside the grid, on each side
@@ -49,7 +49,7 @@ class Cells:
         """With rows for columns."""
         return Cells(self.first[::-1], self.taken.T, self.strays.T, self.ratio)
 
-# %% ../../nbs/segment/20_grid_window.ipynb #a3067988
+# %% ../../nbs/segment/20_grid_window.ipynb #3ff38ab5
 def tolerances(
     jitter: float,  # standard deviation; part of the pitch
 ) -> tuple[float, float]:  # largest distance of a mark that counts; of one that is found; part of the pitch
@@ -75,7 +75,7 @@ def fill_cells(
     np.add.at(strays, tuple((at - first)[apart > wide].T), 1)
     return Cells(first, taken, strays, (2 * tight) ** 2 / (1 - (2 * wide) ** 2))
 
-# %% ../../nbs/segment/20_grid_window.ipynb #f56a2df8
+# %% ../../nbs/segment/20_grid_window.ipynb #30f17c22
 def best_window(
     taken: np.ndarray,  # bool; (Y, X)
     rows: int,  # of the window
@@ -87,7 +87,7 @@ def best_window(
     inside = sums[rows:, cols:] - sums[:-rows, cols:] - sums[rows:, :-cols] + sums[:-rows, :-cols]
     return tuple(int(n) for n in np.unravel_index(inside.argmax(), inside.shape))
 
-# %% ../../nbs/segment/20_grid_window.ipynb #04c0fcaf
+# %% ../../nbs/segment/20_grid_window.ipynb #d9d75842
 @dataclass(frozen=True, eq=False)
 class Lines:
     """Rows of a grid and the lines beside them, or its columns.
@@ -125,7 +125,7 @@ class Lines:
     def _chance(self):
         return np.where(self.marks > 0, gammainc(np.maximum(self.marks, 1), self.by_specks), 1.0)
 
-# %% ../../nbs/segment/20_grid_window.ipynb #4bb0da3a
+# %% ../../nbs/segment/20_grid_window.ipynb #7cfef49d
 def count_lines(
     cells: Cells,
     first: int,  # first line inside
@@ -142,7 +142,7 @@ def count_lines(
     by_specks = cells.ratio * np.maximum(local, usual)
     return Lines(marks, by_specks, max(float(marks[inside].mean()), 1e-9))
 
-# %% ../../nbs/segment/20_grid_window.ipynb #eed11df1
+# %% ../../nbs/segment/20_grid_window.ipynb #4d27ba1a
 def _span(sure):
     """First and last of the longest group of lines with gaps of a few."""
     at = np.flatnonzero(sure)
@@ -166,9 +166,9 @@ def estimate_window(
             break
         span = _span(count_lines(cells.turned, left, cols, top, top + rows).sure)
         left, cols = span[0], span[1] - span[0] + 1
-    return top, left, max(rows, 0), max(cols, 0)
+    return (top, left, rows, cols) if min(rows, cols) > 0 else (0, 0, 0, 0)
 
-# %% ../../nbs/segment/20_grid_window.ipynb #203ca3ba
+# %% ../../nbs/segment/20_grid_window.ipynb #47264e4a
 def _doubts(lines, first, n_lines, name, anchored):
     """Sentences on the first and last line inside, and on those outside; and the margin."""
     marks, said, last = lines.marks, [], first + n_lines - 1
@@ -199,7 +199,7 @@ def check_window(
     by_col = _doubts(count_lines(cells.turned, left, cols, top, top + rows), left, cols, "column", anchored)
     return by_row[0] + by_col[0], min(by_row[1], by_col[1])
 
-# %% ../../nbs/segment/20_grid_window.ipynb #e1464ff2
+# %% ../../nbs/segment/20_grid_window.ipynb #976fae79
 @dataclass(frozen=True)
 class Anchor:
     """A mark whose row and column are known.
@@ -228,7 +228,7 @@ def _anchored(lattice, cells, anchor, rows, cols):
         raise ValueError(f"row {anchor.row}, column {anchor.col} of the anchor are not in a grid of {rows or 'any'} x {cols or 'any'}")
     return near.astype(int) - [anchor.row - 1, anchor.col - 1] - cells.first
 
-# %% ../../nbs/segment/20_grid_window.ipynb #466ed67a
+# %% ../../nbs/segment/20_grid_window.ipynb #9cf98b72
 def _padded(cells, start, rows, cols):
     """Cells that hold a whole window, and where it starts in them."""
     before = np.maximum(-np.asarray(start), 0)
@@ -237,7 +237,7 @@ def _padded(cells, start, rows, cols):
     larger = type(cells)(cells.first - before, np.pad(cells.taken, pad), np.pad(cells.strays, pad), cells.ratio)
     return larger, tuple(int(n) for n in start + before)
 
-# %% ../../nbs/segment/20_grid_window.ipynb #6404abcd
+# %% ../../nbs/segment/20_grid_window.ipynb #33c2462c
 def place_window(
     lattice: Lattice,
     cells: Cells,  # what lies at its places

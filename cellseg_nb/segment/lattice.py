@@ -7,14 +7,14 @@ __all__ = ['MOST_POINTS', 'FINEST', 'COARSEST', 'STRONG', 'THIN', 'CERTAIN', 'Gr
            'spectrum', 'spectrum_peaks', 'choose_waves', 'fit_wave', 'grow', 'Lattice', 'named_steps', 'scatter',
            'find_lattice']
 
-# %% ../../nbs/segment/18_lattice.ipynb #5316114d
+# %% ../../nbs/segment/18_lattice.ipynb #b6d270d7
 from dataclasses import dataclass
 
 import numpy as np
 from fastcore.basics import patch
 from scipy import fft, ndimage
 
-# %% ../../nbs/segment/18_lattice.ipynb #256e45ac
+# %% ../../nbs/segment/18_lattice.ipynb #90f400e2
 class GridRefused(ValueError):
     """No grid can be told from these points, or not which number a mark has.
 
@@ -46,7 +46,7 @@ def check_points(
         raise ValueError(f"a grid needs at least 4 different points, and these are {len(points)}")
     return points.astype(float)
 
-# %% ../../nbs/segment/18_lattice.ipynb #a19d0c16
+# %% ../../nbs/segment/18_lattice.ipynb #57a57f13
 MOST_POINTS = 5000  # for the spectrum: the middle of the picture that has so many
 FINEST = 5.5  # highest frequency looked at, in units of 1 / mean distance of points
 COARSEST = 3.0  # lowest frequency; periods over the extent of the points
@@ -77,7 +77,7 @@ def spectrum(
     power /= (np.sinc(fy)[:, None] * np.sinc(fx)) ** 2
     return fft.fftshift(power, axes=0), 1 / (size * width), finest
 
-# %% ../../nbs/segment/18_lattice.ipynb #658d4360
+# %% ../../nbs/segment/18_lattice.ipynb #94072321
 def _whitened(power, length):
     """Power by that of most waves of the same length, where it is above 1: points that lie in clumps."""
     ring = length.astype(np.int32) // 4
@@ -119,7 +119,7 @@ def choose_waves(
             return np.stack([waves[0], second]), float(min(strength[0], strong))
     return None
 
-# %% ../../nbs/segment/18_lattice.ipynb #b9c88754
+# %% ../../nbs/segment/18_lattice.ipynb #09da80d5
 def fit_wave(
     points: np.ndarray,  # (y, x); px; (N, 2)
     wave: np.ndarray,  # nearly right; per px; (2,)
@@ -151,7 +151,7 @@ def grow(
             return waves, phases
         radius *= 2
 
-# %% ../../nbs/segment/18_lattice.ipynb #f0d3b342
+# %% ../../nbs/segment/18_lattice.ipynb #ad8248c8
 @dataclass(frozen=True, eq=False)
 class Lattice:
     """Places of a regular grid without end: `origin + row * down + col * right`.
@@ -182,7 +182,7 @@ class Lattice:
     strength: float = np.inf
     chance: float = 0.0
 
-# %% ../../nbs/segment/18_lattice.ipynb #a2b4f556
+# %% ../../nbs/segment/18_lattice.ipynb #9d56c2eb
 @patch(as_prop=True)
 def steps(self: Lattice) -> np.ndarray:
     """Down and right; (2, 2)."""
@@ -207,7 +207,7 @@ def shear(self: Lattice) -> float:
     along = self.right / np.hypot(*self.right)
     return float(self.down @ along / (self.down @ [along[1], -along[0]]))
 
-# %% ../../nbs/segment/18_lattice.ipynb #f8b28c93
+# %% ../../nbs/segment/18_lattice.ipynb #bbcb4804
 @patch
 def positions(
     self: Lattice,
@@ -225,7 +225,7 @@ def places(
     """Where positions of the lattice lie in the picture."""
     return self.origin + np.asarray(positions, float) @ self.steps
 
-# %% ../../nbs/segment/18_lattice.ipynb #fdff44e9
+# %% ../../nbs/segment/18_lattice.ipynb #962499b6
 def named_steps(
     steps: np.ndarray,  # (y, x) of two steps; (2, 2)
     near_deg: float,  # rough direction of the rows
@@ -250,7 +250,7 @@ def scatter(
     decay = np.log(first / np.clip(second, 1e-3 * first, first).mean()) / 3
     return float(np.sqrt(decay / 2) / np.pi), float(min(first * np.exp(decay), 1))
 
-# %% ../../nbs/segment/18_lattice.ipynb #51c2e800
+# %% ../../nbs/segment/18_lattice.ipynb #b8df3b7c
 THIN = 0.3  # standard deviation across points that are one line; part of the pitch
 CERTAIN = 7.0  # a peak is stronger by this than chance alone makes one in a picture
 
