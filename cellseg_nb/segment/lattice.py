@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['MOST_POINTS', 'FINEST', 'COARSEST', 'STRONG', 'THIN', 'CERTAIN', 'GridRefused', 'check_points', 'central_points',
-           'spectrum', 'spectrum_peaks', 'choose_waves', 'fit_wave', 'grow', 'Lattice', 'named_steps', 'scatter',
-           'find_lattice']
+           'spread', 'spectrum', 'spectrum_peaks', 'choose_waves', 'fit_wave', 'grow', 'Lattice', 'named_steps',
+           'scatter', 'find_lattice']
 
-# %% ../../nbs/segment/18_lattice.ipynb #b6d270d7
+# %% ../../nbs/segment/18_lattice.ipynb #24732162
 from dataclasses import dataclass
 
 import numpy as np
 from fastcore.basics import patch
 from scipy import fft, ndimage
 
-# %% ../../nbs/segment/18_lattice.ipynb #90f400e2
+# %% ../../nbs/segment/18_lattice.ipynb #c58a220a
 class GridRefused(ValueError):
     """No grid can be told from these points, or not which number a mark has.
 
@@ -46,10 +46,10 @@ def check_points(
         raise ValueError(f"a grid needs at least 4 different points, and these are {len(points)}")
     return points.astype(float)
 
-# %% ../../nbs/segment/18_lattice.ipynb #57a57f13
+# %% ../../nbs/segment/18_lattice.ipynb #79cf7fb6
 MOST_POINTS = 5000  # for the spectrum: the middle of the picture that has so many
 FINEST = 5.5  # highest frequency looked at, in units of 1 / mean distance of points
-COARSEST = 3.0  # lowest frequency; periods over the extent of the points
+COARSEST = 1.4  # longest wave, in standard deviations of the points in its direction
 STRONG = 0.3  # a peak has this part of the power of the strongest one
 
 
@@ -62,6 +62,21 @@ def central_points(
     return points[apart <= np.quantile(apart, min(0.99, most / len(points)))]
 
 
+def spread(
+    points: np.ndarray,  # (y, x); px; (N, 2)
+) -> np.ndarray:  # px²; (2, 2)
+    """Covariance of points without those far from most others."""
+    kept = np.ones(len(points), bool)
+    for _ in range(10):
+        middle, covariance = points[kept].mean(axis=0), np.cov(points[kept].T)
+        off = points - middle
+        near = ((off @ np.linalg.pinv(covariance)) * off).sum(axis=1) < 6
+        if (near == kept).all() or near.sum() < 4:
+            break
+        kept = near
+    return covariance
+
+# %% ../../nbs/segment/18_lattice.ipynb #e7756753
 def spectrum(
     points: np.ndarray,  # (y, x); px; (N, 2)
 ) -> tuple[np.ndarray, float, float]:  # power, (2n, n + 1); step of frequency and highest one, per px
@@ -77,7 +92,7 @@ def spectrum(
     power /= (np.sinc(fy)[:, None] * np.sinc(fx)) ** 2
     return fft.fftshift(power, axes=0), 1 / (size * width), finest
 
-# %% ../../nbs/segment/18_lattice.ipynb #94072321
+# %% ../../nbs/segment/18_lattice.ipynb #5ba8a902
 def _whitened(power, length):
     """Power by that of most waves of the same length, where it is above 1: points that lie in clumps."""
     ring = length.astype(np.int32) // 4
@@ -96,7 +111,9 @@ def spectrum_peaks(
     y = np.arange(power.shape[0], dtype=np.float32)[:, None] - middle
     length = np.hypot(y, np.arange(power.shape[1], dtype=np.float32))
     power = _whitened(power, length)
-    power[(length < COARSEST / extent / step) | (length > finest / step)] = 0
+    (yy, xy), (_, xx) = (spread(points) * (COARSEST * step) ** 2).astype(np.float32)
+    x = np.arange(power.shape[1], dtype=np.float32)
+    power[(yy * y * y + 2 * xy * y * x + xx * x * x < 1) | (length > finest / step)] = 0
     high = np.argwhere(power >= max(STRONG * power.max(), 1e-9))
     strength = power[tuple(high.T)]
     near = ndimage.maximum_filter(power, 7)[tuple(high.T)]
@@ -119,7 +136,7 @@ def choose_waves(
             return np.stack([waves[0], second]), float(min(strength[0], strong))
     return None
 
-# %% ../../nbs/segment/18_lattice.ipynb #09da80d5
+# %% ../../nbs/segment/18_lattice.ipynb #3e6b9589
 def fit_wave(
     points: np.ndarray,  # (y, x); px; (N, 2)
     wave: np.ndarray,  # nearly right; per px; (2,)
@@ -151,7 +168,7 @@ def grow(
             return waves, phases
         radius *= 2
 
-# %% ../../nbs/segment/18_lattice.ipynb #ad8248c8
+# %% ../../nbs/segment/18_lattice.ipynb #26910033
 @dataclass(frozen=True, eq=False)
 class Lattice:
     """Places of a regular grid without end: `origin + row * down + col * right`.
@@ -182,7 +199,7 @@ class Lattice:
     strength: float = np.inf
     chance: float = 0.0
 
-# %% ../../nbs/segment/18_lattice.ipynb #9d56c2eb
+# %% ../../nbs/segment/18_lattice.ipynb #e62ec6ed
 @patch(as_prop=True)
 def steps(self: Lattice) -> np.ndarray:
     """Down and right; (2, 2)."""
@@ -207,7 +224,7 @@ def shear(self: Lattice) -> float:
     along = self.right / np.hypot(*self.right)
     return float(self.down @ along / (self.down @ [along[1], -along[0]]))
 
-# %% ../../nbs/segment/18_lattice.ipynb #bbcb4804
+# %% ../../nbs/segment/18_lattice.ipynb #276c66d7
 @patch
 def positions(
     self: Lattice,
@@ -225,7 +242,7 @@ def places(
     """Where positions of the lattice lie in the picture."""
     return self.origin + np.asarray(positions, float) @ self.steps
 
-# %% ../../nbs/segment/18_lattice.ipynb #962499b6
+# %% ../../nbs/segment/18_lattice.ipynb #ece84c40
 def named_steps(
     steps: np.ndarray,  # (y, x) of two steps; (2, 2)
     near_deg: float,  # rough direction of the rows
@@ -250,7 +267,7 @@ def scatter(
     decay = np.log(first / np.clip(second, 1e-3 * first, first).mean()) / 3
     return float(np.sqrt(decay / 2) / np.pi), float(min(first * np.exp(decay), 1))
 
-# %% ../../nbs/segment/18_lattice.ipynb #b8df3b7c
+# %% ../../nbs/segment/18_lattice.ipynb #610fb21d
 THIN = 0.3  # standard deviation across points that are one line; part of the pitch
 CERTAIN = 7.0  # a peak is stronger by this than chance alone makes one in a picture
 
