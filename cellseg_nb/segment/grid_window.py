@@ -6,7 +6,7 @@
 __all__ = ['MARKS', 'NO_MARKS', 'CLEAR', 'LOOKED_AT', 'NEIGHBOURS', 'GAP', 'Cells', 'tolerances', 'fill_cells', 'best_window',
            'Lines', 'count_lines', 'estimate_window', 'check_window', 'Anchor', 'place_window']
 
-# %% ../../nbs/segment/20_grid_window.ipynb #6272f4a4
+# %% ../../nbs/segment/20_grid_window.ipynb #52e1b827
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from cellseg_nb.segment.lattice import (
     GridRefused, Lattice,
 )
 
-# %% ../../nbs/segment/20_grid_window.ipynb #796f8794
+# %% ../../nbs/segment/20_grid_window.ipynb #be30de98
 MARKS = 2.5e-4  # specks alone fill a line like this as rarely as this: it is a line of the grid
 NO_MARKS = 1e-6  # so rarely that a line outside must not be there
 CLEAR = 2.0  # logarithm of how much more likely specks are than marks in the line next to the grid
@@ -52,7 +52,7 @@ class Cells:
         """With rows for columns."""
         return Cells(self.first[::-1], self.taken.T, self.strays.T, self.ratio)
 
-# %% ../../nbs/segment/20_grid_window.ipynb #16863b19
+# %% ../../nbs/segment/20_grid_window.ipynb #4ede60ce
 def tolerances(
     jitter: float,  # standard deviation; part of the pitch
 ) -> tuple[float, float]:  # largest distance of a mark that counts; of one that is found; part of the pitch
@@ -78,7 +78,7 @@ def fill_cells(
     np.add.at(strays, tuple((at - first)[apart > wide].T), 1)
     return Cells(first, taken, strays, (2 * tight) ** 2 / (1 - (2 * wide) ** 2))
 
-# %% ../../nbs/segment/20_grid_window.ipynb #03344774
+# %% ../../nbs/segment/20_grid_window.ipynb #3b88d79e
 def best_window(
     taken: np.ndarray,  # bool; (Y, X)
     rows: int,  # of the window
@@ -90,7 +90,7 @@ def best_window(
     inside = sums[rows:, cols:] - sums[:-rows, cols:] - sums[rows:, :-cols] + sums[:-rows, :-cols]
     return tuple(int(n) for n in np.unravel_index(inside.argmax(), inside.shape))
 
-# %% ../../nbs/segment/20_grid_window.ipynb #4ea9f2e9
+# %% ../../nbs/segment/20_grid_window.ipynb #bec1f297
 @dataclass(frozen=True, eq=False)
 class Lines:
     """Rows of a grid and the lines beside them, or its columns.
@@ -128,7 +128,7 @@ class Lines:
     def _chance(self):
         return np.where(self.marks > 0, gammainc(np.maximum(self.marks, 1), self.by_specks), 1.0)
 
-# %% ../../nbs/segment/20_grid_window.ipynb #715f650a
+# %% ../../nbs/segment/20_grid_window.ipynb #bdd7dea2
 def count_lines(
     cells: Cells,
     first: int,  # first line inside
@@ -145,7 +145,7 @@ def count_lines(
     by_specks = cells.ratio * np.maximum(local, usual)
     return Lines(marks, by_specks, max(float(marks[inside].mean()), 1e-9))
 
-# %% ../../nbs/segment/20_grid_window.ipynb #b624b52e
+# %% ../../nbs/segment/20_grid_window.ipynb #ce73e0b4
 def _span(sure):
     """First and last of the longest group of lines with gaps of a few."""
     at = np.flatnonzero(sure)
@@ -171,21 +171,28 @@ def estimate_window(
         left, cols = span[0], span[1] - span[0] + 1
     return (top, left, rows, cols) if min(rows, cols) > 0 else (0, 0, 0, 0)
 
-# %% ../../nbs/segment/20_grid_window.ipynb #f34c6b74
+# %% ../../nbs/segment/20_grid_window.ipynb #47fa006f
+def _marks(n):
+    return "1 mark" if n == 1 else f"{n} marks"
+
+
 def _doubts(lines, first, n_lines, name, anchored):
     """Sentences on the first and last line inside, and on those outside; and the margin."""
     marks, said, last = lines.marks, [], first + n_lines - 1
     for number, at in ((1, first), (n_lines, last)):
         if not anchored and not lines.sure[at]:
             said.append(
-                f"{name} {number} has {marks[at]} marks, no more than specks may give ({lines.by_specks[at]:.1f})"
+                f"{name} {number} has {_marks(marks[at])}, no more than specks may give ({lines.by_specks[at]:.1f})"
             )
     sides = (("before", 1, range(first - 1, first - 1 - LOOKED_AT, -1)), ("after", n_lines, range(last + 1, last + 1 + LOOKED_AT)))
     for side, number, outside in sides:
         near = [n for n in outside if 0 <= n < len(marks)]
-        found = [n for n in near if lines.doubtful[n] or (n == near[0] and lines.likely[n])]
+        if anchored:
+            found = [n for n in near if marks[n] > lines.expected / 2]
+        else:
+            found = [n for n in near if lines.doubtful[n] or (n == near[0] and lines.likely[n])]
         if found:
-            said.append(f"{side} {name} {number} there is another with {max(marks[found])} marks")
+            said.append(f"{side} {name} {number} there is another with {_marks(max(marks[found]))}")
     padded = np.pad(marks, 1)
     margin = min(marks[first] - padded[last + 2], marks[last] - padded[first])
     return said, int(margin)
@@ -202,7 +209,7 @@ def check_window(
     by_col = _doubts(count_lines(cells.turned, left, cols, top, top + rows), left, cols, "column", anchored)
     return by_row[0] + by_col[0], min(by_row[1], by_col[1])
 
-# %% ../../nbs/segment/20_grid_window.ipynb #3f836c74
+# %% ../../nbs/segment/20_grid_window.ipynb #ef6b6cfe
 @dataclass(frozen=True)
 class Anchor:
     """A mark whose row and column are known.
@@ -231,7 +238,7 @@ def _anchored(lattice, cells, anchor, rows, cols):
         raise ValueError(f"row {anchor.row}, column {anchor.col} of the anchor are not in a grid of {rows or 'any'} x {cols or 'any'}")
     return near.astype(int) - [anchor.row - 1, anchor.col - 1] - cells.first
 
-# %% ../../nbs/segment/20_grid_window.ipynb #9aadc6dd
+# %% ../../nbs/segment/20_grid_window.ipynb #917a5c97
 def _padded(cells, start, rows, cols):
     """Cells that hold a whole window, and where it starts in them."""
     before = np.maximum(-np.asarray(start), 0)
@@ -240,7 +247,7 @@ def _padded(cells, start, rows, cols):
     larger = type(cells)(cells.first - before, np.pad(cells.taken, pad), np.pad(cells.strays, pad), cells.ratio)
     return larger, tuple(int(n) for n in start + before)
 
-# %% ../../nbs/segment/20_grid_window.ipynb #d884fa84
+# %% ../../nbs/segment/20_grid_window.ipynb #fb86a531
 def place_window(
     lattice: Lattice,
     cells: Cells,  # what lies at its places
