@@ -32,10 +32,10 @@ from cellseg_nb.core import (
     one_line,
 )
 from cellseg_nb.run.service.asked import (
-    asked_task, kinds,
+    asked_task, kinds, known_tasks,
 )
 from cellseg_nb.run.service.connection import (
-    Guard, Patient, read_upload, refuse_kindly,
+    MOST_HEAD_BYTES, Guard, Patient, read_upload, refuse_kindly,
 )
 from cellseg_nb.run.service.keeper import (
     Keeper, forget,
@@ -340,6 +340,7 @@ def serve(
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, lambda *_: stop.set())
     place = _reached(settings)
+    known_tasks()  # before somebody waits for it
     with Keeper(place, settings.workers if settings.part != "http" else 0) as keeper:
         if settings.part == "workers":
             tell(f"{settings.workers} workers, queue {shown_queue(settings.queue)}; stop with Ctrl-C")
@@ -381,7 +382,7 @@ def _listen(settings: ServeSettings, app: Any) -> None:
         raise ValueError(f"cannot listen to {settings.host}:{settings.port}: {error.strerror or error}") from error
     config = uvicorn.Config(
         app, http=Patient, ws="none", lifespan="off", log_level="error", access_log=False, server_header=False,
-        limit_concurrency=MOST_CONNECTIONS, timeout_keep_alive=5, h11_max_incomplete_event_size=16_384,
+        limit_concurrency=MOST_CONNECTIONS, timeout_keep_alive=5, h11_max_incomplete_event_size=MOST_HEAD_BYTES,
         timeout_graceful_shutdown=5,
     )
     host = f"[{settings.host}]" if ":" in settings.host else settings.host

@@ -37,7 +37,7 @@ from cellseg_nb.run.runner import (
     run,
 )
 from cellseg_nb.run.service.asked import (
-    models_of,
+    DEFAULT_TASK, models_of,
 )
 from cellseg_nb.run.service.limits import (
     ServeSettings,
@@ -295,6 +295,7 @@ def main() -> None:
     name, given = json.loads(sys.stdin.buffer.readline())
     place, stop = open_place(ServeSettings.model_validate(given)), threading.Event()
     threading.Thread(target=_stop_when_alone, args=(place, stop), daemon=True).start()
+    find_task(DEFAULT_TASK)().import_libraries()  # before a task waits for it
     tell(f"{name} is ready")
     while not stop.is_set():
         try:
