@@ -24,7 +24,7 @@ from service import LIMITS, Load, Server, attack, picture, queue_of, until  # no
 
 from cellseg_nb.data.simulate import simulate_nuclei  # noqa: E402
 from cellseg_nb.run.service import connection, worker  # noqa: E402
-from cellseg_nb.run.service.app import make_app, take_in  # noqa: E402, F401
+from cellseg_nb.run.service.app import make_app  # noqa: E402
 from cellseg_nb.run.service.keeper import Keeper, Sweeper, forget  # noqa: E402
 from cellseg_nb.run.service.limits import ServeSettings  # noqa: E402
 from cellseg_nb.run.service.places import Wake, open_place  # noqa: E402
@@ -133,7 +133,7 @@ def test_a_person_uploads_an_image(server, tmp_path):
         problems = []
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
-        page.goto(server.url)
+        page.goto(server.url.replace("127.0.0.1", "localhost"))
         page.locator("#settings label").first.wait_for(state="attached")
         page.locator("#model").fill("otsu")
         page.locator("#file").set_input_files(str(tmp_path / "cells.png"))
@@ -146,7 +146,7 @@ def test_a_person_uploads_an_image(server, tmp_path):
         assert len(Path(download.value.path()).read_text().splitlines()) == count + 1
         page.get_by_role("button", name="delete").click()
         until(lambda: page.locator("#rows tr").count() == 0)
-        page.goto(f"{server.url}/docs")
+        page.goto(server.url.replace("127.0.0.1", "localhost") + "/docs")
         page.get_by_text("DELETE /tasks/{id}").wait_for()
         assert not problems
 
@@ -157,7 +157,7 @@ def test_a_person_uploads_an_image(server, tmp_path):
 @pytest.mark.parametrize("kind", QUEUES)
 def test_tasks_outlive_kills_of_worker_and_server(kind, queues, tmp_path):
     queue, variables = queues(kind)
-    server = Server(tmp_path, queue, variables, attempts=9).start()
+    server = Server(tmp_path, queue, variables, attempts=9)
     load = Load(server.url, 8, 4, n_pictures=4)
 
     def meanwhile():

@@ -5,7 +5,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 port=$(python -c 'import socket; one = socket.create_server(("127.0.0.1", 0)); print(one.getsockname()[1])')
 url=http://127.0.0.1:$port
-trap 'kill -9 $server 2> /dev/null || true; rm -rf "$folder"' EXIT
+trap 'kill $server; wait $server 2> /dev/null || true; rm -rf "$folder"' EXIT
 shown() { printf '\n$ %s\n' "$*"; }
 
 start() {
@@ -17,7 +17,7 @@ start() {
 }
 
 post() { # file, query -> name of the task
-  curl -si --data-binary "@$folder/$1" -H 'Content-Type: image/png' "$url/tasks?$2" > "$folder/answer"
+  curl -si -H 'Expect:' --data-binary "@$folder/$1" -H 'Content-Type: image/png' "$url/tasks?$2" > "$folder/answer"
   sed -n 's/\r$//; 1p; /^[Ll]ocation/p' "$folder/answer" >&2
   sed -n 's/\r$//; s/^[Ll]ocation: //p' "$folder/answer"
 }
@@ -37,8 +37,8 @@ start "$@"
 shown "curl -i --data-binary @cells.png -H 'Content-Type: image/png' '$url/tasks?model=otsu'"
 task=$(post cells.png model=otsu)
 shown "curl $url$task   # until it is FINISHED"
-until state "$task" | tee "$folder/state" | grep -q 'FINISHED\|FAILED'; do uniq "$folder/state"; sleep 0.5; done
-cat "$folder/state"
+until state "$task" | tee -a "$folder/states" | grep -q 'FINISHED\|FAILED'; do sleep 0.3; done
+uniq "$folder/states"
 shown "curl $url/masks/... -o mask.png; curl -H 'Accept: image/tiff' ... -o mask.tif"
 id=${task#/tasks/}
 curl -s "$url/masks/$id" -o "$folder/mask.png"

@@ -99,7 +99,7 @@ def refusal(
     """Say why a request is not allowed; None = it is."""
     host = headers.get("host", "")
     name = urlsplit(f"//{host}").hostname or ""
-    if is_local(settings.host) and not is_local(name):
+    if settings.token is None and is_local(settings.host) and not is_local(name):
         return Refused(403, f"this service is for this computer only, and does not answer as {name[:60]!r}")
     origin = headers.get("origin")
     if origin is not None and method not in ("GET", "HEAD") and urlsplit(origin).netloc != host:
