@@ -370,7 +370,7 @@ def shown_queue(
 
 MOST_CONNECTIONS = 256
 
-
+# %% ../../../nbs/run/service/09_app.ipynb #4dbb7020
 def _listen(settings: ServeSettings, app: Any) -> None:
     """Answer requests until a signal comes."""
     import uvicorn

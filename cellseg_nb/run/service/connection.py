@@ -6,7 +6,7 @@
 __all__ = ['HEAD_S', 'STALL_S', 'MOST_HEAD_BYTES', 'OPEN_PATHS', 'FLUSH', 'MOST_FIELDS', 'MOST_FIELD_BYTES', 'Patient', 'refusal',
            'Guard', 'Sink', 'Form', 'read_upload', 'refuse_kindly']
 
-# %% ../../../nbs/run/service/08_connection.ipynb #e886fef7
+# %% ../../../nbs/run/service/08_connection.ipynb #c4f152d3
 import asyncio
 import hmac
 import json
@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import h11
+from fastcore.basics import patch
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
@@ -45,7 +46,7 @@ class Patient(H11Protocol):
         """A head is awaited while a request has begun and is not there; between requests uvicorn keeps the time."""
         waits = self.conn.their_state is h11.IDLE
         if waits and self._head is None:
-            self._head = self.loop.call_later(HEAD_S, self._close)
+            self._head = self.loop.call_later(HEAD_S, self.transport.close)
         elif not waits and self._head is not None:
             self._head.cancel()
             self._head = None
@@ -79,11 +80,6 @@ class Patient(H11Protocol):
             if clock is not None:
                 clock.cancel()
         super().connection_lost(exc)
-
-    def _close(self) -> None:
-        """The head did not come in time."""
-        if not self.transport.is_closing():
-            self.transport.close()
 
 # %% ../../../nbs/run/service/08_connection.ipynb #6c3f027e
 MOST_HEAD_BYTES = 16_384
@@ -164,7 +160,7 @@ class Sink:
         """Close the file, whatever was written."""
         self.file.close()
 
-
+# %% ../../../nbs/run/service/08_connection.ipynb #8989b904
 class Form:
     """A form with one file: the file goes to a sink, the other fields are kept."""
 
@@ -193,10 +189,7 @@ class Form:
         self.headers[self.name.lower()] = self.value
         self.name = self.value = b""
 
-# %% ../../../nbs/run/service/08_connection.ipynb #357f15ce
-from fastcore.basics import patch
-
-
+# %% ../../../nbs/run/service/08_connection.ipynb #b2cc1e35
 @patch
 def headers_finished(self: Form) -> None:
     """Now it is known what the part is."""
@@ -244,7 +237,7 @@ def write(self: Form, block: bytes) -> None:
     except FormParserError as error:
         raise Refused(400, f"the form is damaged: {error}") from error
 
-# %% ../../../nbs/run/service/08_connection.ipynb #673fc7ba
+# %% ../../../nbs/run/service/08_connection.ipynb #a3c063e5
 async def _drain(request: Request) -> None:
     """Read what a refused client still sends, for a moment: it reads the answer only then."""
     left = 64 << 20
@@ -296,7 +289,7 @@ async def read_upload(
         raise Refused(422, "the form has no file" if form.ended else "the form is cut off")
     return form.declared if form.declared in KINDS else "", form.fields
 
-
+# %% ../../../nbs/run/service/08_connection.ipynb #1883cd95
 async def refuse_kindly(
     request: Request,
     refused: Refused,

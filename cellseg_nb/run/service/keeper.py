@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REWAKE_S', 'EXPIRE_S', 'ORPHAN_S', 'WORKER', 'QUICK_S', 'Sweeper', 'remove', 'forget', 'Workers', 'Keeper']
 
-# %% ../../../nbs/run/service/07_keeper.ipynb #4983dc28
+# %% ../../../nbs/run/service/07_keeper.ipynb #a0d6a24f
 import json
 import subprocess
 import sys
@@ -14,6 +14,8 @@ import time
 import uuid
 from functools import partial
 from typing import Any
+
+from fastcore.basics import patch
 
 from cellseg_nb.core import (
     one_line,
@@ -79,26 +81,30 @@ class Sweeper:
                 self.woken[id] = (times + 1, now)
                 place.queue.put(id)
 
-    def _expired(self, now: float) -> None:
-        """Forget results after their time."""
-        place = self.place
-        for id in place.records.unchanged_since(now - place.settings.keep_hours * 3600):
-            found = place.records.read(id)
-            if found is not None and not found[0].is_open:
-                forget(place, id, now)
+# %% ../../../nbs/run/service/07_keeper.ipynb #66782eb7
+@patch
+def _expired(self: Sweeper, now: float) -> None:
+    """Forget results after their time."""
+    place = self.place
+    for id in place.records.unchanged_since(now - place.settings.keep_hours * 3600):
+        found = place.records.read(id)
+        if found is not None and not found[0].is_open:
+            forget(place, id, now)
 
-    def _orphans(self, now: float) -> None:
-        """Remove what an interrupted post, or a killed worker, left."""
-        place = self.place
-        for id in place.files.ids(now - ORPHAN_S):
-            if place.records.read(id) is None:
-                place.files.remove(id)
-        limit = place.settings.task_seconds + place.settings.upload_seconds + ORPHAN_S
-        for path in place.scratch.iterdir():
-            if path.stat().st_mtime < now - limit:
-                remove(path)
 
-# %% ../../../nbs/run/service/07_keeper.ipynb #41bcb602
+@patch
+def _orphans(self: Sweeper, now: float) -> None:
+    """Remove what an interrupted post, or a killed worker, left."""
+    place = self.place
+    for id in place.files.ids(now - ORPHAN_S):
+        if place.records.read(id) is None:
+            place.files.remove(id)
+    limit = place.settings.task_seconds + place.settings.upload_seconds + ORPHAN_S
+    for path in place.scratch.iterdir():
+        if path.stat().st_mtime < now - limit:
+            remove(path)
+
+# %% ../../../nbs/run/service/07_keeper.ipynb #aa140189
 def remove(path: Any) -> None:
     """Remove a file, or a folder with all that is in it."""
     import shutil
@@ -121,7 +127,7 @@ def forget(
     place.records.drop(id)
     return True
 
-# %% ../../../nbs/run/service/07_keeper.ipynb #0734ccbc
+# %% ../../../nbs/run/service/07_keeper.ipynb #cc98e301
 WORKER = "from cellseg_nb.run.service.worker import main; main()"
 QUICK_S = 5.0  # a worker that lives no longer is started again more slowly each time
 
@@ -170,19 +176,21 @@ class Workers:
                 tell(f"{id}: given back; {after.error or 'somebody else does it'}")
                 self.place.queue.put(id)
 
-    def stop(self) -> None:
-        """End all workers: they finish what is nearly done, and put back the rest."""
-        for process, _ in self.running.values():
-            process.stdin.close()
-        until = time.monotonic() + GRACE_S + 5
-        for process, _ in self.running.values():
-            try:
-                process.wait(max(0.1, until - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+# %% ../../../nbs/run/service/07_keeper.ipynb #f5033875
+@patch
+def stop(self: Workers) -> None:
+    """End all workers: they finish what is nearly done, and put back the rest."""
+    for process, _ in self.running.values():
+        process.stdin.close()
+    until = time.monotonic() + GRACE_S + 5
+    for process, _ in self.running.values():
+        try:
+            process.wait(max(0.1, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
-# %% ../../../nbs/run/service/07_keeper.ipynb #1848a2c9
+# %% ../../../nbs/run/service/07_keeper.ipynb #8475addf
 class Keeper:
     """Keeps workers running and tasks moving, in a thread of its own."""
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from fastcore.basics import patch
+
 from cellseg_nb.core import (
     require,
 )
@@ -48,7 +50,7 @@ class Wake:
     done: Callable[[], Any] = lambda: None
     extend: Callable[[float], Any] = lambda seconds: None
 
-
+# %% ../../../nbs/run/service/03_places.ipynb #8ed6365c
 class Huey:
     """A queue of huey, in SQLite or Redis."""
 
@@ -83,7 +85,7 @@ class Huey:
                 return None
             time.sleep(0 if self.waits else 0.1)
 
-# %% ../../../nbs/run/service/03_places.ipynb #ee3472ef
+# %% ../../../nbs/run/service/03_places.ipynb #7238a227
 class Sqs:
     """A queue of SQS; `client` is that of boto3."""
 
@@ -107,7 +109,7 @@ class Sqs:
             )
         return None
 
-# %% ../../../nbs/run/service/03_places.ipynb #b3a13297
+# %% ../../../nbs/run/service/03_places.ipynb #052de70e
 def sync(
     path: Path,  # a file, or a folder with all that is in it
 ) -> None:
@@ -121,7 +123,7 @@ def sync(
         finally:
             os.close(handle)
 
-
+# %% ../../../nbs/run/service/03_places.ipynb #a70ad784
 class LocalFiles:
     """Uploads and results in a folder."""
 
@@ -169,7 +171,7 @@ class LocalFiles:
         """Attempts of a task that have results."""
         return [one.name for one in (self.tasks / id).glob("*") if one.is_dir()]
 
-# %% ../../../nbs/run/service/03_places.ipynb #1461e7cc
+# %% ../../../nbs/run/service/03_places.ipynb #f626d861
 class S3Files:
     """Uploads and results in a bucket of S3; `client` is that of boto3."""
 
@@ -215,17 +217,21 @@ class S3Files:
         for first in range(0, len(keys), 1000):
             self.client.delete_objects(Bucket=self.bucket, Delete={"Objects": keys[first : first + 1000]})
 
-    def ids(self, before: float) -> list[str]:
-        """Tasks that have files and had them before a time."""
-        old = [one["Key"] for one in self._keys(self.start) if one["LastModified"].timestamp() < before]
-        return list(dict.fromkeys(key.removeprefix(self.start).split("/")[0] for key in old))
+# %% ../../../nbs/run/service/03_places.ipynb #461a28d6
+@patch
+def ids(self: S3Files, before: float) -> list[str]:
+    """Tasks that have files and had them before a time."""
+    old = [one["Key"] for one in self._keys(self.start) if one["LastModified"].timestamp() < before]
+    return list(dict.fromkeys(key.removeprefix(self.start).split("/")[0] for key in old))
 
-    def claims(self, id: str) -> list[str]:
-        """Attempts of a task that have results."""
-        keys = [one["Key"].removeprefix(f"{self.start}{id}/") for one in self._keys(f"{self.start}{id}/")]
-        return list(dict.fromkeys(key.split("/")[0] for key in keys if "/" in key))
 
-# %% ../../../nbs/run/service/03_places.ipynb #ed6e33e8
+@patch
+def claims(self: S3Files, id: str) -> list[str]:
+    """Attempts of a task that have results."""
+    keys = [one["Key"].removeprefix(f"{self.start}{id}/") for one in self._keys(f"{self.start}{id}/")]
+    return list(dict.fromkeys(key.split("/")[0] for key in keys if "/" in key))
+
+# %% ../../../nbs/run/service/03_places.ipynb #b629f6bf
 @dataclass
 class Place:
     """Where a service keeps its tasks.
@@ -265,7 +271,7 @@ def _amazon(settings: ServeSettings) -> Place:
     queue = Sqs(boto3.client("sqs", **how), url.netloc, settings.lease_seconds)
     return Place(settings, S3Records(s3, bucket, prefix), S3Files(s3, bucket, prefix), queue)
 
-
+# %% ../../../nbs/run/service/03_places.ipynb #20836628
 def open_place(
     settings: ServeSettings,
 ) -> Place:

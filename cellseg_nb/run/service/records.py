@@ -6,13 +6,15 @@
 __all__ = ['EXTRA', 'SCHEMA', 'ADD', 'REPLACE', 'UNFINISHED_S', 'SqliteRecords', 'check_records', 'RedisRecords', 'S3Records',
            's3_answer']
 
-# %% ../../../nbs/run/service/02_records.ipynb #051ff169
+# %% ../../../nbs/run/service/02_records.ipynb #fb413406
 import sqlite3
 import threading
 import time
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+from fastcore.basics import patch
 
 from cellseg_nb.core import (
     require,
@@ -218,10 +220,7 @@ def s3_answer(
             raise
         return None
 
-# %% ../../../nbs/run/service/02_records.ipynb #0f283744
-from fastcore.basics import patch
-
-
+# %% ../../../nbs/run/service/02_records.ipynb #e4c6e676
 @patch
 def drop(self: S3Records, id: str) -> None:
     """Remove a record that is DELETED."""

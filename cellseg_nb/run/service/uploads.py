@@ -154,7 +154,7 @@ MOST_PAGES, MOST_TAGS, MOST_VALUES = 20_000, 1_000, 1 << 22
 WIDTH, HEIGHT, DEPTH_BITS, SAMPLES, SUB_IFDS = 256, 257, 258, 277, 330
 OFFSETS, COUNTS = (273, 324), (279, 325)  # of strips, of tiles
 
-
+# %% ../../../nbs/run/service/04_uploads.ipynb #7ba6d051
 class _Tiff:
     """The skeleton of a TIFF: numbers at addresses that lie in the file."""
 
@@ -202,7 +202,7 @@ class _Tiff:
             raise Refused(422, "the TIFF is damaged: a tag that should hold whole numbers does not")
         return struct.unpack(f"{self.order}{count}{WHOLE[kind]}", self.at(where, count * TAG_BYTES[kind]))
 
-# %% ../../../nbs/run/service/04_uploads.ipynb #a2761760
+# %% ../../../nbs/run/service/04_uploads.ipynb #e56c40da
 def _check_page(tiff: _Tiff, tags: dict[int, tuple[int, int, int]]) -> int:
     """Pixels of a page, whose data must lie in the file."""
     width, height = (tiff.values(tags.get(one))[:1] for one in (WIDTH, HEIGHT))
@@ -245,7 +245,7 @@ def check_tiff(
     if not seen or not tiff.first:
         raise Refused(422, "the TIFF has no page")
 
-# %% ../../../nbs/run/service/04_uploads.ipynb #87c470bd
+# %% ../../../nbs/run/service/04_uploads.ipynb #f36e76c2
 def check_upload(
     path: Path,  # a file from somebody
     most_mpx: float,  # megapixels

@@ -90,7 +90,7 @@ def _without_place(out: Path, place: str) -> None:
             if place in text:
                 path.write_text(text.replace(place, ""), encoding="utf-8")
 
-
+# %% ../../../nbs/run/service/06_worker.ipynb #08104b9f
 def compute(
     task: Task,
     image: Path,  # in a folder without anything else
@@ -120,7 +120,7 @@ def compute(
     tables = [one for one in files if one.endswith(".csv")]
     return {"found": found, "files": files, "tables": tables, "mask": mask, "notes": notes, "seconds": facts["seconds"]}
 
-# %% ../../../nbs/run/service/06_worker.ipynb #1e08c298
+# %% ../../../nbs/run/service/06_worker.ipynb #0f00cfc1
 class Holder:
     """Renews the lease of a task in a thread of its own, and sees that the task takes no longer than allowed."""
 
@@ -168,7 +168,7 @@ def tell(
     """Say something to whoever runs the service."""
     print(f"cellseg serve [{os.getpid()}] {text}", file=sys.stderr, flush=True)
 
-
+# %% ../../../nbs/run/service/06_worker.ipynb #12dd860e
 def end(
     place: Place,
     record: Record,
@@ -177,7 +177,7 @@ def end(
     """End a task in its record."""
     return place.records.change(record.id, partial(ended, claim=record.claim, now=time.time(), **how)) is not None
 
-# %% ../../../nbs/run/service/06_worker.ipynb #139e04ec
+# %% ../../../nbs/run/service/06_worker.ipynb #60dd5823
 @contextmanager
 def _folder(place: Place, name: str):
     """A folder of its own, gone at the end."""
@@ -228,7 +228,7 @@ def _keep(place: Place, record: Record, done: dict[str, Any], out: Path, watch: 
         for claim in set(place.files.claims(record.id)) - {record.claim}:
             place.files.remove(record.id, claim)
 
-
+# %% ../../../nbs/run/service/06_worker.ipynb #4eb5681c
 def hand_back(
     place: Place,
     record: Record,
@@ -241,7 +241,7 @@ def hand_back(
         tell(f"{record.id}: {why}")
         place.queue.put(record.id)
 
-# %% ../../../nbs/run/service/06_worker.ipynb #85b66d5b
+# %% ../../../nbs/run/service/06_worker.ipynb #f6070599
 def take(
     place: Place,
     wake: Wake,
@@ -270,7 +270,7 @@ class Current:
 
     record: Record | None = None
 
-# %% ../../../nbs/run/service/06_worker.ipynb #5a5631d7
+# %% ../../../nbs/run/service/06_worker.ipynb #e7006fef
 GRACE_S = 5.0  # a task that is nearly done may be finished when the service stops
 
 
