@@ -72,9 +72,9 @@ def post(place, id="one", seed=0):
     place.queue.put(id)
 
 
-def finished(url, here, seconds=120):
+def finished(url, here):
     """A task when it has ended."""
-    return until(lambda: (told := httpx.get(url + here).json())["status"] in ("FINISHED", "FAILED") and told, seconds)
+    return until(lambda: (told := httpx.get(url + here).json())["status"] in ("FINISHED", "FAILED") and told)
 
 
 # A session
@@ -161,9 +161,9 @@ def test_tasks_outlive_kills_of_worker_and_server(kind, queues, tmp_path):
     load = Load(server.url, 8, 4, n_pictures=4)
 
     def meanwhile():
-        until(lambda: len(load.done) >= 1, 90)
+        until(lambda: len(load.done) >= 1)
         server.kill_worker()
-        until(lambda: len(load.done) >= 3, 90)
+        until(lambda: len(load.done) >= 3)
         if kind == "sqlite":  # the other kinds of records do not lie with the server
             server.kill()
             server.start()
@@ -183,7 +183,7 @@ def test_a_task_that_kills_its_workers_has_failed(place, monkeypatch):
     deadly = "import os; from cellseg_nb.run.service import worker; worker.compute = lambda *_: os._exit(11); worker.main()"
     monkeypatch.setattr("cellseg_nb.run.service.keeper.WORKER", deadly)
     with Keeper(place, 1):
-        until(lambda: not place.records.get("deadly").is_open, 120)
+        until(lambda: not place.records.get("deadly").is_open)
     record = place.records.get("deadly")
     assert (record.status, record.attempts) == ("FAILED", 2)
     assert record.error == "given up after 2 attempts: each time its worker ended or was silent"
@@ -197,7 +197,7 @@ def test_stopping_puts_a_task_back(place, monkeypatch):
     )
     monkeypatch.setattr("cellseg_nb.run.service.keeper.WORKER", slow)
     with Keeper(place, 1):
-        until(lambda: place.records.get("slow").status == "PROCESSING", 60)
+        until(lambda: place.records.get("slow").status == "PROCESSING")
         held = place.records.get("slow").lease_until
         until(lambda: place.records.get("slow").lease_until > held)  # it is renewed meanwhile
     record = place.records.get("slow")
