@@ -224,9 +224,9 @@ def _keep(place: Place, record: Record, done: dict[str, Any], out: Path, watch: 
     seconds |= {name: round(spent, 3) for name, spent in watch.seconds.items()}
     if not end(place, record, **done | {"seconds": seconds}):
         place.files.remove(record.id, record.claim)
-    elif record.attempts > 1:  # of those who were killed before they could say that they had ended
-        for claim in set(place.files.claims(record.id)) - {record.claim}:
-            place.files.remove(record.id, claim)
+        return
+    for claim in set(place.files.claims(record.id)) - {record.claim}:  # of workers that ended before they said so
+        place.files.remove(record.id, claim)
 
 # %% ../../../nbs/run/service/06_worker.ipynb #4eb5681c
 def hand_back(
