@@ -32,7 +32,7 @@ setup(
         "Topic :: Scientific/Engineering :: Image Recognition",
     ],
     packages=find_packages(include=["cellseg_nb", "cellseg_nb.*"]),
-    package_data={"cellseg_nb": ["bundles/*/*", "data/tables/*", "configs/*", "configs/project/*", "apps/static/*"]},
+    package_data={"cellseg_nb": ["bundles/*/*", "data/tables/*", "configs/*", "configs/project/*", "apps/static/*", "run/service/pages/*", "run/service/deploy/*"]},
     python_requires=f">={SETTINGS['min_python']}",
     install_requires=SETTINGS["requirements"].split(),
     extras_require=EXTRAS,

@@ -270,6 +270,7 @@ def test_installed_metadata_is_that_of_settings():
         "slides",
         "encoders",
         "pipelines",
+        "service",
     }
     scripts = {
         entry.name
