@@ -32,8 +32,8 @@ def _show_warning(message, *_) -> None:
 
 
 ORDER = (
-    "demo segment count evaluate train experiment tune segment3d graph graph-train patches "
-    "init verify data model pipeline points tiles"
+    "demo segment count slide marks evaluate train experiment tune segment3d graph graph-train patches "
+    "init verify data model pipeline points tiles serve"
 ).split()
 
 
