@@ -46,6 +46,79 @@ def test_glomeruli_are_found(slide, found):
     np.testing.assert_allclose(objects["area_um2"].sum(), mask.sum() * UM_PER_PX**2)
 
 
+def rewritten(path, to, **options):
+    """A slide as other programs write it: levels rounded down, or in gray."""
+    pixels = tifffile.imread(path, level=0)[:1999, :1799]
+    if options.pop("gray", False):
+        pixels = pixels[..., 1]
+    with tifffile.TiffWriter(to, ome=options.pop("ome", None)) as tif:
+        for number in range(3):
+            first = options if number == 0 else {}
+            kind = "minisblack" if pixels.ndim == 2 else "rgb"
+            edge = (1e4 / UM_PER_PX / 2**number,) * 2
+            tif.write(
+                pixels, tile=(256, 256), photometric=kind, compression="zlib", subfiletype=int(number > 0),
+                resolution=edge, resolutionunit="CENTIMETER", **first | ({} if number == 0 and "metadata" in first else {"metadata": None}),
+            )
+            pixels = pixels[: len(pixels) // 2 * 2, : pixels.shape[1] // 2 * 2][::2, ::2]
+
+
+@pytest.mark.parametrize("how", [{}, {"gray": True}])
+def test_slides_of_other_programs(slide, tmp_path, how):
+    rewritten(slide[0], tmp_path / "other.tif", **how)
+    run("slide", tmp_path / "other.tif", "--out", tmp_path / "out")
+    counts = pd.read_csv(tmp_path / "out" / "counts.csv")
+    assert counts["tissue_percent"][0] > 30
+    assert how or counts["count"][0] > 3
+
+
+def test_a_slide_without_tissue_is_named(tmp_path, capsys):
+    from cellseg_nb.data.slides import write_pyramid
+
+    write_pyramid(tmp_path / "glass.tif", iter([np.full((600, 800, 3), 240, np.uint8)]), 8.0, (600, 800, 3))
+    done = run("slide", tmp_path / "glass.tif", "--out", tmp_path / "out")
+    assert "no tissue in glass" in done.stderr and "--tissue-threshold" in done.stderr
+
+
+def test_labels_and_overviews_beside_a_slide_are_passed_over(tmp_path):
+    from cellseg_nb.data.slides import open_slide
+
+    path, pixels = tmp_path / "converted.ome.tif", np.zeros((512, 640, 3), np.uint8)
+    with tifffile.TiffWriter(path, ome=True) as tif:
+        for name, size in {"slide": (512, 640), "label image": (90, 120), "macro image": (60, 200)}.items():
+            tif.write(pixels[: size[0], : size[1]], photometric="rgb", metadata={"axes": "YXS", "Name": name})
+    text = tifffile.tiffcomment(path).replace(
+        "<Image ", '<Instrument ID="Instrument:0"><Objective ID="Objective:0" NominalMagnification="40.0"/></Instrument><Image ', 1
+    ).replace("<Pixels ", '<ObjectiveSettings ID="Objective:0"/><Pixels ', 1)
+    tifffile.tiffcomment(path, text.encode())
+    with open_slide(path, magnification=10) as slide:
+        assert slide.levels[0] == (512, 640) and slide.shape == (128, 160)
+
+
+def test_tiles_of_another_slide_of_that_name_are_kept(slide, tmp_path):
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        rewritten(slide[0], tmp_path / folder / "case.tif", gray=folder == "b")
+    run("tiles", "create", tmp_path / "a" / "case.tif", "--reduce", 4, "--out", tmp_path / "tiles")
+    before = sorted((tmp_path / "tiles" / "images").iterdir())
+    said = error_of("tiles", "create", tmp_path / "b" / "case.tif", "--reduce", 4, "--out", tmp_path / "tiles", code=1)
+    assert "another slide of that name" in said
+    assert before and sorted((tmp_path / "tiles" / "images").iterdir()) == before
+
+
+def test_pixel_sizes_a_hair_apart_are_one_resolution(tmp_path):
+    from cellseg_nb.data.simulate_slides import simulate_slide
+
+    for name, um in {"near": 2.000002, "far": 1.9}.items():
+        runs = simulate_slide(tmp_path / "slides" / f"{name}.tif", (2000, 2048), um, seed=5)
+        (tmp_path / f"{name}.csv").write_text(f"id,encoding\n{name},{runs.text()}\n")
+        run("tiles", "create", tmp_path / "slides" / f"{name}.tif", tmp_path / f"{name}.csv", "--um-per-px", 8, "--out", tmp_path / name)
+        run("tiles", "stitch", tmp_path / name / "masks", "--manifest", tmp_path / name / "manifest.csv", "--out", tmp_path / f"{name}_back")
+        scored = run("tiles", "score", tmp_path / "slides" / f"{name}.tif", "--truth", tmp_path / f"{name}.csv", "--pred", tmp_path / f"{name}_back" / "predicted.csv")
+        assert float(scored.stdout.split()[6]) > 0.9, scored.stdout
+        assert pd.read_csv(tmp_path / name / "manifest.csv")["um_per_px"].unique().tolist() == [8.0]
+
+
 def test_what_is_no_kidney_is_said_to_be_unlike(tmp_path):
     from skimage.data import coffee
 

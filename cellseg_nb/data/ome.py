@@ -6,6 +6,7 @@
 __all__ = ['LEAST_PLANE_BYTES', 'OmeImage', 'own_images', 'check_parts', 'ome_text', 'image_parts', 'without_parts']
 
 # %% ../../nbs/data/25_ome.ipynb #8f6b5f5e
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -34,12 +35,15 @@ class OmeImage:
         Declared size of a plane, (Y, X).
     files : list of str
         Names of the files that hold it, in the order of its planes.
+    magnification : float or None
+        Of the objective, such as 40; None = not stated.
     """
 
     element: ElementTree.Element
     n_planes: int
     shape: tuple[int, int]
     files: list[str] = field(default_factory=list)
+    magnification: float | None = None
 
 
 def _parsed(path: Path, text: str) -> ElementTree.Element:
@@ -85,6 +89,17 @@ def _description(path: Path, text: str) -> tuple[ElementTree.Element, str | None
     return _parsed(companion, companion.read_text(encoding="utf-8")), root.get("UUID"), True
 
 
+def _magnification(root: ElementTree.Element, image: ElementTree.Element) -> float | None:
+    """What the objective of an image states."""
+    settings = image.find("{*}ObjectiveSettings")
+    wanted = None if settings is None else settings.get("ID")
+    for objective in root.iterfind("{*}Instrument/{*}Objective"):
+        stated = objective.get("NominalMagnification") or ""
+        if objective.get("ID") == wanted and re.fullmatch(r"\d+(\.\d+)?", stated):
+            return float(stated) or None
+    return None
+
+
 def _parts(path: Path, pixels: ElementTree.Element, own: str | None, elsewhere: bool) -> Iterator[tuple]:
     """Each `TiffData`, its `UUID` and the name of the file that it lies in."""
     for data in pixels.iterfind("{*}TiffData"):
@@ -121,6 +136,7 @@ def own_images(
             continue
         found = _described(path, pixels)
         found.files = list(dict.fromkeys(names))
+        found.magnification = _magnification(root, image)
         _check_declared(path, found, [data for data, *_ in parts])
         for (_, place, _), name in zip(parts, names):
             if place is not None:

@@ -20,7 +20,7 @@ from cellseg_nb.core import (
     cell_value, table_text,
 )
 from cellseg_nb.data.io import (
-    find_images, image_stem, read_pixels, write_image,
+    find_images, image_stem, open_image, read_pixels, write_image,
 )
 
 # %% ../../nbs/data/33_pairs.ipynb #4638ebe1
@@ -49,6 +49,15 @@ def as_mask(
             "foreground; give mask_threshold, such as 127"
         )
     return inside
+
+# %% ../../nbs/data/33_pairs.ipynb #6bd84616
+def _stored_mask(path):
+    """A mask as it is stored: the numbers of a palette and not its colours; JPEG and masks in colours as pictures."""
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        return read_pixels(path)
+    with open_image(path, labels=True) as file:
+        pixels = file.read()
+    return pixels if pixels.ndim == 2 else read_pixels(path)
 
 # %% ../../nbs/data/33_pairs.ipynb #8fbcc798
 TILE_NAME = r"^(.+)_\d+red\d+$"
@@ -109,7 +118,7 @@ class PairSample:
 
     def mask(self) -> np.ndarray:  # bool; (Y, X)
         """Read the mask."""
-        return as_mask(read_pixels(self.mask_path), self.mask_threshold, str(self.mask_path))
+        return as_mask(_stored_mask(self.mask_path), self.mask_threshold, str(self.mask_path))
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:  # picture, as stored, (Y, X) or (Y, X, 3); mask
         """Read both; three equal colours are gray.

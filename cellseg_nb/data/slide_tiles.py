@@ -303,7 +303,10 @@ def _plan(stack, path, masks, tissue, settings, out):
     slide = stack.enter_context(settings.open(path))
     runs = masks(slide)
     corners = tile_corners(slide.shape, settings.size_px)
-    if tissue is None:
+    if tissue is None and slide.gray:
+        found = np.ones((1, 1), bool)  # tissue has no colour there
+        shape = slide.shape
+    elif tissue is None:
         found = _tissue_by_level(slide, settings.threshold)
         shape = tuple(n * FINDER for n in found.shape)  # the last pixels reach beyond the slide
     else:
@@ -405,6 +408,9 @@ def _one_slide(path, out, masks, tissue, settings, workers, progress):
         slide = tiles.slide
         place, facts = _records(out) / f"slide_{slide.name}.json", _facts(tiles, path, tissue)
         record = _kept(place)
+        other = record.get("file", str(path))
+        if record and other != str(path) and record.get("facts") != facts and Path(other).exists():
+            raise ValueError(f"{out} holds the tiles of {other}, another slide of that name; rename one, or choose another --out")
         if record and record.get("facts") != facts:
             for one in _own_tiles(out, slide.name):
                 one.unlink()
@@ -413,6 +419,7 @@ def _one_slide(path, out, masks, tissue, settings, workers, progress):
         if "tiles" in record and all(part.exists() for one in made for part in tiles.paths(one.number)):
             return
         about = {"facts": facts, "slide": slide.name, "shape": slide.levels[0], "scale": slide.scale}
+        about["columns"] = -(-slide.shape[1] // settings.size_px)
         about |= {"um_per_px": slide.um_per_px, "size_px": settings.size_px, "file": str(path)}
         _keep(place, about)
         made = _work(tiles, wanted, workers, progress)
@@ -423,9 +430,8 @@ def _manifest(records):
     """A row per tile, of all slides."""
     rows = []
     for one in records:
-        columns = -(-one["shape"][1] // max(1, round(one["scale"] * one["size_px"], 6)))
         for tile in (Tile(*values) for values in one["tiles"]):
-            y, x = (round(n * one["size_px"] * one["scale"]) for n in divmod(tile.number, int(columns)))
+            y, x = (round(n * one["size_px"] * one["scale"]) for n in divmod(tile.number, one["columns"]))
             rows.append([tile_name(one["slide"], tile.number, one["scale"]), one["slide"], y, x, one["um_per_px"], one["scale"],
                          round(tile.tissue, 6), round(tile.positive, 6), *one["shape"]])
     names = "image slide y x um_per_px reduce tissue positive slide_height slide_width"

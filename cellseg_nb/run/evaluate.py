@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import cellseg_nb
 from cellseg_nb.core import (
-    atomic_path, cell_values,
+    atomic_path, cell_values, one_line,
 )
 from cellseg_nb.data.io import (
     IMAGE_SUFFIXES, OWN_OUTPUTS, find_images, image_stem, read_labels, read_truth,
@@ -450,19 +450,23 @@ def score_slides(
     slides: str | Path | Sequence[str | Path],  # slides, or folders of them: they say how large the masks are
     truth: str | Path,  # table of run lengths (.csv: id, encoding)
     predicted: str | Path,  # such as `predicted.csv` of `cellseg slide`
-) -> pd.DataFrame:  # one row per slide: Dice and IoU of pixels, objects there and found
-    """Score the masks of slides.
+) -> tuple[pd.DataFrame, dict[str, str]]:  # a row per slide: Dice and IoU of pixels, objects there and found; failures
+    """Score the masks of slides; one that cannot be read, or is in one of the tables alone, does not stop the others.
 
     Raises
     ------
-    ValueError
-        A slide is in one of the tables alone, or run lengths do not fit its size.
+    FileNotFoundError, ValueError
+        There are no slides, or a table is none of run lengths.
     """
-    tables, rows = {path: read_rle_csv(path) for path in (truth, predicted)}, []
+    tables, rows, failures = [(path, read_rle_csv(path)) for path in (truth, predicted)], [], {}
     for path in find_images(slides):
-        with open_slide(path, reduce=1) as slide:
-            masks = [rle_of(known, image_stem(path), slide.shape, table) for table, known in tables.items()]
+        try:
+            with open_slide(path, reduce=1) as slide:
+                masks = [rle_of(known, image_stem(path), slide.shape, table) for table, known in tables]
+        except (ValueError, OSError) as error:
+            failures[str(path)] = one_line(error, path)
+            continue
         pixels = PixelCounts(masks[0].shared_px(masks[1]), *(one.area_px for one in masks))
         n_objects = [int(one.objects().max(initial=0)) for one in masks]
         rows.append((image_stem(path), pixels.f1, pixels.iou, *n_objects))
-    return pd.DataFrame(rows, columns=["slide", "dice", "iou", "truth", "predicted"])
+    return pd.DataFrame(rows, columns=["slide", "dice", "iou", "truth", "predicted"]), failures

@@ -31,7 +31,7 @@ from cellseg_nb.data.rle import (
     RleBands, RunLengths,
 )
 from cellseg_nb.data.slides import (
-    Slide, open_slide,
+    Slide, open_slide, same_size,
 )
 from cellseg_nb.data.tiles import (
     Part, Tile, plan_tiles, stitch_in_order,
@@ -67,7 +67,7 @@ def needs_masks(
                 "'task: pairs', or name another"
             )
     known = [bundle.specification for bundle in bundles]
-    if len({one.um_per_px for one in known}) > 1:
+    if not same_size([one.um_per_px for one in known]):
         said = ", ".join(f"{one.name}: {one.um_per_px} µm per px" for one in known)
         raise ValueError(f"models that are asked together must be trained at one resolution; they are for {said}")
 
@@ -123,9 +123,9 @@ def find_tissue(
     slide: Slide,  # from `slide_for`
     threshold: float = 40,  # least saturation, 0..255; 0 = all is tissue
 ) -> Tissue:
-    """Find tissue on the smallest level that shows it."""
+    """Find tissue on the smallest level that shows it; of a slide in gray, all is."""
     small = slide.thumbnail(TISSUE_PX)
-    mask = tissue_mask(small, threshold) if threshold else np.ones(small.shape[:2], bool)
+    mask = tissue_mask(small, threshold) if threshold and not slide.gray else np.ones(small.shape[:2], bool)
     factor = tuple(large / n for large, n in zip(slide.shape, mask.shape))
     return Tissue(mask, factor, 100 * float(mask.mean()))
 

@@ -9,6 +9,7 @@ __all__ = ['MOST_DESCRIBED', 'split_groups', 'read_pairs', 'pair_inputs', 'pair_
 
 # %% ../../nbs/train/14_pairs.ipynb #33dcdfcb
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ from cellseg_nb.data.pairs import (
 # %% ../../nbs/train/14_pairs.ipynb #8b553fa9
 from cellseg_nb.measure.overlap import (
     PixelCounts, pixel_counts, pool_pixels,
+)
+from cellseg_nb.data.slides import (
+    same_size,
 )
 from cellseg_nb.models.bundle import (
     Bundle, load_bundle, write_specification,
@@ -212,8 +216,13 @@ def part_diameter(
 
 def describe_pairs(config: StartSettings, parts: Parts) -> dict[str, Any]:
     """Say of a model what is not in its configuration."""
-    sizes = {one.sample.um_per_px for one in parts.train}
-    stated = sizes.pop() if len(sizes) == 1 else None
+    sizes = [one.sample.um_per_px for one in parts.train]
+    stated = float(f"{np.median(sizes):.4g}") if None not in sizes and same_size(sizes) else None
+    if stated is None and any(sizes) and config.data.um_per_px is None:
+        warnings.warn(
+            "the pictures differ in µm per pixel by more than 2 %, or some do not say it: the model will not say its own; "
+            "set data.um_per_px, or make tiles of one resolution (--um-per-px)", stacklevel=2,
+        )
     data = data_text(config.data, parts)
     groups = len({one.group for one in parts.train})
     return {

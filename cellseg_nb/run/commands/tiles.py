@@ -61,11 +61,14 @@ def tiles_stitch(
 # %% ../../../nbs/run/commands/09_tiles.ipynb #e6ab9bf8
 @app.command("score")
 def tiles_score(
-    slides: argument(Path, "SLIDES", "A slide, or a folder of slides."),
+    slides: argument(list[Path], "SLIDES", "Slides, or folders of them."),
     truth: option(Path, "CSV", "Table of run lengths (id, encoding)."),
     pred: option(Path, "CSV", "predicted.csv, as `slide` and `tiles stitch` write it."),
 ) -> None:
     """Score predicted masks of slides: Dice and IoU of pixels, objects there and found."""
     from cellseg_nb.run.evaluate import score_slides
 
-    print(score_slides(slides, truth, pred).to_string(index=False, float_format="{:.4f}".format))
+    scores, failures = score_slides(slides, truth, pred)
+    if len(scores):
+        print(scores.to_string(index=False, float_format="{:.4f}".format))
+    report_failures(failures, len(scores))

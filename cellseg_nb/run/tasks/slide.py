@@ -28,7 +28,7 @@ from cellseg_nb.run.runner import (
     Batch,
 )
 from cellseg_nb.run.task import (
-    Item, Result, Task,
+    Item, Result, Task, unlike_note,
 )
 from cellseg_nb.run.tasks.count import (
     model_places,
@@ -219,6 +219,19 @@ def after(self: Slides, batch: Batch, tables: "dict[str, pd.DataFrame]") -> None
         masks |= read_rle_csv(batch.out / f"{name}_rle.csv")
         shutil.rmtree(_scratch(batch.out, name), ignore_errors=True)
     write_rle_csv(batch.out / "predicted.csv", masks)
+
+# %% ../../../nbs/run/tasks/04_slide.ipynb #2ec5a67c
+@patch
+def notes(self: Slides, batch: Batch) -> list[str]:
+    """Slides unlike those of the training, and slides without tissue."""
+    bare = [name for name, record in batch.records.items() if not record["row"]["tissue_percent"]]
+    notes = [unlike_note(batch)] if batch.unlike else []
+    if bare:
+        notes.append(
+            f"no tissue in {', '.join(bare[:3])}{', ...' if len(bare) > 3 else ''}: nothing has a saturation above "
+            f"{self.settings.tissue_threshold:g}; try a lower --tissue-threshold, or 0 where all is tissue"
+        )
+    return notes
 
 # %% ../../../nbs/run/tasks/04_slide.ipynb #e4c98cc9
 SLIDE_COLUMNS = {  # of the report
