@@ -27,7 +27,7 @@ from cellseg_nb.data.masks import (
     number_parts,
 )
 from cellseg_nb.data.pairs import (
-    pair_samples,
+    is_parted, pair_samples,
 )
 
 # %% ../../nbs/train/14_pairs.ipynb #8b553fa9
@@ -117,6 +117,9 @@ def read_pairs(
     data, store = config.data, {}
     samples = pair_samples(data.dataset, data.split, data.table, data.group_pattern, data.mask_threshold)
     pictures = [PairPicture(one, store) for one in samples[: data.images]]
+    stated = sorted({one.group for one in samples if one.split == "valid"})
+    if stated and data.validation_groups is None and is_parted(data.dataset):
+        data = data.model_copy(update={"validation_groups": tuple(stated)})
     if not any(one.area for one in pictures):
         raise ValueError(f"none of the {len(pictures)} masks of {data.dataset} has any foreground; nothing can be learned")
     return split_groups(pictures, data)

@@ -33,7 +33,7 @@ from cellseg_nb.train.settings import (
 class PairDataSettings(DataSettings):
     """Which pictures and masks."""
 
-    dataset: str = setting(..., "Folder with the folders images and masks.")
+    dataset: str = setting(..., "Folder with the folders images and masks, or train and valid, each with <data set>/<group>/source and mask.")
     split: str | None = setting(None, "Only those that the table says are of this split; none = all but test.")
     table: str | None = setting(None,
         "CSV of ids in that folder, or a path: id, and perhaps group or slide, split, um_per_px.",
