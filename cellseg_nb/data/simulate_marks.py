@@ -298,7 +298,7 @@ def _mark_table(labels: np.ndarray, rows: int, cols: int, places: np.ndarray) ->
     areas = np.bincount(labels.ravel(), minlength=rows * cols + 1)[1:]
     return pd.DataFrame({"id": np.arange(1, rows * cols + 1), "row": row + 1, "col": col + 1, "y": places[:, 0], "x": places[:, 1], "area_px": areas})
 
-# %% ../../nbs/data/38_simulate_marks.ipynb #19454f46
+# %% ../../nbs/data/38_simulate_marks.ipynb #d0b873e3
 def write_simulated_marks(
     folder: str | Path,  # data set; gets source/<group>/ and truth/<group>/
     groups: Sequence[str] = ("slide1", "slide2"),  # each a folder with one picture
@@ -317,7 +317,7 @@ def write_simulated_marks(
         made = simulate_marks(shape, rows, cols, matrix, seed=seed + number, **how_turned)
         write_image(folder / "source" / group / f"{group}.png", made.image, "YX")
         write_labels(folder / "truth" / group / f"{group}_labels.tif", made.labels)
-        write_csv(made.marks.round(3), folder / "truth" / group / f"{group}_marks.csv")
+        write_csv(folder / "truth" / group / f"{group}_marks.csv", made.marks.round(3))
     return folder
 
 # %% ../../nbs/data/38_simulate_marks.ipynb #5bf06797

@@ -10,6 +10,7 @@ __all__ = ['MOST_DESCRIBED', 'split_groups', 'read_pairs', 'pair_inputs', 'pair_
 # %% ../../nbs/train/14_pairs.ipynb #33dcdfcb
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,14 @@ def pair_network(config: StartSettings) -> torch.nn.Module:
     network = build_network(**how.model_dump(), out_channels=1)
     if config.start_from is None:
         load_encoder_weights(network, how.encoder, how.in_channels, how.encoder_depth, config.training.encoder_weights)
+    if config.training.dropout:
+        network.encoder.register_forward_hook(partial(_leave_out, config.training.dropout))
     return network
+
+
+def _leave_out(share: float, encoder: torch.nn.Module, _, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Feature maps, a share of the coarsest 0 while the network learns; no part of the saved network."""
+    return [*maps[:-1], torch.nn.functional.dropout2d(maps[-1], share, encoder.training)]
 
 
 def encoder_start(config: StartSettings) -> str:
