@@ -7,7 +7,7 @@ __all__ = ['COMMAND', 'STEPS', 'FOLDERS', 'OVERLAY_PX', 'SHOWN', 'MOST_WORKERS',
            'TilesOf', 'tile_group', 'segment_group', 'stitch_group', 'number_picture', 'number_group', 'MarksRun',
            'find_groups', 'matrix_model', 'run_marks', 'run_group']
 
-# %% ../../nbs/run/21_marks.ipynb #d62fb4c7
+# %% ../../nbs/run/21_marks.ipynb #3c5b5703
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -30,6 +30,9 @@ from cellseg_nb.data.io import (
 )
 from cellseg_nb.data.tiles import (
     cut,
+)
+from cellseg_nb.models.bundle import (
+    PairSpecification,
 )
 from cellseg_nb.run.outputs import (
     refuse_foreign, remove_files, write_overlay, write_text,
@@ -427,7 +430,7 @@ def matrix_model(
     own = Path(dataset) / "models" / f"{matrix}" / "model"
     return str(own) if matrix and (own / "model.json").is_file() else "marks"
 
-# %% ../../nbs/run/21_marks.ipynb #afe9046e
+# %% ../../nbs/run/21_marks.ipynb #6ad2d476
 def run_marks(
     dataset: str | Path,  # with source/<group>/
     groups: Sequence[str] | None = None,  # names of folders; None = all
@@ -452,8 +455,8 @@ def run_marks(
 
     dataset, names = Path(dataset), find_groups(dataset, groups)
     specification, facts = bundle_facts(model)
-    if specification.task != "pairs":
-        raise ValueError(f"the model {str(model)!r} {specification.other}; marks need one that paints a mask (task: pairs)")
+    if not isinstance(specification, PairSpecification):
+        raise ValueError(f"the model {str(model)!r} paints no single mask, which marks need; name one that was trained with 'task: pairs'")
     painters = Painters(str(model), settings, workers or _usual_workers(settings.device))
     rows, failures, tracebacks, watches, done = [], {}, {}, {}, {}
     with claim(folder_lock(dataset), dataset):
