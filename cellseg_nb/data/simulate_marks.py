@@ -138,7 +138,7 @@ def _ground(shape, look: dict, light: float, rng) -> tuple[np.ndarray, np.ndarra
     grain *= 1 + 0.5 * light * _slow(shape, 4, rng)
     return grain, rough
 
-# %% ../../nbs/data/38_simulate_marks.ipynb #dedb1a02
+# %% ../../nbs/data/38_simulate_marks.ipynb #c76dbf75
 def _things(shape, n_specks: int, n_dust: int, mark_px: float, rng) -> tuple[np.ndarray, np.ndarray]:
     """Strokes and looks of what is no mark: bright specks and needles, dust, dark holes."""
     n = n_specks + 2 * n_dust
@@ -146,7 +146,8 @@ def _things(shape, n_specks: int, n_dust: int, mark_px: float, rng) -> tuple[np.
     start = rng.uniform(0, 1, (n, 2)) * shape
     turn, length = rng.uniform(0, 2 * np.pi, n), np.where(kind == 0, rng.exponential(0.12 * mark_px, n), 0)
     end = start + np.stack([np.sin(turn), np.cos(turn)], 1) * length[:, None]
-    radius = np.choose(kind, [rng.uniform(0.5, 0.09 * mark_px + 0.6, n), rng.uniform(0.3, 0.6, n) * mark_px, rng.uniform(0.1, 0.25, n) * mark_px])
+    speck, dust, hole = rng.uniform(0.5, 0.09 * mark_px + 0.6, n), rng.uniform(0.3, 0.6, n), rng.uniform(0.1, 0.25, n)
+    radius = np.choose(kind, [speck, dust * mark_px, hole * mark_px])
     level = np.choose(kind, [rng.uniform(0.5, 1, n), rng.uniform(0.4, 0.7, n), rng.uniform(0, 0.08, n)])
     strength = np.choose(kind, [rng.uniform(0.5, 1, n), rng.uniform(0.3, 0.8, n), rng.uniform(0.5, 1, n)])
     soft = np.choose(kind, [np.full(n, 0.5), 0.12 * mark_px + rng.uniform(0, 2, n), rng.uniform(0.6, 1.5, n)])
@@ -172,7 +173,7 @@ def _mark_strokes(shape_name: str, places, mark_px: float, rng, turn: float) -> 
     strokes[..., [1, 4]] += places[:, 1, None, None]
     return strokes
 
-# %% ../../nbs/data/38_simulate_marks.ipynb #8b505f6a
+# %% ../../nbs/data/38_simulate_marks.ipynb #40ed1227
 class MarkImage(NamedTuple):
     """A simulated picture and all that is true of it."""
 
@@ -201,9 +202,10 @@ def _mark_looks(n: int, look: dict, contrast: float, edge_px: float, rng) -> np.
     faint = rng.random(n) < 0.04
     strength[faint] *= rng.uniform(0.5, 0.8, faint.sum())
     level = look["ground"] + contrast * (look["level"] - look["ground"]) * np.exp(rng.normal(0, 0.05, n))
-    return np.stack([np.minimum(level, 1), strength, np.full(n, look["soft"]), np.full(n, look["rim"]), np.full(n, edge_px), np.full(n, 0.03)], 1)
+    same = [np.full(n, one) for one in (look["soft"], look["rim"], edge_px, 0.03)]
+    return np.stack([np.minimum(level, 1), strength, *same], 1)
 
-# %% ../../nbs/data/38_simulate_marks.ipynb #b73d1aca
+# %% ../../nbs/data/38_simulate_marks.ipynb #7d10599d
 def simulate_marks(
     shape: tuple[int, int] = (1024, 1024),  # (Y, X); px
     rows: int = 18,  # of the grid
@@ -264,7 +266,8 @@ def _mark_table(labels: np.ndarray, rows: int, cols: int, places: np.ndarray) ->
     """Every spot of the grid."""
     row, col = np.divmod(np.arange(rows * cols), cols)
     areas = np.bincount(labels.ravel(), minlength=rows * cols + 1)[1:]
-    return pd.DataFrame({"id": np.arange(1, rows * cols + 1), "row": row + 1, "col": col + 1, "y": places[:, 0], "x": places[:, 1], "area_px": areas})
+    table = {"id": np.arange(1, rows * cols + 1), "row": row + 1, "col": col + 1}
+    return pd.DataFrame(table | {"y": places[:, 0], "x": places[:, 1], "area_px": areas})
 
 # %% ../../nbs/data/38_simulate_marks.ipynb #deb20671
 def write_simulated_marks(

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['COMMAND', 'STEPS', 'FOLDERS', 'OVERLAY_PX', 'SHOWN', 'MOST_WORKERS', 'Step', 'Painters', 'Group', 'normalise_group',
            'TilesOf', 'tile_group', 'segment_group', 'stitch_group', 'number_picture', 'number_group', 'MarksRun',
-           'find_groups', 'matrix_model', 'run_marks', 'run_group']
+           'find_groups', 'matrix_model', 'run_marks', 'paint_group', 'join_group']
 
-# %% ../../nbs/run/21_marks.ipynb #3c5b5703
+# %% ../../nbs/run/21_marks.ipynb #49ea6cfb
 import json
 import os
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -187,7 +188,7 @@ class Painters:
             self.pool.shutdown(cancel_futures=True)
             self.pool = None
 
-# %% ../../nbs/run/21_marks.ipynb #c8367c64
+# %% ../../nbs/run/21_marks.ipynb #0345090b
 STEPS = ("normalise", "tile", "segment", "stitch", "register")
 FOLDERS = ("source_norm", "tiles", "tiles_stitched", "am_coords")
 OVERLAY_PX = 2000  # longer edge of an overlay
@@ -217,7 +218,7 @@ class Group:
     model: dict[str, Any]
     settings: MarkSettings
     overwrite: bool = False
-    watch: Stopwatch = field(default_factory=Stopwatch)
+    watch: Stopwatch = field(default_factory=Stopwatch)  # of the steps
     done: list[str] = field(default_factory=list)  # steps that did something
 
     def pictures(self) -> dict[str, Path]:  # name → file
@@ -430,7 +431,7 @@ def matrix_model(
     own = Path(dataset) / "models" / f"{matrix}" / "model"
     return str(own) if matrix and (own / "model.json").is_file() else "marks"
 
-# %% ../../nbs/run/21_marks.ipynb #6ad2d476
+# %% ../../nbs/run/21_marks.ipynb #2ca41986
 def run_marks(
     dataset: str | Path,  # with source/<group>/
     groups: Sequence[str] | None = None,  # names of folders; None = all
@@ -449,8 +450,6 @@ def run_marks(
     ValueError
         The model paints no mask, or another run is at work in the data set.
     """
-    import traceback
-
     import pandas as pd
 
     dataset, names = Path(dataset), find_groups(dataset, groups)
@@ -458,21 +457,30 @@ def run_marks(
     if not isinstance(specification, PairSpecification):
         raise ValueError(f"the model {str(model)!r} paints no single mask, which marks need; name one that was trained with 'task: pairs'")
     painters = Painters(str(model), settings, workers or _usual_workers(settings.device))
-    rows, failures, tracebacks, watches, done = [], {}, {}, {}, {}
-    with claim(folder_lock(dataset), dataset):
-        clear_temporaries(one for folder in FOLDERS for name in names for one in (dataset / folder / name, *(dataset / folder / name).glob("*/")))
+    work = [Group(dataset, name, specification, facts, settings, overwrite) for name in names]
+    rows, failures, tracebacks = [], {}, {}
+
+    def attempt(group, step):
+        """Do a part of a group; a group that fails does not stop the others, and the reason is reported."""
         try:
-            for name in names:
-                group = Group(dataset, name, specification, facts, settings, overwrite)
-                try:
-                    rows += run_group(group, painters)
-                except Exception as error:  # one group does not stop the others; the reason is reported
-                    failures[name] = one_line(error, dataset / "source" / name)
-                    tracebacks[name] = "".join(traceback.format_exception(error))
-                watches[name], done[name] = group.watch.split(), group.done
-                report(_group_line(group, failures.get(name)))
+            return step(group)
+        except Exception as error:  # whatever it is, the other groups are worth doing
+            failures[group.name] = one_line(error, dataset / "source" / group.name)
+            tracebacks[group.name] = "".join(traceback.format_exception(error))
+
+    with claim(folder_lock(dataset), dataset):
+        places = [dataset / folder / name for folder in FOLDERS for name in names]
+        clear_temporaries([one for place in places for one in (place, *place.glob("*/"))])
+        try:
+            plans = {group.name: attempt(group, partial(paint_group, painters=painters)) for group in work}
         finally:
-            painters.close()
+            painters.close()  # the memory of the processes is needed below
+        for group in work:
+            if group.name not in failures:
+                rows += attempt(group, partial(join_group, plans=plans[group.name])) or []
+            report(_group_line(group, group.name in failures))
+        watches = {one.name: {step: round(seconds, 3) for step, seconds in one.watch.seconds.items()} for one in work}
+        done = {one.name: one.done for one in work}
         found = MarksRun(dataset, pd.DataFrame(rows), watches, done, failures, tracebacks)
         _write_facts(found, settings, model, facts)
     return found
@@ -485,12 +493,12 @@ def _usual_workers(device: str) -> int:
     """How many processes paint where nobody says it."""
     return min(thread_count(""), MOST_WORKERS) if device in ("auto", "cpu") else 1
 
-# %% ../../nbs/run/21_marks.ipynb #a466999e
-def run_group(
+# %% ../../nbs/run/21_marks.ipynb #30039193
+def paint_group(
     group: Group,  # which, and how
     painters: Painters,  # who paint tiles
-) -> list[dict[str, Any]]:  # a row per picture
-    """Go through all steps of one group."""
+) -> tuple[dict[str, TilesOf], Step]:  # tiles of each picture; the step that painted them
+    """Stretch the brightness of a group, cut it into tiles, and paint their marks."""
     from tqdm import tqdm
 
     normalised = normalise_group(group)
@@ -500,15 +508,24 @@ def run_group(
     with tqdm(total=total, desc=group.name, unit="tile", disable=None) as bar:
         painted = segment_group(group, plans, tiled, painters, bar.update)
         bar.update(total - bar.n)
+    return plans, painted
+
+
+def join_group(
+    group: Group,  # which, and how
+    plans: tuple[dict[str, TilesOf], Step],  # from `paint_group`
+) -> list[dict[str, Any]]:  # a row per picture
+    """Put the masks of a group together, and number its marks."""
+    plans, painted = plans
     stitched = stitch_group(group, plans, painted)
     if group.settings.numbered:
         return number_group(group, plans, stitched)
     return [{"group": group.name, "image": one} for one in plans]
 
 
-def _group_line(group: Group, failure: str | None) -> str:
+def _group_line(group: Group, failed: bool) -> str:
     """How a group went, in one line."""
-    if failure:
+    if failed:
         return f"{group.name}: failed"
     if not group.done:
         return f"{group.name}: finished before"
