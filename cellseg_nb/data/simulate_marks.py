@@ -205,7 +205,7 @@ def _mark_looks(n: int, look: dict, contrast: float, edge_px: float, rng) -> np.
     same = [np.full(n, one) for one in (look["soft"], look["rim"], edge_px, 0.03)]
     return np.stack([np.minimum(level, 1), strength, *same], 1)
 
-# %% ../../nbs/data/38_simulate_marks.ipynb #7d10599d
+# %% ../../nbs/data/38_simulate_marks.ipynb #e5fe006f
 def simulate_marks(
     shape: tuple[int, int] = (1024, 1024),  # (Y, X); px
     rows: int = 18,  # of the grid
@@ -252,7 +252,7 @@ def simulate_marks(
     _paint(image, labels, rough, things[n_specks:], nothing[n_specks:], looks[n_specks:])
     return MarkImage(_as_bytes(image, rough, rng), labels, _mark_table(labels, rows, cols, places))
 
-
+# %% ../../nbs/data/38_simulate_marks.ipynb #2ab3f93d
 def _as_bytes(image: np.ndarray, rough: np.ndarray, rng) -> np.ndarray:
     """Gray values of a camera, with its noise; uint8."""
     rng.standard_normal(out=rough, dtype=np.float32)
@@ -269,7 +269,7 @@ def _mark_table(labels: np.ndarray, rows: int, cols: int, places: np.ndarray) ->
     table = {"id": np.arange(1, rows * cols + 1), "row": row + 1, "col": col + 1}
     return pd.DataFrame(table | {"y": places[:, 0], "x": places[:, 1], "area_px": areas})
 
-# %% ../../nbs/data/38_simulate_marks.ipynb #deb20671
+# %% ../../nbs/data/38_simulate_marks.ipynb #549c0c3c
 def write_simulated_marks(
     folder: str | Path,  # data set; gets source/<group>/ and truth/<group>/
     groups: Sequence[str] = ("slide1", "slide2"),  # each a folder with one picture
@@ -291,7 +291,7 @@ def write_simulated_marks(
         write_csv(folder / "truth" / group / f"{group}_marks.csv", made.marks.round(3))
     return folder
 
-# %% ../../nbs/data/38_simulate_marks.ipynb #9eb66b17
+# %% ../../nbs/data/38_simulate_marks.ipynb #7bcc084a
 def random_marks(
     edge_px: int = 384,  # of the picture
     matrix: str = "DHB",  # or "DAN"

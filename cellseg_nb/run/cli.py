@@ -20,10 +20,10 @@ from cellseg_nb.run import (
     commands,
 )
 from cellseg_nb.run.options import (
-    LazyTask, error_line, flag, say,
+    error_line, flag, say,
 )
 from cellseg_nb.run.registry import (
-    task_lines,
+    LazyTask, task_lines,
 )
 
 # %% ../../nbs/run/01_cli.ipynb #d09d0696

@@ -7,7 +7,7 @@ __all__ = ['COMMAND', 'STEPS', 'FOLDERS', 'OVERLAY_PX', 'SHOWN', 'MOST_WORKERS',
            'TilesOf', 'tile_group', 'segment_group', 'stitch_group', 'number_picture', 'number_group', 'MarksRun',
            'find_groups', 'matrix_model', 'run_marks', 'paint_group', 'join_group']
 
-# %% ../../nbs/run/21_marks.ipynb #49ea6cfb
+# %% ../../nbs/run/21_marks.ipynb #ec4c2b48
 import json
 import os
 import traceback
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from fastcore.basics import patch
 
 import cellseg_nb
 from cellseg_nb.core import (
@@ -51,7 +52,7 @@ from cellseg_nb.segment.marks import (
 if TYPE_CHECKING:  # loaded where they are needed: a command must show its help at once
     import pandas as pd
 
-# %% ../../nbs/run/21_marks.ipynb #5da9cab8
+# %% ../../nbs/run/21_marks.ipynb #69bec4b2
 COMMAND = "marks"
 
 
@@ -77,58 +78,64 @@ class Step:
     files: list[str]
     overwrite: bool = False
 
-    def run(
-        self,
-        make: Callable[[list[str]], Any],  # writes the files that it is given
-    ) -> bool:  # whether anything was done
-        """Make the files that are not there, or not as they should be.
+# %% ../../nbs/run/21_marks.ipynb #c0d3b96f
+@patch
+def run(
+    self: Step,
+    make: Callable[[list[str]], Any],  # writes the files that it is given
+) -> bool:  # whether anything was done
+    """Make the files that are not there, or not as they should be.
 
-        Raises
-        ------
-        ValueError
-            Files of somebody else, or ones that were changed by hand, would be overwritten.
-        """
-        before = read_record(self.dataset, self.name, COMMAND)
-        facts = facts_sha256(self.facts)
-        same = before.get("facts") == facts and not self.overwrite
-        written, edited, broken = self._look(before)
-        if not (same or self.overwrite):
-            refuse_edited(self.dataset, edited)
-        if not (before or self.overwrite):
-            refuse_foreign(self.dataset / one for one in self.files)
-        kept = {one for one in self.files if same and one not in broken and (self.dataset / one).exists()}
-        missing = [one for one in self.files if one not in kept]
-        stale = [one for one in written if one not in self.files]
-        if same and before.get("finished") and not missing and not stale:
-            if edited != before.get("edited", []):
-                write_record(self.dataset, self.name, before | {"edited": edited}, COMMAND)
-            return False
-        remove_files(self.dataset, stale)
-        known = {one: about for one, about in written.items() if one in kept}
-        record = {"facts": facts, "finished": False, "written": known, "edited": [one for one in edited if one in kept]}
-        write_record(self.dataset, self.name, record, COMMAND)
-        make(missing)
-        known |= describe_files(self.dataset, [one for one in self.files if one not in known])
-        write_record(self.dataset, self.name, record | {"finished": True, "written": known}, COMMAND)
-        return True
+    Raises
+    ------
+    ValueError
+        Files of somebody else, or ones that were changed by hand, would be overwritten.
+    """
+    before = read_record(self.dataset, self.name, COMMAND)
+    facts = facts_sha256(self.facts)
+    same = before.get("facts") == facts and not self.overwrite
+    written, edited, broken = self._look(before)
+    if not (same or self.overwrite):
+        refuse_edited(self.dataset, edited)
+    if not (before or self.overwrite):
+        refuse_foreign(self.dataset / one for one in self.files)
+    kept = {one for one in self.files if same and one not in broken and (self.dataset / one).exists()}
+    missing = [one for one in self.files if one not in kept]
+    stale = [one for one in written if one not in self.files]
+    if same and before.get("finished") and not missing and not stale:
+        if edited != before.get("edited", []):
+            write_record(self.dataset, self.name, before | {"edited": edited}, COMMAND)
+        return False
+    remove_files(self.dataset, stale)
+    known = {one: about for one, about in written.items() if one in kept}
+    record = {"facts": facts, "finished": False, "written": known, "edited": [one for one in edited if one in kept]}
+    write_record(self.dataset, self.name, record, COMMAND)
+    make(missing)
+    known |= describe_files(self.dataset, [one for one in self.files if one not in known])
+    write_record(self.dataset, self.name, record | {"finished": True, "written": known}, COMMAND)
+    return True
 
-    def _look(self, before: dict[str, Any]) -> tuple[dict, list[str], set[str]]:
-        """What was written; which files somebody changed; which cannot be decoded."""
-        written = before.get("written", {})
-        changed = changed_since(self.dataset, written)
-        broken = {one for one in changed if is_damaged(self.dataset / one)}
-        if not before.get("finished"):  # nobody knows yet what was written last
-            broken |= {one for one in self.files if (self.dataset / one).exists() and one not in written and is_damaged(self.dataset / one)}
-        edited = [*dict.fromkeys([*before.get("edited", ()), *changed])]
-        return written, [one for one in edited if one not in broken and (self.dataset / one).exists()], broken
+# %% ../../nbs/run/21_marks.ipynb #2568cb35
+@patch
+def _look(self: Step, before: dict[str, Any]) -> tuple[dict, list[str], set[str]]:
+    """What was written; which files somebody changed; which cannot be decoded."""
+    written = before.get("written", {})
+    changed = changed_since(self.dataset, written)
+    broken = {one for one in changed if is_damaged(self.dataset / one)}
+    if not before.get("finished"):  # nobody knows yet what was written last
+        broken |= {one for one in self.files if (self.dataset / one).exists() and one not in written and is_damaged(self.dataset / one)}
+    edited = [*dict.fromkeys([*before.get("edited", ()), *changed])]
+    return written, [one for one in edited if one not in broken and (self.dataset / one).exists()], broken
 
-    def sums(self) -> str:
-        """What its files hold now."""
-        record = read_record(self.dataset, self.name, COMMAND)
-        known = record["written"] | describe_files(self.dataset, record["edited"])
-        return facts_sha256({one: known[one]["sha256"] for one in self.files})
 
-# %% ../../nbs/run/21_marks.ipynb #e91931c9
+@patch
+def sums(self: Step) -> str:
+    """What its files hold now."""
+    record = read_record(self.dataset, self.name, COMMAND)
+    known = record["written"] | describe_files(self.dataset, record["edited"])
+    return facts_sha256({one: known[one]["sha256"] for one in self.files})
+
+# %% ../../nbs/run/21_marks.ipynb #78c0f3dc
 _bundle = None  # of this process
 
 
@@ -150,7 +157,7 @@ def _paint_tiles(jobs: list[tuple[str, str]], threshold: float | None, device: s
         write_image(target, mask.astype(np.uint8) * 255, "YX")
     return len(jobs)
 
-
+# %% ../../nbs/run/21_marks.ipynb #07fc19ba
 class Painters:
     """Those who paint tiles: this process, or several; begun when there is something to do."""
 
@@ -188,7 +195,7 @@ class Painters:
             self.pool.shutdown(cancel_futures=True)
             self.pool = None
 
-# %% ../../nbs/run/21_marks.ipynb #0345090b
+# %% ../../nbs/run/21_marks.ipynb #6dec46d3
 STEPS = ("normalise", "tile", "segment", "stitch", "register")
 FOLDERS = ("source_norm", "tiles", "tiles_stitched", "am_coords")
 OVERLAY_PX = 2000  # longer edge of an overlay
@@ -220,6 +227,7 @@ class Group:
     overwrite: bool = False
     watch: Stopwatch = field(default_factory=Stopwatch)  # of the steps
     done: list[str] = field(default_factory=list)  # steps that did something
+    failure: tuple[str, ...] = ()  # why it failed, and where in the code
 
     def pictures(self) -> dict[str, Path]:  # name → file
         """The pictures as they came; ValueError where there is none, or two of a name."""
@@ -229,20 +237,34 @@ class Group:
             raise ValueError(f"{self.dataset / 'source' / self.name} has pictures of the same name; rename one")
         return names
 
-    def step(self, kind: str, files: Iterable[str], make: Callable, **facts: Any) -> Step:
-        """Run one step, and note how long it took."""
-        facts |= {"version": cellseg_nb.__version__, "step": kind}
-        step = Step(self.dataset, f"{self.name}.{kind}", facts, list(files), self.overwrite)
-        with self.watch(kind):
-            if step.run(make):
-                self.done.append(kind)
-        return step
+# %% ../../nbs/run/21_marks.ipynb #2db581a5
+@patch
+def step(self: Group, kind: str, files: Iterable[str], make: Callable, **facts: Any) -> Step:
+    """Run one step, and note how long it took."""
+    facts |= {"version": cellseg_nb.__version__, "step": kind}
+    step = Step(self.dataset, f"{self.name}.{kind}", facts, list(files), self.overwrite)
+    with self.watch(kind):
+        if step.run(make):
+            self.done.append(kind)
+    return step
 
-    def path(self, name: str) -> Path:
-        """A file of the data set."""
-        return self.dataset / name
 
-# %% ../../nbs/run/21_marks.ipynb #52a20d74
+@patch
+def path(self: Group, name: str) -> Path:
+    """A file of the data set."""
+    return self.dataset / name
+
+
+@patch
+def attempt(self: Group, part: Callable, *arguments: Any) -> Any:
+    """Do a part of the work; where it fails the reason is noted, for a group does not stop the others."""
+    try:
+        return part(self, *arguments)
+    except Exception as error:  # whatever it is, the other groups are worth doing
+        place = self.dataset / "source" / self.name
+        self.failure = (one_line(error, place), "".join(traceback.format_exception(error)))
+
+# %% ../../nbs/run/21_marks.ipynb #239b6ade
 def _names(group: Group, pictures: Iterable[str], folder: str, ending: str) -> dict[str, str]:
     """Files of a step: name of the picture → name of the file."""
     return {one: f"{folder}/{group.name}/{one}{ending}" for one in pictures}
@@ -262,7 +284,7 @@ def normalise_group(group: Group) -> Step:
     sums = {one: image_sha256(path) for one, path in pictures.items()}
     return group.step("normalise", files.values(), make, sources=sums, low=how.low, high=how.high, invert=how.invert)
 
-
+# %% ../../nbs/run/21_marks.ipynb #54a5b7ba
 class TilesOf:
     """The tiles of a normalised picture, and their files."""
 
@@ -305,7 +327,7 @@ def segment_group(group: Group, plans: dict[str, TilesOf], before: Step, painter
     settings = {"threshold": group.settings.threshold, "model": group.model}
     return group.step("segment", source_of, make, tiles=before.sums(), **settings)
 
-# %% ../../nbs/run/21_marks.ipynb #470d5fc2
+# %% ../../nbs/run/21_marks.ipynb #bba5123c
 def stitch_group(group: Group, plans: dict[str, TilesOf], before: Step) -> Step:
     """Put the masks together, leave specks out, and draw overlays."""
     from cellseg_nb.measure.plots import overlay
@@ -329,7 +351,7 @@ def stitch_group(group: Group, plans: dict[str, TilesOf], before: Step) -> Step:
     settings = {"min_area_px": group.settings.min_area_px, "overlay_px": OVERLAY_PX}
     return group.step("stitch", files, make, tiles=before.sums(), **settings)
 
-# %% ../../nbs/run/21_marks.ipynb #cc656ed5
+# %% ../../nbs/run/21_marks.ipynb #9d33813c
 SHOWN = ("rows", "cols", "found", "missing", "ambiguous", "merged", "broken", "largest_residual_px", "margin_marks", "first_corner")
 
 
@@ -372,7 +394,7 @@ def number_group(group: Group, plans: dict[str, TilesOf], before: Step) -> list[
     rows = [read_json(group.path(f"am_coords/{group.name}/{one}_quality.json")) for one in plans]
     return [{"group": group.name, "image": one} | {name: row[name] for name in SHOWN} for one, row in zip(plans, rows)]
 
-# %% ../../nbs/run/21_marks.ipynb #eb95f144
+# %% ../../nbs/run/21_marks.ipynb #846f7c62
 @dataclass(frozen=True)
 class MarksRun:
     """What `run_marks` did.
@@ -399,7 +421,7 @@ class MarksRun:
     failures: dict[str, str]
     tracebacks: dict[str, str]
 
-
+# %% ../../nbs/run/21_marks.ipynb #525c1b6f
 def find_groups(
     dataset: str | Path,  # with the folder source
     chosen: Sequence[str] | None = None,  # only these; None = all
@@ -431,7 +453,7 @@ def matrix_model(
     own = Path(dataset) / "models" / f"{matrix}" / "model"
     return str(own) if matrix and (own / "model.json").is_file() else "marks"
 
-# %% ../../nbs/run/21_marks.ipynb #2ca41986
+# %% ../../nbs/run/21_marks.ipynb #852e732b
 def run_marks(
     dataset: str | Path,  # with source/<group>/
     groups: Sequence[str] | None = None,  # names of folders; None = all
@@ -458,34 +480,26 @@ def run_marks(
         raise ValueError(f"the model {str(model)!r} paints no single mask, which marks need; name one that was trained with 'task: pairs'")
     painters = Painters(str(model), settings, workers or _usual_workers(settings.device))
     work = [Group(dataset, name, specification, facts, settings, overwrite) for name in names]
-    rows, failures, tracebacks = [], {}, {}
-
-    def attempt(group, step):
-        """Do a part of a group; a group that fails does not stop the others, and the reason is reported."""
-        try:
-            return step(group)
-        except Exception as error:  # whatever it is, the other groups are worth doing
-            failures[group.name] = one_line(error, dataset / "source" / group.name)
-            tracebacks[group.name] = "".join(traceback.format_exception(error))
-
+    rows = []
     with claim(folder_lock(dataset), dataset):
         places = [dataset / folder / name for folder in FOLDERS for name in names]
         clear_temporaries([one for place in places for one in (place, *place.glob("*/"))])
         try:
-            plans = {group.name: attempt(group, partial(paint_group, painters=painters)) for group in work}
+            plans = {group.name: group.attempt(paint_group, painters) for group in work}
         finally:
             painters.close()  # the memory of the processes is needed below
         for group in work:
-            if group.name not in failures:
-                rows += attempt(group, partial(join_group, plans=plans[group.name])) or []
-            report(_group_line(group, group.name in failures))
+            if not group.failure:
+                rows += group.attempt(join_group, plans[group.name]) or []
+            report(_group_line(group))
         watches = {one.name: {step: round(seconds, 3) for step, seconds in one.watch.seconds.items()} for one in work}
         done = {one.name: one.done for one in work}
+        failures, tracebacks = ({one.name: one.failure[n] for one in work if one.failure} for n in (0, 1))
         found = MarksRun(dataset, pd.DataFrame(rows), watches, done, failures, tracebacks)
         _write_facts(found, settings, model, facts)
     return found
 
-
+# %% ../../nbs/run/21_marks.ipynb #f7ccd74e
 MOST_WORKERS = 8  # each needs about 400 MB
 
 
@@ -493,7 +507,7 @@ def _usual_workers(device: str) -> int:
     """How many processes paint where nobody says it."""
     return min(thread_count(""), MOST_WORKERS) if device in ("auto", "cpu") else 1
 
-# %% ../../nbs/run/21_marks.ipynb #30039193
+# %% ../../nbs/run/21_marks.ipynb #e30229a0
 def paint_group(
     group: Group,  # which, and how
     painters: Painters,  # who paint tiles
@@ -522,10 +536,10 @@ def join_group(
         return number_group(group, plans, stitched)
     return [{"group": group.name, "image": one} for one in plans]
 
-
-def _group_line(group: Group, failed: bool) -> str:
+# %% ../../nbs/run/21_marks.ipynb #83f1db27
+def _group_line(group: Group) -> str:
     """How a group went, in one line."""
-    if failed:
+    if group.failure:
         return f"{group.name}: failed"
     if not group.done:
         return f"{group.name}: finished before"

@@ -4,21 +4,16 @@
 
 # %% auto #0
 __all__ = ['Out', 'Device', 'Channel', 'StackAxes', 'LabelParts', 'VoxelEdges', 'HEADINGS', 'PIXEL_HEADINGS', 'POOLED',
-           'commands', 'option', 'argument', 'flag', 'given', 'LazyTask', 'task_command_of', 'upper', 'say',
-           'error_line', 'report_failures', 'print_scores']
+           'commands', 'option', 'argument', 'flag', 'given', 'upper', 'say', 'error_line', 'report_failures',
+           'print_scores']
 
 # %% ../../nbs/run/16_options.ipynb #1c6e6c6f
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Optional
+from typing import Annotated, Any, Optional
 
 import typer
-from typer.core import TyperCommand
-
-from cellseg_nb.run.registry import (
-    find_task,
-)
 
 # %% ../../nbs/run/16_options.ipynb #9277dda1
 def commands(
@@ -63,27 +58,6 @@ def given(
 ) -> dict[str, Any]:  # those that are not None
     """Keep the options that were not left out."""
     return {name: value for name, value in options.items() if value is not None}
-
-# %% ../../nbs/run/16_options.ipynb #4c425b14
-class LazyTask(TyperCommand):
-    """The command of a task, which is loaded when it is called: the list of commands needs one line of it."""
-
-    task: ClassVar[str | None] = None  # its name; None = that of the command
-
-    def make_context(self, info_name, args, parent=None, **extra):
-        """Load the task, and go on with its real command."""
-        from cellseg_nb.run.task_commands import task_command
-
-        made = typer.Typer(add_completion=False, rich_markup_mode=None)
-        made.command(self.name)(task_command(find_task(self.task or self.name)))
-        return typer.main.get_command(made).make_context(info_name, args, parent, **extra)
-
-
-def task_command_of(
-    task: str,  # its name
-) -> type[LazyTask]:  # for `command(..., cls=)`
-    """Make the command of a task one of a group."""
-    return type("LazyTask", (LazyTask,), {"task": task})
 
 # %% ../../nbs/run/16_options.ipynb #51578a01
 def upper(text: Optional[str]) -> Optional[str]:

@@ -137,7 +137,7 @@ def _simulate_marks(folder, kind, images, size, rows, cols, matrix, seed) -> str
     write_simulated_marks(folder, groups, (edge, edge), rows, cols, matrix, seed)
     return f"{len(groups)} group{'' if len(groups) == 1 else 's'} of {rows} x {cols} marks: {folder}"
 
-
+# %% ../../../nbs/run/commands/05_data.ipynb #51a7be0d
 def _simulate_nuclei(folder, images, size, nuclei, axes, seed) -> str:
     """Write images; how many."""
     from cellseg_nb.data.simulate import write_simulated

@@ -5,14 +5,17 @@
 # %% auto #0
 __all__ = ['app', 'marks_register', 'marks_run', 'marks_images', 'marks_train', 'marks_spread']
 
-# %% ../../../nbs/run/commands/10_marks.ipynb #bf49a617
+# %% ../../../nbs/run/commands/10_marks.ipynb #8e8816b1
 from pathlib import Path
 from typing import Optional
 
 import typer
 
 from cellseg_nb.run.options import (
-    Device, LabelParts, argument, commands, error_line, flag, given, option, report_failures, say, task_command_of, upper,
+    Device, LabelParts, argument, commands, error_line, flag, given, option, report_failures, say, upper,
+)
+from cellseg_nb.run.registry import (
+    task_command_of,
 )
 
 # %% ../../../nbs/run/commands/10_marks.ipynb #95d41448
