@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Annotated
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 import cellseg_nb
 from cellseg_nb.run import (
@@ -23,7 +23,7 @@ from cellseg_nb.run.options import (
     error_line, flag, say,
 )
 from cellseg_nb.run.registry import (
-    find_task, task_lines,
+    LazyTask, task_lines,
 )
 
 # %% ../../nbs/run/01_cli.ipynb #d09d0696
@@ -37,17 +37,6 @@ ORDER = (
 ).split()
 
 
-class LazyTask(TyperCommand):
-    """The command of a task, which is loaded when it is called: the list of commands needs one line of it."""
-
-    def make_context(self, info_name, args, parent=None, **extra):
-        """Load the task, and go on with its real command."""
-        from cellseg_nb.run.task_commands import task_command
-
-        made = typer.Typer(add_completion=False, rich_markup_mode=None)
-        made.command(self.name)(task_command(find_task(self.name)))
-        return typer.main.get_command(made).make_context(info_name, args, parent, **extra)
-
 # %% ../../nbs/run/01_cli.ipynb #cfbdb200
 class Verbs(TyperGroup):
     """Commands whose errors are one line each."""
@@ -60,7 +49,7 @@ class Verbs(TyperGroup):
 
     def list_commands(self, ctx):
         """First what is read first; what is not in the order stands at the end."""
-        names = [*self.commands, *task_lines()]
+        names = [*dict.fromkeys([*self.commands, *task_lines()])]  # a group may have the name of a task
         return sorted(names, key=[*ORDER, *names].index)
 
     def get_command(self, ctx, name):

@@ -11,6 +11,7 @@ __all__ = ['MOST_DESCRIBED', 'split_groups', 'read_pairs', 'pair_inputs', 'pair_
 import os
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from cellseg_nb.data.masks import (
     number_parts,
 )
 from cellseg_nb.data.pairs import (
-    pair_samples,
+    is_parted, pair_samples,
 )
 
 # %% ../../nbs/train/14_pairs.ipynb #8b553fa9
@@ -124,6 +125,9 @@ def read_pairs(
     data, store = config.data, {}
     samples = pair_samples(data.dataset, data.split, data.table, data.group_pattern, data.mask_threshold)
     pictures = [PairPicture(one, store) for one in samples[: data.images]]
+    stated = sorted({one.group for one in samples if one.split == "valid"})
+    if stated and data.validation_groups is None and is_parted(data.dataset):
+        data = data.model_copy(update={"validation_groups": tuple(stated)})
     if not any(one.area for one in pictures):
         raise ValueError(f"none of the {len(pictures)} masks of {data.dataset} has any foreground; nothing can be learned")
     return split_groups(pictures, data)
@@ -143,7 +147,14 @@ def pair_network(config: StartSettings) -> torch.nn.Module:
     network = build_network(**how.model_dump(), out_channels=1)
     if config.start_from is None:
         load_encoder_weights(network, how.encoder, how.in_channels, how.encoder_depth, config.training.encoder_weights)
+    if config.training.dropout:
+        network.encoder.register_forward_hook(partial(_leave_out, config.training.dropout))
     return network
+
+
+def _leave_out(share: float, encoder: torch.nn.Module, _, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Feature maps, a share of the coarsest 0 while the network learns; no part of the saved network."""
+    return [*maps[:-1], torch.nn.functional.dropout2d(maps[-1], share, encoder.training)]
 
 
 def encoder_start(config: StartSettings) -> str:

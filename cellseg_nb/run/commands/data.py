@@ -43,21 +43,22 @@ def data_get(
     print(get(name, address, sha256))
 
 # %% ../../../nbs/run/commands/05_data.ipynb #c0ffee01
-HowMany = option(int, "N", "How many.  [default: 10; germline: 3; slide: 1]", "--images", "--n", min=1)
+HowMany = option(int, "N", "How many.  [default: 10; germline: 3; slide: 1; marks: 2; mark-tiles: 120]", "--images", "--n", min=1)
 CellsInImage = option(
     int, "N", "Nuclei or cells in an image.  [default: 80; phase: 40]", "--nuclei", "--cells", min=0
 )
+GridSide = option(int, "N", "marks: of the grid.", min=1)
 
 # %% ../../../nbs/run/commands/05_data.ipynb #f5968dc3
 @app.command("simulate")
 def data_simulate(
-    kind: argument(str, "[KIND]", "nuclei, phase (images), germline (stacks) or slide.") = "nuclei",
+    kind: argument(str, "[KIND]", "nuclei, phase, marks, mark-tiles (images), germline (stacks) or slide.") = "nuclei",
     out: option(
-        Path, "DIR", "Folder for images/ and masks/, or slides/ and labels.csv.  [default: cellseg_out/simulated]"
+        Path, "DIR", "Folder for images/ and masks/, slides/ and labels.csv, or source/.  [default: cellseg_out/simulated]"
     ) = None,
     images: HowMany = None,
     size: option(
-        str, "PX|Z,Y,X|Y,X", "Size, in pixels.  [default: 512; phase: 256; 24,200,200; 12000,16000]"
+        str, "PX|Z,Y,X|Y,X", "Size, in pixels.  [default: 512; phase: 256; marks: 1500; mark-tiles: 384; 24,200,200; 12000,16000]"
     ) = None,
     nuclei: CellsInImage = None,
     annotators: option(
@@ -66,13 +67,17 @@ def data_simulate(
     axes: option(str, "AXES", "Of germline stacks: CZYX, ZCYX or ZYX.", callback=upper) = "CZYX",
     seed: option(int, "N", "Seed; the same seed gives the same images.", min=0) = 0,
     um_per_px: option(float, "UM", "slide: edge of a pixel in µm.", "--um-per-px") = 0.5,
+    rows: GridSide = 30,
+    cols: GridSide = 30,
+    matrix: option(str, "DHB|DAN", "marks: what the sample is covered with.", callback=upper) = "DHB",
 ) -> None:
-    """Simulate images whose truth is known: nuclei, phase contrast, stacks of a germline, or slides.
+    """Simulate images whose truth is known: nuclei, phase contrast, stacks of a germline, slides, or ablation marks.
 
     Nuclei and germlines come with label images, phase contrast with points and foreground masks, slides of kidney with
-    the run lengths of their glomeruli.
+    the run lengths of their glomeruli, ablation marks with their numbers or, for training, masks.
     """
-    kinds = {"nuclei": _simulate_nuclei, "phase": None, "germline": _simulate_germline, "slide": None}
+    kinds = dict.fromkeys(["nuclei", "phase", "germline", "slide", "marks", "mark-tiles"])
+    kinds |= {"nuclei": _simulate_nuclei, "germline": _simulate_germline}
     if kind not in kinds:
         raise ValueError(f"nothing called {kind!r} can be simulated; there is: {', '.join(kinds)}")
     folder = out or Path("cellseg_out/simulated")
@@ -81,6 +86,9 @@ def data_simulate(
         return
     if kind == "slide":
         print(_simulate_slides(folder, images or 1, size or "12000,16000", um_per_px, seed))
+        return
+    if kind in ("marks", "mark-tiles"):
+        print(_simulate_marks(folder, kind, images, size, rows, cols, matrix, seed))
         return
     number = kinds[kind](folder, images, size, nuclei, axes, seed)
     print(f"{number} with label images: {folder}")
@@ -117,6 +125,19 @@ def _simulate_slides(folder, images, size, um_per_px, seed) -> str:
     return f"{table}: run lengths of {images} slide{'' if images == 1 else 's'}"
 
 
+def _simulate_marks(folder, kind, images, size, rows, cols, matrix, seed) -> str:
+    """Write a data set, or training data; what is there."""
+    from cellseg_nb.data.simulate_marks import write_mark_pairs, write_simulated_marks
+
+    if kind == "mark-tiles":
+        number = images or 120
+        write_mark_pairs(folder, number, _edge(size or "384"), seed)
+        return f"{number} picture{'' if number == 1 else 's'} with masks: {folder}"
+    edge, groups = _edge(size or "1500"), [f"slide{number}" for number in range(1, (images or 2) + 1)]
+    write_simulated_marks(folder, groups, (edge, edge), rows, cols, matrix, seed)
+    return f"{len(groups)} group{'' if len(groups) == 1 else 's'} of {rows} x {cols} marks: {folder}"
+
+# %% ../../../nbs/run/commands/05_data.ipynb #51a7be0d
 def _simulate_nuclei(folder, images, size, nuclei, axes, seed) -> str:
     """Write images; how many."""
     from cellseg_nb.data.simulate import write_simulated

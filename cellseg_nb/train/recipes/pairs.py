@@ -33,7 +33,7 @@ from cellseg_nb.train.settings import (
 class PairDataSettings(DataSettings):
     """Which pictures and masks."""
 
-    dataset: str = setting(..., "Folder with the folders images and masks.")
+    dataset: str = setting(..., "Folder with the folders images and masks, or train and valid, each with <data set>/<group>/source and mask.")
     split: str | None = setting(None, "Only those that the table says are of this split; none = all but test.")
     table: str | None = setting(None,
         "CSV of ids in that folder, or a path: id, and perhaps group or slide, split, um_per_px.",
@@ -101,6 +101,8 @@ class PairTrainingSettings(LoopSettings):
         "Weights from photographs for the encoder: auto = if they are on this computer; download = fetch them.")
     frozen_epochs: int = setting(1, "Epochs in which such an encoder keeps its weights.", ge=0)
     encoder_rate: float = setting(0.2, "Learning rate of the encoder as a share of `learning_rate`.", gt=0)
+    dropout: float = setting(0,
+        "Share of the channels of the coarsest feature maps that are left out at random; for a few pictures 0.1 to 0.5.", ge=0, lt=1)
     average: float = setting(0.99,
         "Decay of the running average of weights, which is validated and saved.", ge=0, lt=1)
 
