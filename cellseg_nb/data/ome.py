@@ -45,7 +45,7 @@ class OmeImage:
     files: list[str] = field(default_factory=list)
     magnification: float | None = None
 
-
+# %% ../../nbs/data/25_ome.ipynb #66cddf45
 def _parsed(path: Path, text: str) -> ElementTree.Element:
     """The root of an OME-XML."""
     if "<!ENTITY" in text or "<!DOCTYPE" in text:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # loaded where they are needed: a command must show its help 
     import pandas as pd
 
     from cellseg_nb.data.volumes import Row
+    from cellseg_nb.segment.familiarity import Familiarity
 
 # %% ../../nbs/run/19_task.ipynb #70efaaf0
 @dataclass(kw_only=True)
@@ -146,6 +147,18 @@ class Result:
     picture: np.ndarray | None = None
     unlike: list[str] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+
+# %% ../../nbs/run/19_task.ipynb #8d392b71
+@patch
+def compared(
+    self: Result,
+    known: "Familiarity | None",  # from `segment.familiarity`; None = the model does not know its training pictures
+) -> Result:  # the same
+    """Add what is known of how much an item looks like the training pictures."""
+    if known is not None:
+        self.row |= {"unlike_training": known.unusual, "unlike_because": "; ".join(known.reasons)}
+        self.unlike = list(known.reasons) if known.unusual else []
+    return self
 
 # %% ../../nbs/run/19_task.ipynb #1303ba32
 class Task:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TILE_PX', 'OVERLAP_PX', 'MarkSettings', 'stretched', 'mark_tiles', 'tile_mask', 'join_masks', 'without_specks',
-           'find_marks']
+           'find_marks', 'paint_marks', 'mark_familiarity']
 
 # %% ../../nbs/segment/22_marks.ipynb #92f2fc5c
 from collections.abc import Sequence
@@ -36,7 +36,8 @@ from cellseg_nb.settings import (
 )
 
 if TYPE_CHECKING:  # PyTorch is loaded where a network is asked
-    from cellseg_nb.models.bundle import Bundle
+    from cellseg_nb.models.bundle import Bundle, PairSpecification
+    from cellseg_nb.segment.familiarity import Familiarity
 
 # %% ../../nbs/segment/22_marks.ipynb #37f885d5
 TILE_PX, OVERLAP_PX = 512, 96
@@ -148,8 +149,28 @@ def find_marks(
     from cellseg_nb.segment.slide import needs_masks
 
     needs_masks([bundle])
-    how = bundle.specification
-    seen = stretched(image, how.normalisation.low, how.normalisation.high, how.normalisation.invert)
-    tiles = mark_tiles(seen.shape, settings.tile_px, settings.overlap_px, how.network.step_px)
+    how = bundle.specification.normalisation
+    return paint_marks(stretched(image, how.low, how.high, how.invert), bundle, settings)
+
+
+def paint_marks(
+    seen: np.ndarray,  # picture, from `stretched`; uint8; (Y, X)
+    bundle: "Bundle",  # model that paints a mask
+    settings: MarkSettings = MarkSettings(),  # how
+) -> np.ndarray:  # bool; (Y, X)
+    """Paint the marks of a picture that is stretched, tile by tile."""
+    tiles = mark_tiles(seen.shape, settings.tile_px, settings.overlap_px, bundle.specification.network.step_px)
     masks = (tile_mask(cut(seen, tile), bundle, settings.threshold, settings.device) for tile in tiles)
     return without_specks(join_masks(masks, tiles, seen.shape), settings.min_area_px)
+
+# %% ../../nbs/segment/22_marks.ipynb #7dabdfde
+def mark_familiarity(
+    seen: np.ndarray,  # picture, from `stretched`; uint8; (Y, X)
+    mask: np.ndarray,  # what was found in it; bool; (Y, X)
+    specification: "PairSpecification",  # of the model
+) -> "Familiarity | None":  # None = the model does not know its training pictures
+    """Say whether a picture looks like those of the training, by the part in which most was found."""
+    from cellseg_nb.segment.familiarity import LOOK_PX, busiest_window, familiarity
+
+    window = busiest_window(mask, LOOK_PX)
+    return familiarity(seen[window].astype(np.float32) / 255, number_parts(mask[window]), specification)

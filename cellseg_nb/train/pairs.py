@@ -22,9 +22,6 @@ import torch
 from cellseg_nb.core import (
     file_sha256,
 )
-from cellseg_nb.data.io import (
-    luminance,
-)
 from cellseg_nb.data.masks import (
     number_parts,
 )
@@ -46,13 +43,10 @@ from cellseg_nb.models.encoders import (
     find_weights, load_encoder_weights,
 )
 from cellseg_nb.segment.familiarity import (
-    busiest_window, describe, learn_pictures,
+    LOOK_PX, busiest_window, describe, learn_pictures,
 )
 from cellseg_nb.segment.predict import (
     predict,
-)
-from cellseg_nb.segment.slide import (
-    LOOK_PX,
 )
 from cellseg_nb.train.callbacks import (
     FrozenStart,
@@ -251,11 +245,8 @@ def pair_statistics(
     bundle: Bundle,  # the model
 ) -> dict[str, float]:  # for `segment.familiarity.learn_pictures` and `compare`
     """Describe the part of a picture in which most was found, as large as the one of a slide that is compared."""
-    window = busiest_window(mask, LOOK_PX)
-    image, mask = image[window], mask[window]
-    gray = luminance(image) if image.ndim == 3 else image
-    white = np.iinfo(image.dtype).max if image.dtype.kind in "iu" else 255
-    return describe(gray.astype(np.float32) / white, number_parts(mask), bundle.specification.diameter_px)
+    window, how = busiest_window(mask, LOOK_PX), bundle.specification
+    return describe(how.normalisation.prepare(image)[window], number_parts(mask[window]), how.diameter_px)
 
 # %% ../../nbs/train/14_pairs.ipynb #34fab240
 def finish_pairs(config: StartSettings, out: Path, parts: Parts, force: bool = False) -> Path:

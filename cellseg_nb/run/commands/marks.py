@@ -93,7 +93,10 @@ def marks_run(
     model = model or matrix_model(dataset, matrix)
     found = run_marks(dataset, groups, settings, model, workers, overwrite, print)
     if len(found.table):
-        print(f"\n{found.table.to_string(index=False)}\ntable: {dataset / 'marks_summary.csv'}")
+        shown = found.table.drop(columns="unlike_because")
+        print(f"\n{shown.to_string(index=False)}\ntable: {dataset / 'marks_summary.csv'}")
+        for row in found.table[found.table["unlike_training"]].itertuples():
+            say(f"warning: {row.group}/{row.image} is unlike the pictures that the model was trained on ({row.unlike_because}); look at its overlay")
     debug = context.find_root().params.get("debug")
     report_failures(found.failures, len(found.done) - len(found.failures), found.tracebacks if debug else None)
 

@@ -80,19 +80,21 @@ def process(self: Marks, item: Item) -> Result:
 
     from cellseg_nb.data.masks import number_parts
     from cellseg_nb.measure.plots import overlay
-    from cellseg_nb.segment.marks import find_marks
+    from cellseg_nb.segment.marks import mark_familiarity, paint_marks, stretched
 
-    image, name = item.read().pixels, item.name
+    image, name, about = item.read().pixels, item.name, self.bundle.specification
     with item.watch("network"):
-        mask = find_marks(image, self.bundle, self.settings)
+        seen = stretched(image, about.normalisation.low, about.normalisation.high, about.normalisation.invert)
+        mask = paint_marks(seen, self.bundle, self.settings)
+    known = mark_familiarity(seen, mask, about)
     if not self.settings.numbered:
         labels = number_parts(mask)
         row = {"count": int(labels.max()), "covered_percent": round(100 * float(mask.mean()), 3)}
         drawn = overlay(image, labels)
         files = {f"{name}_labels.tif": partial(write_labels, labels=labels), f"{name}_overlay.png": partial(write_overlay, rgb=drawn)}
-        return Result(row=row, tables={"marks": pd.DataFrame(columns=["id"])}, files=files, labels=labels, picture=drawn)
+        return Result(row=row, tables={"marks": pd.DataFrame(columns=["id"])}, files=files, labels=labels, picture=drawn).compared(known)
     with item.watch("postprocessing"):
-        return numbered_result(name, image, mask, self.settings)
+        return numbered_result(name, image, mask, self.settings).compared(known)
 
 # %% ../../../nbs/run/tasks/05_marks.ipynb #9bc4b24c
 def numbered_result(

@@ -187,10 +187,7 @@ def _result(
     row = {"count": numbers.pop("n_objects"), **numbers}
     row |= {"covered_percent": round(covered_percent, 3), "height_px": shape[0]}
     row |= {"width_px": shape[1], "pixel_size_y_um": edge_y, "pixel_size_x_um": edge_x}
-    if known is not None:
-        row |= {"unlike_training": known.unusual, "unlike_because": "; ".join(known.reasons)}
-    unlike = None if known is None else list(known.reasons) if known.unusual else []
-    return Result(row=row, tables={"objects": objects}, unlike=unlike, facts={"pixel_size_um": edges})
+    return Result(row=row, tables={"objects": objects}, facts={"pixel_size_um": edges}).compared(known)
 
 # %% ../../../nbs/run/tasks/00_segment.ipynb #66639e72
 @patch

@@ -191,8 +191,6 @@ def process(self: Slides, item: Item) -> Result:
             known = steps.slide_familiarity(slide, painted, bundles[0], threshold)
             picture = steps.slide_overlay(slide, runs)
     row = slide_row(objects, shape, tissue.percent, edge) | {"um_per_px": slide.um_per_px and round(slide.um_per_px, 6)}
-    if known is not None:
-        row |= {"unlike_training": known.unusual, "unlike_because": "; ".join(known.reasons)}
     mask, outlines, rle, drawn = self.outputs(item)
     files = {
         mask: partial(_write_mask, runs=runs, pixel_size_um=edge),
@@ -200,8 +198,7 @@ def process(self: Slides, item: Item) -> Result:
         rle: partial(_write_rle, runs=runs, name=name),
         drawn: partial(write_overlay, rgb=picture),
     }
-    unlike = None if known is None else list(known.reasons) if known.unusual else []
-    return Result(row=row, tables={"objects": objects}, files=files, picture=picture, unlike=unlike)
+    return Result(row=row, tables={"objects": objects}, files=files, picture=picture).compared(known)
 
 
 def _scratch(out: Path, name: str) -> Path:
