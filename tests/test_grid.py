@@ -157,6 +157,17 @@ def test_bad_masks_are_named(mask, words):
         register_mask(mask, 8, 12)
 
 
+def test_rows_between_rows_are_refused():
+    sample = simulate_grid(20, 20, (900, 900), seed=4, jitter=0.05, pitch_px=40)
+    twice = sample.points[sample.row == 9] + [20, 0]  # a row was scanned again, half a row too low; so were two others
+    points = np.concatenate([sample.points, twice, twice + [120, 0], twice + [200, 0]])
+    areas = np.full(len(points), 250.0)
+    with pytest.raises(GridRefused, match="no place of their own") as refused:
+        register_points(points, 20, 20, areas)
+    assert refused.value.evidence["lost"] == 60
+    assert register_points(sample.points, 20, 20, areas[: len(sample.points)]).rows == 20
+
+
 def test_command_writes_five_files_and_names_errors(tmp_path):
     sample = simulate_grid(20, 24, (500, 600), seed=2, angle_deg=-12, jitter=0.08, missing=0.15)
     labels, mask, _ = draw_marks(sample)
