@@ -25,7 +25,6 @@ from test_app import (
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"none of {', '.join(NAMES)} is installed")
 USUAL = {"Rotation, °": 5, "Marks missing, %": 20, "First rows gone": 0}
 QUIET = ("favicon", "net::ERR_NAME_NOT_RESOLVED")  # what the page asks of the network in vain
-SHAPE = (680, 960)  # of the simulated marks; px
 
 
 @pytest.fixture(scope="module")
@@ -128,15 +127,15 @@ def test_an_anchor_tells_where_the_grid_begins(page):
     n = len(np.unique(truth)) - 1
     click(page, *centre(truth, 5, 10))
     wait_for_line(page, "Type row and column of the mark that you clicked")
-    set_text(page, "Row of the anchor", 5)
-    set_text(page, "Column of the anchor", 10)
+    set_text(page, "Anchor row", 5)
+    set_text(page, "Anchor column", 10)
     wait_for(page, f"of {n} simulated marks {n} right, 0 wrong")
-    set_text(page, "Row of the anchor", 6)
+    set_text(page, "Anchor row", 6)
     wait_for_line(page, "the anchor does not fit")
     click(page, *centre(truth, 8, 3))  # elsewhere: the anchor moves
     wait_for_line(page, "Type row and column of the mark that you clicked")
-    set_text(page, "Row of the anchor", 8)
-    set_text(page, "Column of the anchor", 3)
+    set_text(page, "Anchor row", 8)
+    set_text(page, "Anchor column", 3)
     wait_for(page, f"of {n} simulated marks {n} right, 0 wrong")
     if os.environ.get("CELLSEG_SCREENSHOT"):
         page.wait_for_timeout(500)
@@ -144,7 +143,7 @@ def test_an_anchor_tells_where_the_grid_begins(page):
         page.screenshot(path=path.with_name(f"{path.stem}_anchor{path.suffix}"))
     click(page, *centre(truth, 8, 3), modifiers=["Shift"])
     wait_for(page, "No numbers")
-    assert page.get_by_role("textbox", name="Row of the anchor").input_value() == ""
+    assert page.get_by_role("textbox", name="Anchor row").input_value() == ""
 
 
 def test_the_size_is_estimated(page):

@@ -72,8 +72,8 @@ class GridKnown(Settings):
 
     rows: int | None = setting(None, "Rows of the grid.", usual="estimated", ge=1)
     cols: int | None = setting(None, "Columns of the grid.", usual="estimated", label="Columns", ge=1)
-    anchor_row: int | None = setting(None, "Row of the mark that was clicked.", usual="click a mark first", label="Row of the anchor", ge=1)
-    anchor_col: int | None = setting(None, "Column of the mark that was clicked.", usual="click a mark first", label="Column of the anchor", ge=1)
+    anchor_row: int | None = setting(None, "Row of the mark that was clicked.", usual="click a mark first", label="Anchor row", ge=1)
+    anchor_col: int | None = setting(None, "Column of the mark that was clicked.", usual="click a mark first", label="Anchor column", ge=1)
     near_deg: float = setting(0.0, "Rough direction of the rows; 180 = upside down.", label="Rough direction, °")
 
 # %% ../../nbs/apps/06_grid_widgets.ipynb #704f727f
@@ -81,7 +81,7 @@ def simulated_marks(
     how: GridSimulation,
     rows: int = 16,
     cols: int = 24,
-    shape: tuple[int, int] = (680, 960),  # of the picture; (Y, X); px
+    shape: tuple[int, int] = (840, 920),  # of the picture; (Y, X); px
 ) -> tuple[np.ndarray, np.ndarray]:  # mask, bool, (Y, X); true numbers, a label image, (Y, X)
     """Simulate the mask of a grid of marks."""
     sample = simulate_grid(
@@ -108,7 +108,7 @@ def compare_numbers(
 
 # %% ../../nbs/apps/06_grid_widgets.ipynb #56e75116
 LONGEST_PX = 1920  # longer edge of the picture that is drawn, about
-FONT_PX = 25  # of the picture that is drawn
+FONT_PX = 28  # of the picture that is drawn
 INK, NO_MARK, PAPER = "#1a1a1a", "#a5a5a5", "#fafafa"
 
 
@@ -236,7 +236,7 @@ def state_legend(
 # %% ../../nbs/apps/06_grid_widgets.ipynb #0e82c86e
 EXAMPLES = {  # name → arguments of `simulated_marks`
     "simulated marks, 16 x 24": {},
-    "simulated plate, 8 x 12": dict(rows=8, cols=12, shape=(640, 940)),
+    "simulated plate, 8 x 12": dict(rows=8, cols=12, shape=(840, 920)),
 }
 HELP = (
     "<b>Click</b> a mark whose place you know, and type its row and column: that is the <b>anchor</b>. A click elsewhere moves it, "
@@ -441,7 +441,8 @@ def _tell(self: GridPanel) -> None:
         self.count.value, self.legend.value, self.about.value = headline("No numbers"), "", ""
         return
     given = "given" if self.found.summary["size"] == "given" else "estimated"
-    words = [headline(f"{self._summary()} numbered"), f"{self.found.rows} x {self.found.cols}, {given}"]
+    doubtful = self.found.summary["ambiguous"]
+    words = [headline(f"{self._summary()} numbered") + f", {doubtful:,} doubtful" * (doubtful > 0), f"{self.found.rows} x {self.found.cols}, {given}"]
     if self.truth is not None:
         n = compare_numbers(self.truth, self.numbers)
         told = f"of {counted(sum(n.values()), 'simulated mark')} {n['right']:,} right"
