@@ -70,6 +70,10 @@ def test_empty_border_is_refused_and_an_anchor_decides():
         register_points(sample.points, 20, 20, anchor=Anchor(*where, at[0] + 3, at[1]))
     with pytest.raises(ValueError, match="not in a grid of 20 x 20"):
         register_points(sample.points, 20, 20, anchor=Anchor(*where, 21, 1))
+    with pytest.raises(GridRefused, match="outside of all marks|between marks"):
+        register_points(sample.points, 20, 20, anchor=Anchor(1e7, 1e7, 1, 1))
+    with pytest.raises(ValueError, match="more than 10,000,000 marks"):
+        register_points(sample.points, anchor=Anchor(*where, 10**6, 10**6))
 
 
 def test_size_is_estimated_and_the_summary_says_so():
