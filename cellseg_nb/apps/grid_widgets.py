@@ -192,7 +192,7 @@ def paint_grid(
     scale = times / step
     painted = _coloured(mask[::step, ::step], None if numbers is None else numbers[::step, ::step], found)
     height, width = (times * n for n in painted.shape[:2])
-    figure = StandaloneFigure(figsize=(width / 100, height / 100), dpi=100)
+    figure = StandaloneFigure(figsize=(width / 100, height / 100), dpi=100, layout="none")
     axis = figure.add_axes((0, 0, 1, 1))
     axis.imshow(painted, extent=(-0.5, shape[1] - 0.5, shape[0] - 0.5, -0.5), interpolation="nearest", aspect="auto")
     axis.set_axis_off()
