@@ -31,7 +31,7 @@ from cellseg_nb.data.io import (
     image_stem, read_labels,
 )
 from cellseg_nb.data.simulate_grids import (
-    draw_marks, simulate_grid,
+    draw_marks, grid_nodes, simulate_grid,
 )
 from cellseg_nb.measure.plots import (
     COLOURS, StandaloneFigure,
@@ -83,9 +83,10 @@ def simulated_marks(
     cols: int = 24,
     shape: tuple[int, int] = (840, 920),  # of the picture; (Y, X); px
 ) -> tuple[np.ndarray, np.ndarray]:  # mask, bool, (Y, X); true numbers, a label image, (Y, X)
-    """Simulate the mask of a grid of marks."""
+    """Simulate the mask of a grid of marks, with room for numbers around it."""
+    _, steps = grid_nodes(rows, cols, shape, angle_deg=how.angle_deg)
     sample = simulate_grid(
-        rows, cols, shape, how.seed, angle_deg=how.angle_deg, jitter=how.jitter_percent / 100, missing=how.missing_percent / 100,
+        rows, cols, shape, how.seed, pitch_px=0.92 * np.hypot(*steps[1]), angle_deg=how.angle_deg, jitter=how.jitter_percent / 100, missing=how.missing_percent / 100,
         missing_rows=tuple(range(1, how.gone_rows + 1)), specks=how.specks,
     )
     truth, mask, _ = draw_marks(sample)
@@ -153,7 +154,7 @@ def _name_first(axis: Any, lattice: Lattice, shape: tuple[int, int], scale: floa
     box = dict(facecolor=INK, boxstyle="round,pad=0.25")
     _write(axis, "No. 1", (y, x) + far * away, shape, scale, color="white", path_effects=[], bbox=box)
 
-
+# %% ../../nbs/apps/06_grid_widgets.ipynb #be3d882d
 def _draw_numbers(axis: Any, found: Registration, shape: tuple[int, int], scale: float) -> None:
     """Lines along rows and columns, their numbers, and the first corner."""
     rows, cols, places = found.rows, found.cols, found.lattice.places
@@ -179,7 +180,7 @@ def _draw_lines(axis: Any, lattice: Lattice, shape: tuple[int, int]) -> None:
             ends = np.array([(number, low[1 - along]), (number, high[1 - along])])[:, :: 1 - 2 * along]
             axis.plot(*lattice.places(ends).T[::-1], color=INK, linewidth=0.8, alpha=0.25, linestyle="--")
 
-# %% ../../nbs/apps/06_grid_widgets.ipynb #be3d882d
+# %% ../../nbs/apps/06_grid_widgets.ipynb #c6b34117
 def paint_grid(
     mask: np.ndarray,  # what was numbered; 0 = nothing; (Y, X)
     found: Registration | None = None,  # None = it was refused
@@ -212,7 +213,7 @@ def paint_grid(
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
-# %% ../../nbs/apps/06_grid_widgets.ipynb #74d07907
+# %% ../../nbs/apps/06_grid_widgets.ipynb #90f50620
 class AnchorCanvas(PointCanvas):
     """A picture on which one point is placed, moved and deleted; see `PointCanvas`."""
 
@@ -234,7 +235,7 @@ def state_legend(
     signs += [f"<span style='color:{NO_MARK}' aria-hidden='true'>■</span> no mark of the grid {rest:,}"] if rest else []
     return " &nbsp; ".join(signs)
 
-# %% ../../nbs/apps/06_grid_widgets.ipynb #0e82c86e
+# %% ../../nbs/apps/06_grid_widgets.ipynb #7e04df95
 EXAMPLES = {  # name → arguments of `simulated_marks`
     "simulated marks, 16 x 24": {},
     "simulated plate, 8 x 12": dict(rows=8, cols=12, shape=(840, 920)),
@@ -283,7 +284,7 @@ class GridPanel(Panel):
         else:
             self._open(Path(mask).name, self._read(Path(mask)))
 
-# %% ../../nbs/apps/06_grid_widgets.ipynb #7e04df95
+# %% ../../nbs/apps/06_grid_widgets.ipynb #7dd63a2f
 def _some(values: dict, kind: type[Settings]) -> dict:
     """Of some values, those of one class of settings."""
     return {name: one for name, one in values.items() if name in kind.model_fields}
@@ -316,7 +317,7 @@ def known(self: GridPanel) -> GridKnown:
     """What is known of the grid. Raises ValueError when something is not allowed."""
     return settings_of(GridKnown, self.typed)
 
-# %% ../../nbs/apps/06_grid_widgets.ipynb #c8c913d2
+# %% ../../nbs/apps/06_grid_widgets.ipynb #cd1d11b5
 @patch
 def _read(self: GridPanel, path: Path) -> np.ndarray:
     """Read a mask, as the command does; what is none is refused before it is looked at."""
@@ -370,7 +371,7 @@ def _simulate(self: GridPanel, _=None) -> None:
             self._forget()
     self._draw()
 
-# %% ../../nbs/apps/06_grid_widgets.ipynb #92513afa
+# %% ../../nbs/apps/06_grid_widgets.ipynb #105a6311
 @patch
 def _forget(self: GridPanel) -> None:
     """Take the anchor away."""
@@ -402,7 +403,7 @@ def _anchor(self: GridPanel, known: GridKnown) -> Anchor | None:
         return None
     return Anchor(*self.canvas.positions[0].tolist(), known.anchor_row, known.anchor_col)
 
-# %% ../../nbs/apps/06_grid_widgets.ipynb #e3988510
+# %% ../../nbs/apps/06_grid_widgets.ipynb #ceb675c1
 @patch
 def _draw(self: GridPanel, _=None) -> None:
     """Number the marks with what is known, and show the numbers or why there are none."""
@@ -434,7 +435,7 @@ def _show(self: GridPanel, painted: np.ndarray) -> None:
         self.canvas.shape, self.canvas.picture = self.mask.shape, png_bytes(painted)
         self.canvas.label = f"the marks of {self.source.value}, {'numbered' if self.found else 'without numbers'}"
 
-# %% ../../nbs/apps/06_grid_widgets.ipynb #ceb675c1
+# %% ../../nbs/apps/06_grid_widgets.ipynb #81288fe5
 @patch
 def _tell(self: GridPanel) -> None:
     """Say how many marks have a number, and, where the truth is known, how many are right."""
