@@ -246,7 +246,7 @@ HELP = (
 )
 ANCHOR_COLOUR = "#f0e442"
 
-
+# %% ../../nbs/apps/06_grid_widgets.ipynb #7dd63a2f
 class GridPanel(Panel):
     """Number the marks of a simulated grid or of a mask, see the numbering hold or be refused, and set an anchor.
 
@@ -284,7 +284,7 @@ class GridPanel(Panel):
         else:
             self._open(Path(mask).name, self._read(Path(mask)))
 
-# %% ../../nbs/apps/06_grid_widgets.ipynb #7dd63a2f
+# %% ../../nbs/apps/06_grid_widgets.ipynb #c8c913d2
 def _some(values: dict, kind: type[Settings]) -> dict:
     """Of some values, those of one class of settings."""
     return {name: one for name, one in values.items() if name in kind.model_fields}
@@ -317,7 +317,7 @@ def known(self: GridPanel) -> GridKnown:
     """What is known of the grid. Raises ValueError when something is not allowed."""
     return settings_of(GridKnown, self.typed)
 
-# %% ../../nbs/apps/06_grid_widgets.ipynb #cd1d11b5
+# %% ../../nbs/apps/06_grid_widgets.ipynb #92513afa
 @patch
 def _read(self: GridPanel, path: Path) -> np.ndarray:
     """Read a mask, as the command does; what is none is refused before it is looked at."""
@@ -371,7 +371,7 @@ def _simulate(self: GridPanel, _=None) -> None:
             self._forget()
     self._draw()
 
-# %% ../../nbs/apps/06_grid_widgets.ipynb #105a6311
+# %% ../../nbs/apps/06_grid_widgets.ipynb #e3988510
 @patch
 def _forget(self: GridPanel) -> None:
     """Take the anchor away."""
@@ -403,7 +403,7 @@ def _anchor(self: GridPanel, known: GridKnown) -> Anchor | None:
         return None
     return Anchor(*self.canvas.positions[0].tolist(), known.anchor_row, known.anchor_col)
 
-# %% ../../nbs/apps/06_grid_widgets.ipynb #ceb675c1
+# %% ../../nbs/apps/06_grid_widgets.ipynb #81288fe5
 @patch
 def _draw(self: GridPanel, _=None) -> None:
     """Number the marks with what is known, and show the numbers or why there are none."""
@@ -435,7 +435,7 @@ def _show(self: GridPanel, painted: np.ndarray) -> None:
         self.canvas.shape, self.canvas.picture = self.mask.shape, png_bytes(painted)
         self.canvas.label = f"the marks of {self.source.value}, {'numbered' if self.found else 'without numbers'}"
 
-# %% ../../nbs/apps/06_grid_widgets.ipynb #81288fe5
+# %% ../../nbs/apps/06_grid_widgets.ipynb #1096c085
 @patch
 def _tell(self: GridPanel) -> None:
     """Say how many marks have a number, and, where the truth is known, how many are right."""
