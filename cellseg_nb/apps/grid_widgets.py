@@ -349,7 +349,7 @@ def _take(self: GridPanel, picture: np.ndarray | dict) -> None:
         for name in ("rows", "cols"):
             self.typed[name].value = str(size.get(name) or "")
 
-
+# %% ../../nbs/apps/06_grid_widgets.ipynb #105a6311
 @patch
 def _make_marks(self: GridPanel) -> None:
     """Make the mask as the sliders stand."""
@@ -371,7 +371,7 @@ def _simulate(self: GridPanel, _=None) -> None:
             self._forget()
     self._draw()
 
-# %% ../../nbs/apps/06_grid_widgets.ipynb #e3988510
+# %% ../../nbs/apps/06_grid_widgets.ipynb #ceb675c1
 @patch
 def _forget(self: GridPanel) -> None:
     """Take the anchor away."""
@@ -403,7 +403,7 @@ def _anchor(self: GridPanel, known: GridKnown) -> Anchor | None:
         return None
     return Anchor(*self.canvas.positions[0].tolist(), known.anchor_row, known.anchor_col)
 
-# %% ../../nbs/apps/06_grid_widgets.ipynb #81288fe5
+# %% ../../nbs/apps/06_grid_widgets.ipynb #1096c085
 @patch
 def _draw(self: GridPanel, _=None) -> None:
     """Number the marks with what is known, and show the numbers or why there are none."""
@@ -435,7 +435,7 @@ def _show(self: GridPanel, painted: np.ndarray) -> None:
         self.canvas.shape, self.canvas.picture = self.mask.shape, png_bytes(painted)
         self.canvas.label = f"the marks of {self.source.value}, {'numbered' if self.found else 'without numbers'}"
 
-# %% ../../nbs/apps/06_grid_widgets.ipynb #1096c085
+# %% ../../nbs/apps/06_grid_widgets.ipynb #7d06fd3e
 @patch
 def _tell(self: GridPanel) -> None:
     """Say how many marks have a number, and, where the truth is known, how many are right."""
