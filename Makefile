@@ -1,4 +1,4 @@
-# Fourteen commands; `make help` lists them. The environment lives in .venv and is renewed when settings.ini or setup.py change.
+# Fifteen commands; `make help` lists them. The environment lives in .venv and is renewed when settings.ini or setup.py change.
 SHELL := bash
 .DEFAULT_GOAL := help
 .PHONY: help demo test lessons lab format docs bench scoreboard scoreboard-train
@@ -41,7 +41,7 @@ lab: $(READY) ## open the lessons in JupyterLab
 # An app is a notebook nbs/apps/NAME.ipynb, served by `make app-NAME` under the title that it begins with. A new one needs
 # nothing here; without a port of its own it gets the one in nbs/apps/voila.json, where the upload limit stands, too.
 APPS := $(patsubst nbs/apps/%.ipynb,%,$(wildcard nbs/apps/[a-z]*.ipynb))
-PORTS := segment=8867 cells3d=8000 stars=8868 points=8869 slide=8870
+PORTS := segment=8867 cells3d=8000 stars=8868 points=8869 slide=8870 grid=8871
 port = $(or $(patsubst $(1)=%,%,$(filter $(1)=%,$(PORTS))),8867)
 title = $(shell sed -n 's/^ *"\# \(.*\)\\n",$$/\1/p' nbs/apps/$(1).ipynb | head -n 1)
 

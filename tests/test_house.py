@@ -319,6 +319,7 @@ def test_environment_pins_every_direct_requirement():
         "app-stars",
         "app-points",
         "app-slide",
+        "app-grid",
         "format",
         "docs",
         "bench",
