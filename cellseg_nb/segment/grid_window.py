@@ -285,7 +285,10 @@ def place_window(
             raise ValueError(f"row {anchor.row}, column {anchor.col} of the anchor make a grid of more than {MOST_MARKS:,} marks")
         cells, start = _padded(cells, start, *size)
     elif any(n > there for n, there in zip(size, cells.taken.shape)):
-        raise GridRefused(f"{size[0]} rows and {size[1]} columns do not fit the marks{seen}", **evidence)
+        raise GridRefused(
+            f"{size[0]} rows and {size[1]} columns do not fit the marks{seen}. Give the right size or, where lines at the border are "
+            "empty, an anchor: a mark whose row and column are known", **evidence,
+        )
     else:
         start = best_window(cells.taken, *size) if rows or cols else guess[:2]
     doubts, margin = check_window(cells, (*start, *size), anchor is not None)
