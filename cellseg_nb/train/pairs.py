@@ -246,7 +246,9 @@ def pair_statistics(
 ) -> dict[str, float]:  # for `segment.familiarity.learn_pictures` and `compare`
     """Describe the part of a picture in which most was found, as large as the one of a slide that is compared."""
     window, how = busiest_window(mask, LOOK_PX), bundle.specification
-    return describe(how.normalisation.prepare(image)[window], number_parts(mask[window]), how.diameter_px)
+    seen = how.normalisation.prepare(image)[window]
+    gray = seen.mean(axis=-1) if seen.ndim == 3 else seen  # as `segment.familiarity.familiarity` sees it
+    return describe(gray, number_parts(mask[window]), how.diameter_px)
 
 # %% ../../nbs/train/14_pairs.ipynb #34fab240
 def finish_pairs(config: StartSettings, out: Path, parts: Parts, force: bool = False) -> Path:
