@@ -159,13 +159,38 @@ def test_bad_masks_are_named(mask, words):
 
 def test_rows_between_rows_are_refused():
     sample = simulate_grid(20, 20, (900, 900), seed=4, jitter=0.05, pitch_px=40)
-    twice = sample.points[sample.row == 9] + [20, 0]  # a row was scanned again, half a row too low; so were two others
-    points = np.concatenate([sample.points, twice, twice + [120, 0], twice + [200, 0]])
-    areas = np.full(len(points), 250.0)
-    with pytest.raises(GridRefused, match="no place of their own") as refused:
-        register_points(points, 20, 20, areas)
-    assert refused.value.evidence["lost"] == 60
-    assert register_points(sample.points, 20, 20, areas[: len(sample.points)]).rows == 20
+    row = sample.points[sample.row == 9]
+    for shift, words in {(20, 0): "halfway between the rows 9 and 10", (15, 15): "no place of their own"}.items():
+        twice = row + shift  # rows were scanned again, beside the first ones
+        points = np.concatenate([sample.points, twice, twice + [120, 0], twice + [200, 0]])
+        with pytest.raises(GridRefused, match=words):
+            register_points(points, 20, 20, np.full(len(points), 250.0))
+    assert register_points(sample.points, 20, 20).rows == 20
+
+
+def test_half_a_grid_and_staggered_ones_are_refused():
+    nodes = simulate_grid(40, 40, (900, 900), seed=5, jitter=0.03, pitch_px=20)
+    gap = nodes.points[(nodes.col < 19) | (nodes.col > 22)]
+    for size in [(None, None), (40, 18)]:
+        with pytest.raises(GridRefused, match="marks lie at places outside"):
+            register_points(gap, *size)
+    assert register_points(gap, 40, 40).cols == 40
+    checkerboard = nodes.points[(nodes.row + nodes.col) % 2 == 0]
+    with pytest.raises(GridRefused, match="corners"):
+        register_points(checkerboard)
+    bowed = nodes.points - 450
+    bowed = 450 + bowed * (1 + 0.08 * (bowed**2).sum(1, keepdims=True) / 450**2)
+    with pytest.raises(GridRefused):
+        register_points(bowed, 40, 40)
+
+
+def test_an_anchor_that_is_off_by_one_is_refused():
+    nodes = simulate_grid(40, 40, (900, 900), seed=6, jitter=0.03, pitch_px=20)
+    thin = nodes.points[(nodes.row > 1) | (np.arange(len(nodes.row)) % 5 < 2)]
+    y, x = nodes.points[(nodes.row == 2) & (nodes.col == 1)][0]
+    with pytest.raises(GridRefused, match="anchor does not fit"):
+        register_points(thin, 40, 40, anchor=Anchor(y, x, 1, 1))
+    assert register_points(thin, 40, 40, anchor=Anchor(y, x, 2, 1)).rows == 40
 
 
 def test_command_writes_five_files_and_names_errors(tmp_path):

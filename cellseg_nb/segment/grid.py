@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SMALL', 'LARGE', 'HUGE', 'MAIN', 'FOUND', 'AMBIGUOUS', 'MERGED', 'BROKEN', 'MISSING', 'SPECK', 'OUTSIDE', 'WHOLE',
-           'MOST_LOST', 'LEAST', 'point_states', 'Registration', 'first_corner', 'register_points', 'mark_objects',
-           'measure_marks', 'split_merged', 'register_mask']
+           'MOST_LOST', 'HALFWAY', 'LEAST_LINE', 'DRIFT', 'PARTS', 'LEAST', 'point_states', 'Registration',
+           'first_corner', 'register_points', 'mark_objects', 'measure_marks', 'split_merged', 'register_mask']
 
 # %% ../../nbs/segment/19_grid.ipynb #638af1d0
 from dataclasses import dataclass, replace
@@ -176,8 +176,7 @@ def first_corner(
     cols: int,
 ) -> str:  # such as "top left"
     """Where the corner with number 1 lies, as seen from the middle of the grid."""
-    y, x = lattice.places((1, 1)) - lattice.places(((rows + 1) / 2, (cols + 1) / 2))
-    turned = np.degrees(np.arctan2(-y, x)) % 360
+    turned = (135 - lattice.angle_deg) % 360  # where the first corner of a square points to
     names = ["right", "top right", "top", "top left", "left", "bottom left", "bottom", "bottom right"]
     return names[int((turned + 22.5) // 45) % 8]
 
@@ -216,6 +215,45 @@ def _refuse_lost(positions, rows, cols, lattice, relative):
             f"{n_marks - n_placed} of {n_marks} marks of usual size have no place of their own in the grid that fits best, {rows} rows and "
             f"{cols} columns: they are not evenly spaced, or marks of several grids", lattice=lattice, lost=n_marks - n_placed,
         )
+
+# %% ../../nbs/segment/19_grid.ipynb #ddf32b7c
+HALFWAY = 0.15  # how close to the middle between two lines; part of the pitch
+LEAST_LINE = 5  # marks in a line
+DRIFT = 0.3  # how far the marks of a part may lie from their places; part of the pitch
+PARTS = 5  # of rows, and of columns
+
+
+def _refuse_lines_between(positions, rows, cols, lattice):
+    """Raise GridRefused where a line of marks lies halfway between two rows or columns."""
+    inside = ((positions > -0.5) & (positions < np.array([rows, cols]) - 0.5)).all(axis=1)
+    tight, n_inside = tolerances(lattice.jitter)[0], inside.sum()
+    for axis, (name, n_lines) in enumerate((("rows", rows), ("columns", cols))):
+        along, across = positions[inside, axis], positions[inside, 1 - axis]
+        halfway = (abs(along - np.floor(along) - 0.5) <= HALFWAY) & (abs(across - np.round(across)) <= tight)
+        counts = np.bincount(np.maximum(np.floor(along[halfway]), 0).astype(int), minlength=1)
+        if counts.max() > max(LEAST_LINE, n_inside / n_lines / 2):
+            at = int(counts.argmax()) + 1
+            raise GridRefused(
+                f"{counts.max()} marks lie halfway between the {name} {at} and {at + 1}: the lines may be twice as close as those that fit best",
+                lattice=lattice,
+            )
+
+
+def _refuse_drift(positions, rows, cols, lattice):
+    """Raise GridRefused where the marks of a part of the grid lie far from their places, all to the same side."""
+    near = np.round(positions)
+    inside = ((near >= 0) & (near < [rows, cols])).all(axis=1)
+    part = np.minimum((near[inside] * PARTS // [rows, cols]), PARTS - 1) @ [PARTS, 1]
+    off, least = (positions - near)[inside], max(LEAST_LINE, len(part) / PARTS**2 / 2)
+    for one in np.unique(part):
+        those = off[part == one]
+        away = float(np.hypot(*np.median(those, axis=0)))
+        if len(those) >= least and away > DRIFT:
+            y, x = lattice.places(near[inside][part == one].mean(axis=0) + 1)
+            raise GridRefused(
+                f"around y {y:.0f}, x {x:.0f} the marks lie {away:.0%} of the pitch away from their places: the picture is distorted, and "
+                "numbers may slip there", lattice=lattice, drift=away,
+            )
 
 # %% ../../nbs/segment/19_grid.ipynb #56641043
 def _usual_area(areas, positions, jitter):
@@ -258,6 +296,8 @@ def register_points(
     lattice = _moved(_refitted(lattice, points, positions, inside & close & marks), first)
     positions = lattice.positions(points) - 1
     relative = None if areas_px is None else areas / usual
+    _refuse_lines_between(positions[marks], n_rows, n_cols, lattice)
+    _refuse_drift(positions[marks], n_rows, n_cols, lattice)
     if relative is not None:
         _refuse_lost(positions, n_rows, n_cols, lattice, relative)
     ids, states = point_states(positions, n_rows, n_cols, tolerances(lattice.jitter)[1], relative)

@@ -98,7 +98,7 @@ def summary_text(
     one = summary
     lines = [
         f"{one['rows']} x {one['cols']} ({one['size']}): {one['found']:,} found, {one['missing']:,} missing, "
-        f"{one['ambiguous']:,} ambiguous, {one['merged']:,} merged, {one['broken']:,} broken",
+        f"{one['ambiguous']:,} ambiguous, {one['merged']:,} merged, {one['broken']:,} broken; {one['outside']:,} outside, {one['specks']:,} specks",
         f"number 1 is the corner at the {one['first_corner']} (y {one['first_y']:.0f}, x {one['first_x']:.0f}); rows go "
         f"{'down' if one['angle_deg'] >= 0 else 'up'} to the right by {abs(one['angle_deg']):.2f} degrees",
         f"pitch {one['pitch_rows_px']:.2f} px between rows, {one['pitch_cols_px']:.2f} px between columns; shear {one['shear']:.3f}",
