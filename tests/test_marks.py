@@ -18,7 +18,7 @@ from cellseg_nb.data.simulate_marks import simulate_marks, write_mark_pairs, wri
 from cellseg_nb.measure.overlap import pixel_counts, pool_pixels
 from cellseg_nb.models.bundle import find_bundle, load_bundle, read_specification
 from cellseg_nb.run.cli import app
-from cellseg_nb.run.marks import find_groups, matrix_model, run_marks
+from cellseg_nb.run.marks import Step, find_groups, matrix_model, run_marks
 from cellseg_nb.segment.marks import MarkSettings, find_marks
 
 SETTINGS = MarkSettings(rows=9, cols=9, tile_px=256, overlap_px=64)
@@ -97,6 +97,8 @@ def test_other_rows_only_number_again_and_are_refused(finished):
     dataset, _ = finished
     found = run_marks(dataset, ["a"], SETTINGS.model_copy(update={"rows": 12}), workers=1)
     assert "12 rows" in found.failures["a"]
+    again = run_marks(dataset, ["a"], SETTINGS.model_copy(update={"rows": 12}), workers=1)
+    assert again.failures == found.failures and not any((dataset / "am_coords/a").iterdir())
     back = run_marks(dataset, ["a"], SETTINGS, workers=1)
     assert back.done["a"] == ["register"] and not back.failures
 
@@ -116,6 +118,59 @@ def test_a_corrected_tile_is_kept_and_what_follows_is_done_again(tmp_path):
     tile.write_bytes(tile.read_bytes()[:100])  # no picture any more
     mended = run_marks(dataset, None, SETTINGS, workers=1)
     assert mended.done["a"][0] == "segment" and not mended.failures and read_pixels(tile).shape == corrected.shape
+
+
+def step_of(folder, threshold, value, dies_at=None, **how):
+    """Run a step of four small masks; it may be interrupted before one of them."""
+    def make(missing, wrote):
+        for number, name in enumerate(missing):
+            if number == dies_at:
+                raise KeyboardInterrupt
+            write_image(folder / name, np.full((8, 8), value, np.uint8), "YX")
+            wrote(name)
+
+    return Step(folder, "g.segment", {"threshold": threshold}, [f"m/{n}.png" for n in range(4)], **how).run(make)
+
+
+def values_of(folder):
+    return [int(read_pixels(folder / f"m/{n}.png").max()) for n in range(4)]
+
+
+def test_an_interruption_after_a_change_leaves_no_masks_of_two_settings(tmp_path):
+    step_of(tmp_path, 1, 10)
+    with pytest.raises(KeyboardInterrupt):
+        step_of(tmp_path, 2, 20, dies_at=2)
+    assert len(list((tmp_path / "m").iterdir())) == 2
+    assert step_of(tmp_path, 2, 20) and values_of(tmp_path) == [20] * 4
+    assert not step_of(tmp_path, 2, 20)
+
+
+def test_a_file_of_others_in_a_finished_step_is_left_alone(tmp_path):
+    step_of(tmp_path, 1, 10)
+    other = Step(tmp_path, "g.segment", {"threshold": 2}, ["m/0.png", "m/mine.png"])
+    (tmp_path / "m/mine.png").write_text("mine")
+    with pytest.raises(ValueError, match="mine.png was not made by this command; use --overwrite"):
+        other.run(lambda missing, wrote: None)
+    assert values_of(tmp_path) == [10] * 4
+
+
+def test_what_was_corrected_after_an_interruption_is_known(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        step_of(tmp_path, 1, 10, dies_at=2)
+    journal = tmp_path / ".resume/marks/g.segment.jsonl"
+    assert len(journal.read_text().splitlines()) == 2
+    with journal.open("a") as file:
+        file.write('["m/2.p')  # cut off
+    write_image(tmp_path / "m/0.png", np.full((8, 8), 77, np.uint8), "YX")
+    with pytest.raises(KeyboardInterrupt):  # once more
+        step_of(tmp_path, 1, 10, dies_at=1)
+    write_image(tmp_path / "m/2.png", np.full((8, 8), 78, np.uint8), "YX")
+    with pytest.raises(ValueError, match="0.png, .*2.png were changed after .*; use --overwrite to lose"):
+        step_of(tmp_path, 2, 20)
+    assert step_of(tmp_path, 1, 10) and values_of(tmp_path) == [77, 10, 78, 10] and not journal.exists()
+    with pytest.raises(ValueError, match="were changed"):
+        step_of(tmp_path, 2, 20)
+    assert step_of(tmp_path, 2, 20, overwrite=True) and values_of(tmp_path) == [20] * 4
 
 
 def test_a_broken_group_does_not_stop_the_others(tmp_path):

@@ -12,7 +12,7 @@ import json
 import os
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,7 +40,7 @@ from cellseg_nb.run.outputs import (
     refuse_foreign, remove_files, write_overlay, write_text,
 )
 from cellseg_nb.run.records import (
-    changed_since, describe_files, facts_sha256, is_damaged, read_record, refuse_edited, write_record,
+    changed_since, describe_files, facts_sha256, is_damaged, read_record, record_path, refuse_edited, write_record,
 )
 from cellseg_nb.segment.image import (
     bundle_facts,
@@ -70,6 +70,10 @@ class Step:
         From what and how its files are made.
     files : list of str
         What it makes.
+    overwrite : bool
+        Whether everything is made again.
+    optional : list of str
+        Files that it makes only sometimes.
     """
 
     dataset: Path
@@ -77,12 +81,13 @@ class Step:
     facts: dict[str, Any]
     files: list[str]
     overwrite: bool = False
+    optional: Sequence[str] = ()
 
 # %% ../../nbs/run/21_marks.ipynb #c0d3b96f
 @patch
 def run(
     self: Step,
-    make: Callable[[list[str]], Any],  # writes the files that it is given
+    make: Callable[[list[str], Callable], Any],  # writes the files that it is given, and calls the second with the name of each
 ) -> bool:  # whether anything was done
     """Make the files that are not there, or not as they should be.
 
@@ -96,30 +101,72 @@ def run(
     same = before.get("facts") == facts and not self.overwrite
     written, edited, broken = self._look(before)
     if not (same or self.overwrite):
-        refuse_edited(self.dataset, edited)
-    if not (before or self.overwrite):
-        refuse_foreign(self.dataset / one for one in self.files)
+        self._refuse(before, written, edited)
     kept = {one for one in self.files if same and one not in broken and (self.dataset / one).exists()}
-    missing = [one for one in self.files if one not in kept]
+    never = set(self.optional).difference(written) if same and before.get("finished") else ()
+    missing = [one for one in self.files if one not in kept and one not in never]
     stale = [one for one in written if one not in self.files]
     if same and before.get("finished") and not missing and not stale:
         if edited != before.get("edited", []):
             write_record(self.dataset, self.name, before | {"edited": edited}, COMMAND)
         return False
-    remove_files(self.dataset, stale)
+    remove_files(self.dataset, stale if same else [*stale, *missing])
+    if not same:
+        self._journal().unlink(missing_ok=True)
     known = {one: about for one, about in written.items() if one in kept}
+    known |= describe_files(self.dataset, kept.difference(known))
     record = {"facts": facts, "finished": False, "written": known, "edited": [one for one in edited if one in kept]}
     write_record(self.dataset, self.name, record, COMMAND)
-    make(missing)
+    self._journal().unlink(missing_ok=True)
+    make(missing, partial(self._note, known))
     known |= describe_files(self.dataset, [one for one in self.files if one not in known])
     write_record(self.dataset, self.name, record | {"finished": True, "written": known}, COMMAND)
+    self._journal().unlink(missing_ok=True)
     return True
 
 # %% ../../nbs/run/21_marks.ipynb #2568cb35
 @patch
+def _journal(self: Step) -> Path:
+    """Where finished files are noted until the step is finished."""
+    return record_path(self.dataset, self.name, ".jsonl", COMMAND)
+
+
+@patch
+def _note(self: Step, known: dict[str, Any], *names: str) -> None:
+    """Note what finished files hold."""
+    fresh = describe_files(self.dataset, names)
+    known |= fresh
+    with self._journal().open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(one) + "\n" for one in fresh.items())
+
+
+@patch
+def _noted(self: Step) -> dict[str, Any]:
+    """What was noted; a line that was cut off is left out."""
+    noted, path = {}, self._journal()
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            name, noted[name] = json.loads(line)
+        except ValueError:  # the last one, of a run that was interrupted: its file counts as not noted
+            continue
+    return noted
+
+
+@patch
+def _refuse(self: Step, before: dict[str, Any], written: dict[str, Any], edited: list[str]) -> None:
+    """Leave alone what somebody changed or made; a data set has no other --out to choose."""
+    try:
+        refuse_edited(self.dataset, edited)
+        if before.get("finished", True):  # else nobody knows what was written last
+            refuse_foreign(self.dataset / one for one in self.files if one not in written)
+    except ValueError as error:
+        raise ValueError(str(error).replace("choose another --out, or --overwrite", "use --overwrite")) from None
+
+
+@patch
 def _look(self: Step, before: dict[str, Any]) -> tuple[dict, list[str], set[str]]:
     """What was written; which files somebody changed; which cannot be decoded."""
-    written = before.get("written", {})
+    written = before.get("written", {}) | ({} if before.get("finished", True) else self._noted())
     changed = changed_since(self.dataset, written)
     broken = {one for one in changed if is_damaged(self.dataset / one)}
     if not before.get("finished"):  # nobody knows yet what was written last
@@ -133,7 +180,7 @@ def sums(self: Step) -> str:
     """What its files hold now."""
     record = read_record(self.dataset, self.name, COMMAND)
     known = record["written"] | describe_files(self.dataset, record["edited"])
-    return facts_sha256({one: known[one]["sha256"] for one in self.files})
+    return facts_sha256({one: known[one]["sha256"] for one in self.files if one in known or one not in self.optional})
 
 # %% ../../nbs/run/21_marks.ipynb #78c0f3dc
 _bundle = None  # of this process
@@ -150,12 +197,12 @@ def _load(model: str) -> None:
     _bundle = load_bundle(model)
 
 
-def _paint_tiles(jobs: list[tuple[str, str]], threshold: float | None, device: str, bundle: Any = None) -> int:
-    """Read tiles, write their masks; how many."""
-    for source, target in jobs:
-        mask = tile_mask(read_pixels(source), bundle or _bundle, threshold, device)
-        write_image(target, mask.astype(np.uint8) * 255, "YX")
-    return len(jobs)
+def _paint_tile(job: tuple[str, str], threshold: float | None, device: str, bundle: Any = None) -> str:
+    """Read a tile, write its mask; the file."""
+    source, target = job
+    mask = tile_mask(read_pixels(source), bundle or _bundle, threshold, device)
+    write_image(target, mask.astype(np.uint8) * 255, "YX")
+    return target
 
 # %% ../../nbs/run/21_marks.ipynb #07fc19ba
 class Painters:
@@ -167,7 +214,7 @@ class Painters:
     def paint(
         self,
         jobs: Sequence[tuple[str, str]],  # tile and its mask; files
-        advance: Callable[[int], Any] = lambda number: None,  # called with the number of tiles that were done
+        wrote: Callable[[str], Any] = lambda mask: None,  # called with each mask that was written
     ) -> None:
         """Paint all tiles; ValueError where a process ended before its time."""
         how = (self.settings.threshold, self.settings.device)
@@ -177,17 +224,21 @@ class Painters:
 
                 self.bundle = load_bundle(self.model)
             for job in jobs:
-                advance(_paint_tiles([job], *how, self.bundle))
+                wrote(_paint_tile(job, *how, self.bundle))
             return
         if self.pool is None:
             self.pool = ProcessPoolExecutor(self.workers, get_context("spawn"), _load, (self.model,))
-        pieces = [jobs[start : start + 4] for start in range(0, len(jobs), 4)]
+        futures = []
         try:
-            for number in self.pool.map(partial(_paint_tiles, threshold=how[0], device=how[1]), pieces):
-                advance(number)
+            futures += (self.pool.submit(_paint_tile, job, *how) for job in jobs)
+            for one in as_completed(futures):
+                wrote(one.result())
         except BrokenProcessPool as error:
             self.close()
             raise ValueError("a process that paints tiles has ended, perhaps for lack of memory; try --workers 1") from error
+        finally:
+            for one in futures:
+                one.cancel()
 
     def close(self) -> None:
         """End the processes."""
@@ -275,11 +326,12 @@ def normalise_group(group: Group) -> Step:
     pictures, how = group.pictures(), group.specification.normalisation
     files = _names(group, pictures, "source_norm", ".png")
 
-    def make(missing):
+    def make(missing, wrote):
         for one, name in files.items():
             if name in missing:
                 gray = stretched(read_pixels(pictures[one]), how.low, how.high, how.invert)
                 write_image(group.path(name), gray, "YX")
+                wrote(name)
 
     sums = {one: image_sha256(path) for one, path in pictures.items()}
     return group.step("normalise", files.values(), make, sources=sums, low=how.low, high=how.high, invert=how.invert)
@@ -303,13 +355,14 @@ class TilesOf:
 def tile_group(group: Group, plans: dict[str, TilesOf], before: Step) -> Step:
     """Cut all pictures into tiles."""
 
-    def make(missing):
+    def make(missing, wrote):
         wanted = set(missing)
         for plan in plans.values():
             there = [(tile, name) for tile, name in zip(plan.tiles, plan.sources) if name in wanted]
             pixels = read_pixels(group.path(plan.file)) if there else None
             for tile, name in there:
                 write_image(group.path(name), cut(pixels, tile), "YX")
+                wrote(name)
 
     files = [name for plan in plans.values() for name in plan.sources]
     settings = {"tile_px": group.settings.tile_px, "overlap_px": group.settings.overlap_px}
@@ -320,9 +373,14 @@ def segment_group(group: Group, plans: dict[str, TilesOf], before: Step, painter
     """Paint the marks in all tiles."""
     source_of = {mask: source for plan in plans.values() for source, mask in zip(plan.sources, plan.masks)}
 
-    def make(missing):
-        jobs = [(str(group.path(source_of[one])), str(group.path(one))) for one in missing]
-        painters.paint(jobs, advance)
+    def make(missing, wrote):
+        jobs = {str(group.path(one)): one for one in missing}
+
+        def done(mask):
+            wrote(jobs[mask])
+            advance()
+
+        painters.paint([(str(group.path(source_of[one])), path) for path, one in jobs.items()], done)
 
     settings = {"threshold": group.settings.threshold, "model": group.model}
     return group.step("segment", source_of, make, tiles=before.sums(), **settings)
@@ -337,22 +395,24 @@ def stitch_group(group: Group, plans: dict[str, TilesOf], before: Step) -> Step:
     endings = ("_mask.png", "_overlay.png", "_familiarity.json")
     masks, drawn, known = (_names(group, plans, "tiles_stitched", ending) for ending in endings)
 
-    def make(missing):
+    def make(missing, wrote):
         for one, plan in plans.items():
-            if not {masks[one], drawn[one], known[one]} & set(missing):
+            lost = {masks[one], drawn[one], known[one]} & set(missing)
+            if not lost:
                 continue
             parts = (read_pixels(group.path(name)) for name in plan.masks)
             mask = without_specks(join_masks(parts, plan.tiles, plan.shape), group.settings.min_area_px)
-            if masks[one] in missing:
+            if masks[one] in lost:
                 write_image(group.path(masks[one]), mask.astype(np.uint8) * 255, "YX")
-            if drawn[one] in missing:
+            if drawn[one] in lost:
                 step = -(-max(mask.shape) // OVERLAY_PX)
                 small = read_pixels(group.path(plan.file))[::step, ::step]
                 write_overlay(group.path(drawn[one]), overlay(small, mask[::step, ::step].astype(np.uint8)))
-            if known[one] in missing:
+            if known[one] in lost:
                 found = mark_familiarity(read_pixels(group.path(plan.file)), mask, group.specification)
                 reasons = list(found.reasons) if found is not None and found.unusual else []
                 write_text(group.path(known[one]), json.dumps({"unlike_training": bool(reasons), "unlike_because": "; ".join(reasons)}, indent=1))
+            wrote(*lost)
 
     files = [name for one in plans for name in (masks[one], drawn[one], known[one])]
     settings = {"min_area_px": group.settings.min_area_px, "overlay_px": OVERLAY_PX}
@@ -362,7 +422,7 @@ def stitch_group(group: Group, plans: dict[str, TilesOf], before: Step) -> Step:
 SHOWN = ("rows", "cols", "found", "missing", "ambiguous", "merged", "broken", "largest_residual_px", "margin_marks", "first_corner")
 
 
-def number_picture(group: Group, picture: str, plan: TilesOf, missing: set[str]) -> None:
+def number_picture(group: Group, picture: str, plan: TilesOf, missing: set[str], wrote: Callable) -> None:
     """Number the marks of a picture, and write those of its files that are missing."""
     from tempfile import TemporaryDirectory
 
@@ -376,8 +436,10 @@ def number_picture(group: Group, picture: str, plan: TilesOf, missing: set[str])
     target.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target, prefix=TEMPORARY) as fresh:
         for path in write_registration(fresh, picture, found, numbers, read_pixels(group.path(plan.file))).values():
-            if f"am_coords/{group.name}/{path.name}" in missing:
+            name = f"am_coords/{group.name}/{path.name}"
+            if name in missing:
                 os.replace(path, target / path.name)
+                wrote(name)
 
 
 def number_group(group: Group, plans: dict[str, TilesOf], before: Step) -> list[dict[str, Any]]:
@@ -385,12 +447,12 @@ def number_group(group: Group, plans: dict[str, TilesOf], before: Step) -> list[
     endings = ("_labels.tif", "_labels.png", "_marks.csv", "_overlay.png", "_quality.json")
     files = {one: [f"am_coords/{group.name}/{one}{ending}" for ending in endings] for one in plans}
 
-    def make(missing):
+    def make(missing, wrote):
         refused = {}
         for one, plan in plans.items():
             if set(files[one]) & set(missing):
                 try:
-                    number_picture(group, one, plan, set(missing))
+                    number_picture(group, one, plan, set(missing), wrote)
                 except ValueError as error:  # the other pictures are numbered all the same
                     refused[one] = f"{one}: {error}" if len(plans) > 1 else str(error)
         if refused:
