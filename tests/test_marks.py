@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from cellseg_nb.data.simulate_marks import simulate_marks, write_mark_pairs, wri
 from cellseg_nb.measure.overlap import pixel_counts, pool_pixels
 from cellseg_nb.models.bundle import find_bundle, load_bundle, read_specification
 from cellseg_nb.run.cli import app
-from cellseg_nb.run.marks import Step, find_groups, matrix_model, run_marks
+from cellseg_nb.run.marks import STEP_VERSION, Step, find_groups, matrix_model, run_marks
 from cellseg_nb.segment.marks import MarkSettings, find_marks
 
 SETTINGS = MarkSettings(rows=9, cols=9, tile_px=256, overlap_px=64)
@@ -97,10 +98,12 @@ def test_other_rows_only_number_again_and_are_refused(finished):
     dataset, _ = finished
     found = run_marks(dataset, ["a"], SETTINGS.model_copy(update={"rows": 12}), workers=1)
     assert "12 rows" in found.failures["a"]
+    assert pd.read_csv(dataset / "marks_summary.csv").group.tolist() == ["b"]
     again = run_marks(dataset, ["a"], SETTINGS.model_copy(update={"rows": 12}), workers=1)
     assert again.failures == found.failures and not any((dataset / "am_coords/a").iterdir())
     back = run_marks(dataset, ["a"], SETTINGS, workers=1)
     assert back.done["a"] == ["register"] and not back.failures
+    assert pd.read_csv(dataset / "marks_summary.csv").group.tolist() == ["a", "b"]  # whichever group was done last
 
 
 def test_a_corrected_tile_is_kept_and_what_follows_is_done_again(tmp_path):
@@ -118,6 +121,23 @@ def test_a_corrected_tile_is_kept_and_what_follows_is_done_again(tmp_path):
     tile.write_bytes(tile.read_bytes()[:100])  # no picture any more
     mended = run_marks(dataset, None, SETTINGS, workers=1)
     assert mended.done["a"][0] == "segment" and not mended.failures and read_pixels(tile).shape == corrected.shape
+
+
+def test_numbers_that_a_png_cannot_hold_and_another_version(finished, tmp_path, monkeypatch):
+    dataset = shutil.copytree(finished[0], tmp_path / "set")
+    monkeypatch.setattr("cellseg_nb.__version__", "9.9.9")
+    assert run_marks(dataset, None, SETTINGS, workers=1).done == {"a": [], "b": []}
+    monkeypatch.setattr("cellseg_nb.segment.grid_files.MOST_IN_PNG", 50)
+    monkeypatch.setitem(STEP_VERSION, "register", 2)
+    assert run_marks(dataset, ["a"], SETTINGS, workers=1).done == {"a": ["register"]}
+    assert len(list((dataset / "am_coords/a").iterdir())) == 4 and not (dataset / "am_coords/a/a_labels.png").exists()
+    assert run_marks(dataset, ["a"], SETTINGS, workers=1).done == {"a": []}
+    (dataset / "marks_summary.csv").write_text("no table")
+    with pytest.warns(UserWarning, match="marks_summary.csv is damaged"):
+        run_marks(dataset, ["b"], SETTINGS, workers=1)
+    shutil.rmtree(dataset / "source/b")
+    run_marks(dataset, ["a"], SETTINGS, workers=1)
+    assert pd.read_csv(dataset / "marks_summary.csv").group.tolist() == ["a"]
 
 
 def step_of(folder, threshold, value, dies_at=None, **how):
