@@ -270,15 +270,24 @@ def test_a_model_learns_on_from_labelled_tiles(tmp_path):
 
 def test_labels_spread(tmp_path):
     write_mark_pairs(tmp_path, 24, 64, seed=9)
-    write_image(tmp_path / "source/a/0.png", simulate_marks((160, 160), 4, 4, seed=5)[0], "YX")
+    for number, group in enumerate("ab"):
+        write_image(tmp_path / f"source/{group}/0.png", simulate_marks((160, 160), 4, 4, seed=5 + number)[0], "YX")
     short = "training.epochs=1 training.steps_per_epoch=2 training.batch_size=2 training.crop_px=64".split()
     line = ["marks", "spread", str(tmp_path), "--config", "marks-dhb", "--rounds", "1", "--tile-size", "80", "--least", "0.3", *short]
     result = CliRunner().invoke(app, line)
     assert result.exit_code == 0, result.output
     out = tmp_path / "models/spread"
-    assert read_pixels(out / "round1/full/0_confidence.png").shape == (160, 160)
+    assert all(read_pixels(out / f"round1/full/{group}/0_confidence.png").shape == (160, 160) for group in "ab")
+    assert sorted(one.name for one in (out / "round1/data/train/pseudo").iterdir()) == ["a_0", "b_0"]
     rows = pd.read_csv(out / "rounds.csv")
     assert rows["round"].tolist() == [0, 1] and rows["sure_tiles"][1] > 0
     best = int(rows["Dice"].argmax())
     assert (out / "model/weights.safetensors").read_bytes() == (out / f"round{best}/model/weights.safetensors").read_bytes()
     assert CliRunner().invoke(app, line).exit_code == 0  # all is found again
+    other = CliRunner().invoke(app, [*line, "--least", "0.4"])
+    assert other.exit_code == 2 and "round1 was made from other tiles; choose another --out" in other.stderr
+    area = next((tmp_path / "train").glob("*/*/source"))
+    for kind in ("source", "mask"):
+        shutil.copy(next((area.parent / kind).iterdir()), area.parent / kind / "drawn_later.png")
+    other = CliRunner().invoke(app, line)
+    assert other.exit_code == 2 and "round0 was made from other drawn areas; choose" in other.stderr
