@@ -151,7 +151,7 @@ def _noted(self: Step) -> dict[str, Any]:
             continue
     return noted
 
-
+# %% ../../nbs/run/21_marks.ipynb #41b74a24
 @patch
 def _refuse(self: Step, before: dict[str, Any], written: dict[str, Any], edited: list[str]) -> None:
     """Leave alone what somebody changed or made; a data set has no other --out to choose."""

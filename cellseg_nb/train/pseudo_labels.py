@@ -76,7 +76,7 @@ def named_pictures(
             raise ValueError(f"{path} and {other} have the same group and name; rename one")
     return named
 
-
+# %% ../../nbs/train/15_pseudo_labels.ipynb #c112677f
 def paint_pictures(
     pictures: Sequence[Path],  # files
     model: Path,  # folder of a model that paints masks
@@ -208,7 +208,7 @@ def _check_round(folder: Path, facts: dict[str, Any]) -> None:
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(sums, indent=1), encoding="utf-8")
 
-
+# %% ../../nbs/train/15_pseudo_labels.ipynb #4c4153fd
 def _data_of(place: Path, make: Callable[[], int]) -> int:
     """Training data of a round, made if they are not there; how many sure tiles they have."""
     if not place.is_dir():
