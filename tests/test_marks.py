@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from cellseg_nb.data.simulate_marks import simulate_marks, write_mark_pairs, wri
 from cellseg_nb.measure.overlap import pixel_counts, pool_pixels
 from cellseg_nb.models.bundle import find_bundle, load_bundle, read_specification
 from cellseg_nb.run.cli import app
-from cellseg_nb.run.marks import find_groups, matrix_model, run_marks
+from cellseg_nb.run.marks import STEP_VERSION, Step, find_groups, matrix_model, run_marks
 from cellseg_nb.segment.marks import MarkSettings, find_marks
 
 SETTINGS = MarkSettings(rows=9, cols=9, tile_px=256, overlap_px=64)
@@ -97,8 +98,12 @@ def test_other_rows_only_number_again_and_are_refused(finished):
     dataset, _ = finished
     found = run_marks(dataset, ["a"], SETTINGS.model_copy(update={"rows": 12}), workers=1)
     assert "12 rows" in found.failures["a"]
+    assert pd.read_csv(dataset / "marks_summary.csv").group.tolist() == ["b"]
+    again = run_marks(dataset, ["a"], SETTINGS.model_copy(update={"rows": 12}), workers=1)
+    assert again.failures == found.failures and not any((dataset / "am_coords/a").iterdir())
     back = run_marks(dataset, ["a"], SETTINGS, workers=1)
     assert back.done["a"] == ["register"] and not back.failures
+    assert pd.read_csv(dataset / "marks_summary.csv").group.tolist() == ["a", "b"]  # whichever group was done last
 
 
 def test_a_corrected_tile_is_kept_and_what_follows_is_done_again(tmp_path):
@@ -116,6 +121,76 @@ def test_a_corrected_tile_is_kept_and_what_follows_is_done_again(tmp_path):
     tile.write_bytes(tile.read_bytes()[:100])  # no picture any more
     mended = run_marks(dataset, None, SETTINGS, workers=1)
     assert mended.done["a"][0] == "segment" and not mended.failures and read_pixels(tile).shape == corrected.shape
+
+
+def test_numbers_that_a_png_cannot_hold_and_another_version(finished, tmp_path, monkeypatch):
+    dataset = shutil.copytree(finished[0], tmp_path / "set")
+    monkeypatch.setattr("cellseg_nb.__version__", "9.9.9")
+    assert run_marks(dataset, None, SETTINGS, workers=1).done == {"a": [], "b": []}
+    monkeypatch.setattr("cellseg_nb.segment.grid_files.MOST_IN_PNG", 50)
+    monkeypatch.setitem(STEP_VERSION, "register", 2)
+    assert run_marks(dataset, ["a"], SETTINGS, workers=1).done == {"a": ["register"]}
+    assert len(list((dataset / "am_coords/a").iterdir())) == 4 and not (dataset / "am_coords/a/a_labels.png").exists()
+    assert run_marks(dataset, ["a"], SETTINGS, workers=1).done == {"a": []}
+    (dataset / "marks_summary.csv").write_text("no table")
+    with pytest.warns(UserWarning, match="marks_summary.csv is damaged"):
+        run_marks(dataset, ["b"], SETTINGS, workers=1)
+    shutil.rmtree(dataset / "source/b")
+    run_marks(dataset, ["a"], SETTINGS, workers=1)
+    assert pd.read_csv(dataset / "marks_summary.csv").group.tolist() == ["a"]
+
+
+def step_of(folder, threshold, value, dies_at=None, **how):
+    """Run a step of four small masks; it may be interrupted before one of them."""
+    def make(missing, wrote):
+        for number, name in enumerate(missing):
+            if number == dies_at:
+                raise KeyboardInterrupt
+            write_image(folder / name, np.full((8, 8), value, np.uint8), "YX")
+            wrote(name)
+
+    return Step(folder, "g.segment", {"threshold": threshold}, [f"m/{n}.png" for n in range(4)], **how).run(make)
+
+
+def values_of(folder):
+    return [int(read_pixels(folder / f"m/{n}.png").max()) for n in range(4)]
+
+
+def test_an_interruption_after_a_change_leaves_no_masks_of_two_settings(tmp_path):
+    step_of(tmp_path, 1, 10)
+    with pytest.raises(KeyboardInterrupt):
+        step_of(tmp_path, 2, 20, dies_at=2)
+    assert len(list((tmp_path / "m").iterdir())) == 2
+    assert step_of(tmp_path, 2, 20) and values_of(tmp_path) == [20] * 4
+    assert not step_of(tmp_path, 2, 20)
+
+
+def test_a_file_of_others_in_a_finished_step_is_left_alone(tmp_path):
+    step_of(tmp_path, 1, 10)
+    other = Step(tmp_path, "g.segment", {"threshold": 2}, ["m/0.png", "m/mine.png"])
+    (tmp_path / "m/mine.png").write_text("mine")
+    with pytest.raises(ValueError, match="mine.png was not made by this command; use --overwrite"):
+        other.run(lambda missing, wrote: None)
+    assert values_of(tmp_path) == [10] * 4
+
+
+def test_what_was_corrected_after_an_interruption_is_known(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        step_of(tmp_path, 1, 10, dies_at=2)
+    journal = tmp_path / ".resume/marks/g.segment.jsonl"
+    assert len(journal.read_text().splitlines()) == 2
+    with journal.open("a") as file:
+        file.write('["m/2.p')  # cut off
+    write_image(tmp_path / "m/0.png", np.full((8, 8), 77, np.uint8), "YX")
+    with pytest.raises(KeyboardInterrupt):  # once more
+        step_of(tmp_path, 1, 10, dies_at=1)
+    write_image(tmp_path / "m/2.png", np.full((8, 8), 78, np.uint8), "YX")
+    with pytest.raises(ValueError, match="0.png, .*2.png were changed after .*; use --overwrite to lose"):
+        step_of(tmp_path, 2, 20)
+    assert step_of(tmp_path, 1, 10) and values_of(tmp_path) == [77, 10, 78, 10] and not journal.exists()
+    with pytest.raises(ValueError, match="were changed"):
+        step_of(tmp_path, 2, 20)
+    assert step_of(tmp_path, 2, 20, overwrite=True) and values_of(tmp_path) == [20] * 4
 
 
 def test_a_broken_group_does_not_stop_the_others(tmp_path):
@@ -195,15 +270,24 @@ def test_a_model_learns_on_from_labelled_tiles(tmp_path):
 
 def test_labels_spread(tmp_path):
     write_mark_pairs(tmp_path, 24, 64, seed=9)
-    write_image(tmp_path / "source/a/0.png", simulate_marks((160, 160), 4, 4, seed=5)[0], "YX")
+    for number, group in enumerate("ab"):
+        write_image(tmp_path / f"source/{group}/0.png", simulate_marks((160, 160), 4, 4, seed=5 + number)[0], "YX")
     short = "training.epochs=1 training.steps_per_epoch=2 training.batch_size=2 training.crop_px=64".split()
     line = ["marks", "spread", str(tmp_path), "--config", "marks-dhb", "--rounds", "1", "--tile-size", "80", "--least", "0.3", *short]
     result = CliRunner().invoke(app, line)
     assert result.exit_code == 0, result.output
     out = tmp_path / "models/spread"
-    assert read_pixels(out / "round1/full/0_confidence.png").shape == (160, 160)
+    assert all(read_pixels(out / f"round1/full/{group}/0_confidence.png").shape == (160, 160) for group in "ab")
+    assert sorted(one.name for one in (out / "round1/data/train/pseudo").iterdir()) == ["a_0", "b_0"]
     rows = pd.read_csv(out / "rounds.csv")
     assert rows["round"].tolist() == [0, 1] and rows["sure_tiles"][1] > 0
     best = int(rows["Dice"].argmax())
     assert (out / "model/weights.safetensors").read_bytes() == (out / f"round{best}/model/weights.safetensors").read_bytes()
     assert CliRunner().invoke(app, line).exit_code == 0  # all is found again
+    other = CliRunner().invoke(app, [*line, "--least", "0.4"])
+    assert other.exit_code == 2 and "round1 was made from other tiles; choose another --out" in other.stderr
+    area = next((tmp_path / "train").glob("*/*/source"))
+    for kind in ("source", "mask"):
+        shutil.copy(next((area.parent / kind).iterdir()), area.parent / kind / "drawn_later.png")
+    other = CliRunner().invoke(app, line)
+    assert other.exit_code == 2 and "round0 was made from other drawn areas; choose" in other.stderr

@@ -42,20 +42,46 @@ def marks_register(
     anchor: option(str, "Y,X,ROW,COL", "A mark whose row and column are known, where the border is empty.") = None,
     near: option(float, "DEG", "Rough direction of the rows; 180 = upside down.") = 0.0,
     label_parts: LabelParts = None,
+    overwrite: flag("--overwrite", "Replace the results of another mask of the same name, and what was changed by hand.") = False,
 ) -> None:
     """Number the marks of a mask, row by row from 1 at the top left; refused where that is not sure."""
     from cellseg_nb.data.formats.base import image_stem
     from cellseg_nb.data.io import read_labels
+    from cellseg_nb.run.outputs import remove_files
+    from cellseg_nb.run.records import describe_files, write_record
     from cellseg_nb.segment.grid import register_mask
     from cellseg_nb.segment.grid_files import summary_text, write_registration
 
     known = None if anchor is None else _anchor(anchor)
     pixels = read_labels(mask, label_parts=False)
+    facts = _check_registered(out, mask, overwrite)
     found, numbers = register_mask(pixels, rows, cols, known, near, label_parts, str(mask))
+    write_record(out, image_stem(mask), facts | {"written": {}}, "register")  # if this is interrupted, nothing counts as changed by hand
     written = write_registration(out, image_stem(mask), found, numbers)
+    files = describe_files(out, [path.name for path in written.values()])
+    write_record(out, image_stem(mask), facts | {"written": files}, "register")
+    remove_files(out, set(facts["written"]).difference(files))
     print(summary_text(found.summary))
     for path in written.values():
         print(path)
+
+
+def _check_registered(out: Path, mask: Path, overwrite: bool) -> dict:
+    """What is kept of a mask that is registered; refused where the folder holds results of another, or corrected ones."""
+    from cellseg_nb.data.formats.base import image_stem
+    from cellseg_nb.data.io import image_sha256
+    from cellseg_nb.run.outputs import refuse_foreign, refuse_namesake
+    from cellseg_nb.run.records import changed_since, read_record, refuse_edited
+
+    name, sha256 = image_stem(mask), image_sha256(mask)
+    before = read_record(out, name, "register")
+    endings = ("_labels.tif", "_labels.png", "_marks.csv", "_overlay.png", "_quality.json")
+    if before and not overwrite:
+        refuse_namesake(out, before, mask, sha256)
+        refuse_edited(out, changed_since(out, before["written"]))
+    elif not overwrite:
+        refuse_foreign(out / f"{name}{ending}" for ending in endings)
+    return {"file": str(mask.resolve()), "sha256": sha256, "written": before.get("written", {})}
 
 # %% ../../../nbs/run/commands/10_marks.ipynb #b89cb76e
 Matrix = option(str, "DHB|DAN", "What the sample was covered with; a model trained for it in the data set is taken.", callback=upper)
