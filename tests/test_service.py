@@ -348,6 +348,27 @@ def test_who_sends_no_head_is_cut_off(sent, monkeypatch):
         assert client.recv(10) == b""
 
 
+async def brief(scope, receive, send):
+    """Answer without reading the body."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+@pytest.mark.parametrize("length, closed", [(10, True), (2, False)], ids=["kept back", "sent"])
+def test_who_keeps_a_body_back_after_the_answer_is_cut_off(length, closed, monkeypatch):
+    monkeypatch.setattr(connection, "REST_S", 0.5)
+    request = f"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode()
+    with listening(brief) as port, socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        client.sendall(request)
+        assert until(lambda: client.recv(1000)).endswith(b"ok")
+        client.sendall(b"x")  # this stops the clock of uvicorn
+        if closed:
+            assert client.recv(10) == b""
+            return
+        client.sendall(b"x" + request)  # the body is complete: the connection goes on
+        assert client.recv(1000).startswith(b"HTTP/1.1 200")
+
+
 def test_who_does_not_read_is_cut_off(monkeypatch):
     monkeypatch.setattr(connection, "STALL_S", 0.3)
     with listening(endless) as port, socket.create_connection(("127.0.0.1", port), timeout=20) as client:
