@@ -220,6 +220,21 @@ def test_a_task_that_takes_too_long_has_failed(place, monkeypatch):
     assert left[0] == 3  # the process ends: what computes cannot be stopped
 
 
+def test_a_worker_does_not_go_on_with_a_task_that_was_deleted(place, monkeypatch):
+    left = []
+    monkeypatch.setattr(worker.os, "_exit", lambda code: left.append(code))
+    monkeypatch.setattr(worker, "LOST_S", 0.2)
+
+    def endless(*_):
+        assert forget(place, "gone", time.time())
+        return until(lambda: left, 60)  # far less than the limit of a task
+
+    monkeypatch.setattr(worker, "compute", endless)
+    post(place, "gone")
+    worker.take(place, place.queue.take(0), "w")
+    assert left[0] == 3 and place.records.read("gone") is None and not [*place.scratch.iterdir()]
+
+
 def test_results_that_cannot_be_stored_are_made_again(place, monkeypatch):
     post(place)
     keep, tries = place.files.keep_results, []
@@ -239,6 +254,7 @@ def test_results_that_cannot_be_stored_are_made_again(place, monkeypatch):
 
 def test_a_worker_that_was_thought_dead_changes_nothing(place, monkeypatch):
     post(place)
+    monkeypatch.setattr(worker, "LOST_S", 999)  # the process of the tests does not end
     real = worker.compute
 
     def paused(task, image):

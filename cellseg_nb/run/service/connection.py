@@ -130,7 +130,7 @@ def refusal(
         return None
     return Refused(401, "this service asks for a token: Authorization: Bearer TOKEN", WWW_Authenticate="Bearer")
 
-
+# %% ../../../nbs/run/service/08_connection.ipynb #6b60646a
 class Guard:
     """Lets through what is allowed."""
 
@@ -231,7 +231,7 @@ def headers_finished(self: Form) -> None:
         if self.files > 1:
             raise Refused(422, "the form has more than one file; send one image in a request")
 
-
+# %% ../../../nbs/run/service/08_connection.ipynb #89b9e245
 @patch
 def part_data(self: Form, data: bytes, start: int, end: int) -> None:
     """Bytes of a part."""
