@@ -170,7 +170,7 @@ class Holder:
         self._stop.set()
         self.thread.join()
 
-
+# %% ../../../nbs/run/service/06_worker.ipynb #7a17ea91
 def tell(
     text: str,  # one line
 ) -> None:
