@@ -16,6 +16,8 @@ from math import ceil, prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fastcore.basics import patch
+
 from cellseg_nb.core import (
     one_line,
 )
@@ -203,15 +205,17 @@ class _Tiff:
         end = begin + n_tags * length
         return found, self.number(end, "Q" if self.big else "I")
 
-    def values(self, tag: tuple[int, int, int] | None, default: int | None = None) -> tuple[int, ...]:
-        """Whole numbers of a tag."""
-        if tag is None:
-            return () if default is None else (default,)
-        kind, count, where = tag
-        if kind not in WHOLE or not count:
-            raise Refused(422, "the TIFF is damaged: a tag that should hold whole numbers does not")
-        self.spend(count)
-        return struct.unpack(f"{self.order}{count}{WHOLE[kind]}", self.at(where, count * TAG_BYTES[kind]))
+# %% ../../../nbs/run/service/04_uploads.ipynb #ee47fdfe
+@patch
+def values(self: _Tiff, tag: tuple[int, int, int] | None, default: int | None = None) -> tuple[int, ...]:
+    """Whole numbers of a tag."""
+    if tag is None:
+        return () if default is None else (default,)
+    kind, count, where = tag
+    if kind not in WHOLE or not count:
+        raise Refused(422, "the TIFF is damaged: a tag that should hold whole numbers does not")
+    self.spend(count)
+    return struct.unpack(f"{self.order}{count}{WHOLE[kind]}", self.at(where, count * TAG_BYTES[kind]))
 
 # %% ../../../nbs/run/service/04_uploads.ipynb #e56c40da
 def _decoded(tiff: _Tiff, tags: dict[int, tuple[int, int, int]], width: int, height: int, most_mpx: float) -> int:
@@ -246,7 +250,7 @@ def _check_page(tiff: _Tiff, tags: dict[int, tuple[int, int, int]], most_mpx: fl
     n_bytes = _decoded(tiff, tags, width[0], height[0], most_mpx) * samples * max(bits) / 8
     return width[0] * height[0] * max(1, samples // 4), n_bytes
 
-
+# %% ../../../nbs/run/service/04_uploads.ipynb #e2f099ba
 def check_tiff(
     path: Path,  # a file that begins like a TIFF
     most_mpx: float,  # megapixels of all pages together
