@@ -220,6 +220,21 @@ def test_a_task_that_takes_too_long_has_failed(place, monkeypatch):
     assert left[0] == 3  # the process ends: what computes cannot be stopped
 
 
+def test_a_worker_does_not_go_on_with_a_task_that_was_deleted(place, monkeypatch):
+    left = []
+    monkeypatch.setattr(worker.os, "_exit", lambda code: left.append(code))
+    monkeypatch.setattr(worker, "LOST_S", 0.2)
+
+    def endless(*_):
+        assert forget(place, "gone", time.time())
+        return until(lambda: left, 60)  # far less than the limit of a task
+
+    monkeypatch.setattr(worker, "compute", endless)
+    post(place, "gone")
+    worker.take(place, place.queue.take(0), "w")
+    assert left[0] == 3 and place.records.read("gone") is None and not [*place.scratch.iterdir()]
+
+
 def test_results_that_cannot_be_stored_are_made_again(place, monkeypatch):
     post(place)
     keep, tries = place.files.keep_results, []
@@ -239,6 +254,7 @@ def test_results_that_cannot_be_stored_are_made_again(place, monkeypatch):
 
 def test_a_worker_that_was_thought_dead_changes_nothing(place, monkeypatch):
     post(place)
+    monkeypatch.setattr(worker, "LOST_S", 999)  # the process of the tests does not end
     real = worker.compute
 
     def paused(task, image):
@@ -346,6 +362,27 @@ def test_who_sends_no_head_is_cut_off(sent, monkeypatch):
     with listening(endless) as port, socket.create_connection(("127.0.0.1", port), timeout=20) as client:
         client.sendall(sent)
         assert client.recv(10) == b""
+
+
+async def brief(scope, receive, send):
+    """Answer without reading the body."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+@pytest.mark.parametrize("length, closed", [(10, True), (2, False)], ids=["kept back", "sent"])
+def test_who_keeps_a_body_back_after_the_answer_is_cut_off(length, closed, monkeypatch):
+    monkeypatch.setattr(connection, "REST_S", 0.5)
+    request = f"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode()
+    with listening(brief) as port, socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        client.sendall(request)
+        assert until(lambda: client.recv(1000)).endswith(b"ok")
+        client.sendall(b"x")  # this stops the clock of uvicorn
+        if closed:
+            assert client.recv(10) == b""
+            return
+        client.sendall(b"x" + request)  # the body is complete: the connection goes on
+        assert client.recv(1000).startswith(b"HTTP/1.1 200")
 
 
 def test_who_does_not_read_is_cut_off(monkeypatch):

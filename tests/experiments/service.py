@@ -341,6 +341,9 @@ def hostile(most_mpx: float = 20, most_mb: float = 2) -> dict:
         "a form with two files": (form[:-7] + b"\r\n" + form, "multipart/form-data; boundary=x", ""),
         "a page of somebody else": (good, kind, "", {"Origin": "http://evil.example"}),
         "another name for this server": (good, kind, "", {"Host": "evil.example"}),
+        "a name for this server that is none": (good, kind, "", {"Host": "["}),
+        "a page that comes from nowhere": (good, kind, "", {"Origin": "http://["}),
+        "a number that is none": (good, kind, "?min_area_px=inf"),
         "lies about its length": lambda url: raw(
             url, b"POST /tasks HTTP/1.1\r\nHost: HOST\r\nContent-Type: image/png\r\nContent-Length: 99999999999\r\n\r\n"
         ),

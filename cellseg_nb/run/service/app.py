@@ -68,8 +68,8 @@ def _full(place: Place) -> Refused:
 async def take_in(
     place: Place,
     request: Request,
-) -> Record:
-    """Make a task of a request.
+) -> JSONResponse:
+    """Make a task of a request, and answer it.
 
     Raises
     ------
@@ -90,12 +90,13 @@ async def take_in(
         path.unlink(missing_ok=True)
 
 
-def _make(place: Place, id: str, path: Path, declared: str, asked: tuple[str, list[str] | None, dict[str, Any]]) -> Record:
-    """Look at the image, give it its place, and write the record."""
+def _make(place: Place, id: str, path: Path, declared: str, asked: tuple[str, list[str] | None, dict[str, Any]]) -> JSONResponse:
+    """Look at the image, give it its place, and write the record; what cannot be answered is not begun."""
     suffix = check_upload(path, place.settings.most_mpx, declared)
     task, model, chosen = asked
     now, upload = time.time(), f"image{suffix}"
     record = Record(id=id, task=task, model=model, settings=chosen, upload=upload, created=now, changed=now)
+    answer = JSONResponse(described(record, place.settings.keep_hours), 201, headers=SAFE | {"Location": f"/tasks/{id}"})
     place.files.keep_upload(id, upload, path)
     if not place.records.add(record, place.settings.most_waiting):
         place.files.remove(id)
@@ -104,7 +105,7 @@ def _make(place: Place, id: str, path: Path, declared: str, asked: tuple[str, li
         place.queue.put(id)
     except Exception as error:  # the task is there, and the keeper wakes a worker when the queue is back
         tell(f"{id}: its message could not be sent: {one_line(error, '')}")
-    return record
+    return answer
 
 # %% ../../../nbs/run/service/09_app.ipynb #7c8db2f1
 def _iso(seconds: float | None) -> str | None:
@@ -170,11 +171,15 @@ def page(
     return HTMLResponse(text, headers=PAGE)
 
 
+def _unknown(place: Place, id: UUID) -> Refused:
+    return Refused(404, f"there is no task {id}; results are kept for {place.settings.keep_hours:g} hours")
+
+
 def _known(place: Place, id: UUID) -> Record:
     """The record of a task. Refused: there is none."""
     record = place.records.get(str(id))
     if record is None:
-        raise Refused(404, f"there is no task {id}; results are kept for {place.settings.keep_hours:g} hours")
+        raise _unknown(place, id)
     return record
 
 
@@ -232,11 +237,9 @@ def task_routes(
     async def post_task(request: Request) -> JSONResponse:
         """Send an image; it is worked on as soon as a worker is free."""
         try:
-            record = await take_in(place, request)
+            return await take_in(place, request)
         except Refused as refused:
             raise await refuse_kindly(request, refused) from None
-        told = described(record, place.settings.keep_hours)
-        return JSONResponse(told, 201, headers=SAFE | {"Location": f"/tasks/{record.id}"})
 
     @app.get("/tasks/{id}", responses=_some(401, 404))
     def get_task(id: UUID) -> JSONResponse:
@@ -246,8 +249,8 @@ def task_routes(
     @app.delete("/tasks/{id}", status_code=204, responses=_some(401, 403, 404))
     def delete_task(id: UUID) -> Response:
         """Forget a task with its image and its results; what works on it throws its results away."""
-        _known(place, id)
-        forget(place, str(id), time.time())
+        if not forget(place, str(id), time.time()):
+            raise _unknown(place, id)
         return Response(status_code=204)
 
     @app.get("/masks/{id}", responses=_some(401, 404, 406, 409), response_class=FileResponse)
@@ -306,7 +309,7 @@ def make_app(
     @app.get("/health")
     def health() -> JSONResponse:
         """Whether the service works: 200, or 503 when it cannot reach its records."""
-        told = {"version": cellseg_nb.__version__, "workers": len(keeper.workers.running) if keeper else 0}
+        told = {"version": cellseg_nb.__version__, "workers": keeper.workers.alive() if keeper else 0}
         try:
             return JSONResponse({"status": "ok", "open_tasks": len(place.records.open())} | told, headers=SAFE)
         except Exception as error:  # whatever is wrong with the storage: that is what is asked here

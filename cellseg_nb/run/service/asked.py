@@ -7,6 +7,7 @@ __all__ = ['DEFAULT_TASK', 'OF_SERVER', 'known_tasks', 'asked_settings', 'models
 
 # %% ../../../nbs/run/service/05_asked.ipynb #dc64f59a
 import threading
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def _named(name: str, names: Any, what: str) -> str:
         raise Refused(422, f"{what}: there is no {name[:60]!r}; there is: {', '.join(names)}")
     return name
 
-
+# %% ../../../nbs/run/service/05_asked.ipynb #549ec526
 def asked_task(
     fields: list[tuple[str, str]],  # names and values of a request; a name may come several times
     settings: ServeSettings,
@@ -107,7 +108,20 @@ def asked_task(
         made = checked_settings(task.Settings, chosen)
     except ValueError as error:
         raise Refused(422, str(error)) from error
-    return task.name, models, made.model_dump(mode="json", include=set(chosen))
+    told = made.model_dump(mode="json", include=set(chosen))
+    for name, value in told.items():
+        if not _is_finite(value):
+            raise Refused(422, f"{name}: {', '.join(given[name])[:60]!r} has a number that is not finite")
+    return task.name, models, told
+
+# %% ../../../nbs/run/service/05_asked.ipynb #fdacc06d
+def _is_finite(value: Any) -> bool:
+    """Whether all numbers are, however deep they lie: JSON knows no others."""
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or isfinite(value)
 
 
 def _value(one: SettingFacts, values: list[str]) -> Any:

@@ -12,10 +12,12 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from fastcore.basics import patch
+from pydantic import ValidationError
 
 from cellseg_nb.core import (
     one_line,
@@ -39,8 +41,8 @@ ORPHAN_S = 3600.0  # files without a record are older: nobody is about to write 
 class Sweeper:
     """Looks through the tasks, and does what nobody else does."""
 
-    def __init__(self, place: Place):
-        self.place, self.woken = place, {}
+    def __init__(self, place: Place, workers: Any = None):
+        self.place, self.workers, self.woken, self.wrong, self.holds = place, workers, {}, {}, {}
         self.started, self.expired_at, self.orphans_at = time.time(), 0.0, 0.0
 
     def sweep(
@@ -48,10 +50,10 @@ class Sweeper:
         now: float | None = None,  # s; None = the time
     ) -> None:
         """Look once."""
-        now, place = now or time.time(), self.place
-        listed = place.records.open()
-        for id in listed:
-            self._open_task(id, now)
+        now, place, before = now or time.time(), self.place, self.holds
+        listed, self.holds = place.records.open(), {}
+        self._each(listed, partial(self._open_task, now=now))
+        self._overtaken(before)
         self.woken = {id: self.woken[id] for id in listed if id in self.woken}
         if now - self.expired_at > EXPIRE_S:
             self.expired_at = now
@@ -60,49 +62,95 @@ class Sweeper:
             self.orphans_at = now
             self._orphans(now)
 
-    def _open_task(self, id: str, now: float) -> None:
-        """Do what a task needs that is not finished."""
-        place, attempts = self.place, self.place.settings.attempts
-        found = place.records.read(id)
-        if found is None or not found[0].is_open:
-            place.records.tidy(id)
-        elif found[0].status == "DELETED":
-            forget(place, id, now)
-        elif found[0].status == "PROCESSING":
-            after = place.records.change(id, partial(lapsed, now=now, most_attempts=attempts))
-            if after is not None:
-                tell(f"{id}: {found[0].worker} is silent; {after.error or 'somebody else does it'}")
-                place.queue.put(id)
+    def _each(self, ids: list[str], do: Callable[[str], Any]) -> None:
+        """Do something for every task; one that cannot be read does not keep the others waiting."""
+        for id in ids:
+            try:
+                do(id)
+                self.wrong.pop(id, None)
+            except Exception as error:  # said once, not at every look
+                said = one_line(error, "")
+                if self.wrong.get(id) != said:
+                    self.wrong[id] = said
+                    tell(f"{id}: nobody can look after this task: {said}")
+
+# %% ../../../nbs/run/service/07_keeper.ipynb #6dafa8b5
+@patch
+def _open_task(self: Sweeper, id: str, now: float) -> None:
+    """Do what a task needs that is not finished."""
+    place, attempts = self.place, self.place.settings.attempts
+    found = place.records.read(id)
+    if found is None or not found[0].is_open:
+        place.records.tidy(id)
+    elif found[0].status == "DELETED":
+        forget(place, id, now)
+    elif found[0].status == "PROCESSING":
+        after = place.records.change(id, partial(lapsed, now=now, most_attempts=attempts))
+        if after is not None:
+            tell(f"{id}: {found[0].worker} is silent; {after.error or 'somebody else does it'}")
+            self._end(found[0].worker)
+            place.queue.put(id)
         else:
-            times, last = self.woken.get(id, (0, 0.0))
-            since = max(found[0].changed, last)
-            fresh = times == 0 and found[0].changed < self.started  # waiting since before this process
-            if fresh or now - since > REWAKE_S * 2**times:
-                self.woken[id] = (times + 1, now)
-                place.queue.put(id)
+            self.holds[found[0].worker] = (id, found[0].claim)
+    else:
+        times, last = self.woken.get(id, (0, 0.0))
+        since = max(found[0].changed, last)
+        fresh = times == 0 and found[0].changed < self.started  # waiting since before this process
+        if fresh or now - since > REWAKE_S * 2**times:
+            self.woken[id] = (times + 1, now)
+            place.queue.put(id)
+
+
+@patch
+def _overtaken(self: Sweeper, before: dict[str, tuple[str, str]]) -> None:
+    """End workers whose task somebody else has got: their lease was over before this one looked."""
+    taken = dict(self.holds.values())
+    for name, (id, claim) in before.items():
+        if name not in self.holds and taken.get(id, claim) != claim:
+            self._end(name)
+
+
+@patch
+def _end(self: Sweeper, name: str) -> None:
+    """End a silent worker, if it is one of this keeper."""
+    if self.workers is not None and self.workers.end(name):
+        tell(f"{name} is killed: it was silent")
 
 # %% ../../../nbs/run/service/07_keeper.ipynb #66782eb7
 @patch
 def _expired(self: Sweeper, now: float) -> None:
     """Forget results after their time."""
     place = self.place
-    for id in place.records.unchanged_since(now - place.settings.keep_hours * 3600):
+    self._each(place.records.unchanged_since(now - place.settings.keep_hours * 3600), partial(_expire, place, now=now))
+
+
+def _expire(place: Place, id: str, now: float) -> None:
+    """Forget a task that has not changed for so long, unless there is something left to do."""
+    try:
         found = place.records.read(id)
-        if found is not None and not found[0].is_open:
-            forget(place, id, now)
+    except ValidationError as error:  # who could have read it had as much time
+        tell(f"{id}: removed after its time although its record cannot be read: {one_line(error, '')}")
+        forget(place, id, now)
+        return
+    if found is not None and not found[0].is_open:
+        forget(place, id, now)
 
 
 @patch
 def _orphans(self: Sweeper, now: float) -> None:
     """Remove what an interrupted post, or a killed worker, left."""
     place = self.place
-    for id in place.files.ids(now - ORPHAN_S):
-        if place.records.read(id) is None:
-            place.files.remove(id)
+    self._each(place.files.ids(now - ORPHAN_S), partial(_without_record, place))
     limit = place.settings.task_seconds + place.settings.upload_seconds + ORPHAN_S
     for path in place.scratch.iterdir():
         if path.stat().st_mtime < now - limit:
             remove(path)
+
+
+def _without_record(place: Place, id: str) -> None:
+    """Remove files that belong to no task."""
+    if place.records.read(id) is None:
+        place.files.remove(id)
 
 # %% ../../../nbs/run/service/07_keeper.ipynb #aa140189
 def remove(path: Any) -> None:
@@ -120,9 +168,12 @@ def forget(
     id: str,
     now: float,  # s
 ) -> bool:  # False = there is no such task
-    """Delete a task whatever its state: first nobody sees it, then its files go, then its record."""
-    if place.records.change(id, partial(deleted, now=now)) is None:
-        return False
+    """Delete a task whatever its state: first nobody sees it, then its files go, then its record, readable or not."""
+    try:
+        if place.records.change(id, partial(deleted, now=now)) is None:
+            return False
+    except ValidationError as error:
+        tell(f"{id}: deleted although its record cannot be read: {one_line(error, '')}")
     place.files.remove(id)
     place.records.drop(id)
     return True
@@ -166,15 +217,35 @@ class Workers:
         except OSError as error:
             tell(f"{name} ended before it began: {one_line(error, '')}")
 
-    def _give_back(self, name: str) -> None:
-        """Give back the task of a worker that has ended."""
-        records, attempts = self.place.records, self.place.settings.attempts
-        how = partial(given_back, now=time.time(), most_attempts=attempts)
-        for id in records.open():
+# %% ../../../nbs/run/service/07_keeper.ipynb #c8639406
+@patch
+def alive(self: Workers) -> int:
+    """How many processes there are at this moment."""
+    return sum(process.poll() is None for process, _ in [*self.running.values()])
+
+
+@patch
+def end(self: Workers, name: str) -> bool:  # whether it is one of these
+    """Kill a worker, which is replaced; one that stands still does not end in any other way."""
+    if name in self.running:
+        self.running[name][0].kill()
+    return name in self.running
+
+
+@patch
+def _give_back(self: Workers, name: str) -> None:
+    """Give back the task of a worker that has ended."""
+    records, attempts = self.place.records, self.place.settings.attempts
+    how = partial(given_back, now=time.time(), most_attempts=attempts)
+    for id in records.open():
+        try:
             after = records.change(id, lambda one: how(one) if one.worker == name else None)
-            if after is not None:
-                tell(f"{id}: given back; {after.error or 'somebody else does it'}")
-                self.place.queue.put(id)
+        except ValidationError as error:  # the others are not kept waiting
+            tell(f"{id}: cannot be given back: {one_line(error, '')}")
+            continue
+        if after is not None:
+            tell(f"{id}: given back; {after.error or 'somebody else does it'}")
+            self.place.queue.put(id)
 
 # %% ../../../nbs/run/service/07_keeper.ipynb #f5033875
 @patch
@@ -195,7 +266,8 @@ class Keeper:
     """Keeps workers running and tasks moving, in a thread of its own."""
 
     def __init__(self, place: Place, n_workers: int):
-        self.place, self.workers, self.sweeper = place, Workers(place, n_workers), Sweeper(place)
+        self.place, self.workers = place, Workers(place, n_workers)
+        self.sweeper = Sweeper(place, self.workers)
         self._stop = threading.Event()
         self.thread = threading.Thread(target=self.run, daemon=True)
 

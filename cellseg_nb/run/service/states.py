@@ -32,7 +32,7 @@ class Record(BaseModel):
         Why it failed; row of its table; names of results; tables and mask among them; warnings; time by step.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")  # a newer version may have written more
 
     id: str
     task: str

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['KINDS', 'PNG', 'TIFF', 'BLOCK', 'CHANNELS', 'DEPTHS', 'PASSES', 'MOST_CHUNKS', 'TAG_BYTES', 'WHOLE', 'MOST_PAGES',
            'MOST_TAGS', 'MOST_VALUES', 'WIDTH', 'HEIGHT', 'DEPTH_BITS', 'SAMPLES', 'SUB_IFDS', 'OFFSETS', 'COUNTS',
-           'Refused', 'suffix_of', 'check_png', 'check_tiff', 'check_upload']
+           'TILE_WIDTH', 'TILE_HEIGHT', 'PAGE_DEPTH', 'TILE_DEPTH', 'PIXEL_BYTES', 'Refused', 'suffix_of', 'check_png',
+           'check_tiff', 'check_upload']
 
 # %% ../../../nbs/run/service/04_uploads.ipynb #d022d187
 import struct
@@ -14,6 +15,8 @@ from collections.abc import Iterator
 from math import ceil, prod
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from fastcore.basics import patch
 
 from cellseg_nb.core import (
     one_line,
@@ -153,16 +156,24 @@ WHOLE = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}  # types of whole nu
 MOST_PAGES, MOST_TAGS, MOST_VALUES = 20_000, 1_000, 1 << 22
 WIDTH, HEIGHT, DEPTH_BITS, SAMPLES, SUB_IFDS = 256, 257, 258, 277, 330
 OFFSETS, COUNTS = (273, 324), (279, 325)  # of strips, of tiles
+TILE_WIDTH, TILE_HEIGHT, PAGE_DEPTH, TILE_DEPTH = 322, 323, 32997, 32998
+PIXEL_BYTES = 8  # so many are decoded for every pixel that is allowed
 
 # %% ../../../nbs/run/service/04_uploads.ipynb #7ba6d051
 class _Tiff:
     """The skeleton of a TIFF: numbers at addresses that lie in the file."""
 
     def __init__(self, file: BinaryIO, size: int):
-        self.file, self.size = file, size
+        self.file, self.size, self.left = file, size, MOST_VALUES
         first = self.at(0, 8)
         self.order, self.big = "<" if first[:1] == b"I" else ">", 43 in (first[2], first[3])
         self.first = self.number(8 if self.big else 4, "Q" if self.big else "I")
+
+    def spend(self, n_values: int) -> None:
+        """Count what is read: pages can share what lies in the file once. Refused: it is too much."""
+        self.left -= n_values
+        if self.left < 0:
+            raise Refused(413, f"the TIFF has more than {MOST_VALUES:,} numbers in the tags of its pages")
 
     def at(self, place: int, length: int) -> bytes:
         """Bytes of the file. Refused: they are not in it."""
@@ -182,6 +193,7 @@ class _Tiff:
         n_tags, found = self.number(place, count_kind), {}
         if n_tags > MOST_TAGS:
             raise Refused(422, f"the TIFF is damaged: a page with {n_tags:,} tags")
+        self.spend(n_tags)
         for one in range(begin, begin + n_tags * length, length):
             code, kind = self.number(one, "H"), self.number(one + 2, "H")
             count, inside = self.number(one + 4, "Q" if self.big else "I"), one + (12 if self.big else 8)
@@ -193,18 +205,34 @@ class _Tiff:
         end = begin + n_tags * length
         return found, self.number(end, "Q" if self.big else "I")
 
-    def values(self, tag: tuple[int, int, int] | None, default: int | None = None) -> tuple[int, ...]:
-        """Whole numbers of a tag."""
-        if tag is None:
-            return () if default is None else (default,)
-        kind, count, where = tag
-        if kind not in WHOLE or count > MOST_VALUES:
-            raise Refused(422, "the TIFF is damaged: a tag that should hold whole numbers does not")
-        return struct.unpack(f"{self.order}{count}{WHOLE[kind]}", self.at(where, count * TAG_BYTES[kind]))
+# %% ../../../nbs/run/service/04_uploads.ipynb #ee47fdfe
+@patch
+def values(self: _Tiff, tag: tuple[int, int, int] | None, default: int | None = None) -> tuple[int, ...]:
+    """Whole numbers of a tag."""
+    if tag is None:
+        return () if default is None else (default,)
+    kind, count, where = tag
+    if kind not in WHOLE or not count:
+        raise Refused(422, "the TIFF is damaged: a tag that should hold whole numbers does not")
+    self.spend(count)
+    return struct.unpack(f"{self.order}{count}{WHOLE[kind]}", self.at(where, count * TAG_BYTES[kind]))
 
 # %% ../../../nbs/run/service/04_uploads.ipynb #e56c40da
-def _check_page(tiff: _Tiff, tags: dict[int, tuple[int, int, int]]) -> int:
-    """Pixels of a page, whose data must lie in the file."""
+def _decoded(tiff: _Tiff, tags: dict[int, tuple[int, int, int]], width: int, height: int, most_mpx: float) -> int:
+    """How many pixels are decoded for a page: tiles are decoded whole."""
+    if any(tiff.values(tags.get(one), 1)[0] != 1 for one in (PAGE_DEPTH, TILE_DEPTH)):
+        raise Refused(422, "the TIFF has pages with a depth; save each plane as a page of its own")
+    wide, high = (tiff.values(tags.get(one), 0)[0] for one in (TILE_WIDTH, TILE_HEIGHT))
+    if not wide and not high:
+        return width * height
+    if not wide or not high:
+        raise Refused(422, "the TIFF is damaged: tiles without width or height")
+    _no_more(wide * high, most_mpx)
+    return -(-width // wide) * wide * -(-height // high) * high
+
+
+def _check_page(tiff: _Tiff, tags: dict[int, tuple[int, int, int]], most_mpx: float) -> tuple[int, float]:
+    """Pixels of a page, whose data must lie in the file, and how many bytes they are when they are decoded."""
     width, height = (tiff.values(tags.get(one))[:1] for one in (WIDTH, HEIGHT))
     if not width or not height or not width[0] or not height[0]:
         raise Refused(422, "the TIFF is damaged: a page without width or height")
@@ -219,15 +247,16 @@ def _check_page(tiff: _Tiff, tags: dict[int, tuple[int, int, int]]) -> int:
             raise Refused(422, "the TIFF is cut off or damaged: pixels are behind its end")
     if not any(tags.get(one) for one in OFFSETS):
         raise Refused(422, "the TIFF is damaged: a page without pixels")
-    return width[0] * height[0] * max(1, samples // 4)
+    n_bytes = _decoded(tiff, tags, width[0], height[0], most_mpx) * samples * max(bits) / 8
+    return width[0] * height[0] * max(1, samples // 4), n_bytes
 
-
+# %% ../../../nbs/run/service/04_uploads.ipynb #e2f099ba
 def check_tiff(
     path: Path,  # a file that begins like a TIFF
     most_mpx: float,  # megapixels of all pages together
 ) -> None:
     """Look through the pages of a TIFF without decoding one. Refused: it is damaged or too large."""
-    pixels, seen = 0, set()
+    pixels, n_bytes, seen = 0, 0.0, set()
     with open(path, "rb") as file:
         tiff = _Tiff(file, path.stat().st_size)
         todo = [tiff.first]
@@ -239,8 +268,11 @@ def check_tiff(
             if len(seen) > MOST_PAGES:
                 raise Refused(422, f"the TIFF has more than {MOST_PAGES:,} pages")
             tags, follows = tiff.tags(place)
-            pixels += _check_page(tiff, tags)
+            more = _check_page(tiff, tags, most_mpx)
+            pixels, n_bytes = pixels + more[0], n_bytes + more[1]
             _no_more(pixels, most_mpx)
+            if n_bytes > most_mpx * PIXEL_BYTES * 1e6:
+                raise Refused(413, f"it unpacks to {n_bytes / 1e6:,.0f} megabytes; this service takes {most_mpx * PIXEL_BYTES:g}")
             todo += [one for one in (*tiff.values(tags.get(SUB_IFDS)), follows) if one]
     if not seen or not tiff.first:
         raise Refused(422, "the TIFF has no page")
