@@ -76,6 +76,23 @@ def browser_page(width: int = 1280, height: int = 900):
         browser.close()
 
 
+QUIET = ("favicon", "net::ERR_NAME_NOT_RESOLVED")  # what a page asks of the network in vain
+
+
+@contextmanager
+def quiet_page(folder: Path, app: str):
+    """The page of an app; at the end, nothing must have gone wrong in it."""
+    pytest.importorskip("playwright", reason="the Python package playwright is not installed")
+    with served(folder, app) as address, browser_page(height=1000) as page:
+        said = []
+        page.on("console", lambda one: one.type == "error" and said.append(one.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(address, wait_until="commit")
+        yield page
+        said = [one for one in said if not any(word in one for word in QUIET)]
+        assert not said, said
+
+
 def open_app(page, address: str) -> None:
     """Open the app and wait until its first picture is there."""
     page.goto(address, wait_until="commit")

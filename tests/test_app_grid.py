@@ -14,9 +14,8 @@ from cellseg_nb.segment.grid import register_mask
 from test_app import (
     CHROMIUM,
     NAMES,
-    browser_page,
     download,
-    served,
+    quiet_page,
     set_number,
     upload,
     wait_for_line,
@@ -24,23 +23,15 @@ from test_app import (
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"none of {', '.join(NAMES)} is installed")
 USUAL = {"Rotation, °": 5, "Marks missing, %": 20, "First rows gone": 0}
-QUIET = ("favicon", "net::ERR_NAME_NOT_RESOLVED")  # what the page asks of the network in vain
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    pytest.importorskip("playwright", reason="the Python package playwright is not installed")
-    with served(tmp_path_factory.mktemp("voila"), "grid") as address, browser_page(height=1000) as page:
-        page.said = []
-        page.on("console", lambda one: one.type == "error" and page.said.append(one.text))
-        page.on("pageerror", lambda error: page.said.append(str(error)))
-        page.goto(address, wait_until="commit")
+    with quiet_page(tmp_path_factory.mktemp("voila"), "grid") as page:
         wait_for(page, "marks numbered")
         canvas(page).wait_for()
         page.wait_for_function("document.querySelector('canvas[role=img]').dataset.view")
         yield page
-        said = [one for one in page.said if not any(word in one for word in QUIET)]
-        assert not said, said
 
 
 def canvas(page):

@@ -9,10 +9,9 @@ from cellseg_nb.data.simulate_slides import simulate_slide
 from test_app import (
     CHROMIUM,
     NAMES,
-    browser_page,
     count,
     download,
-    served,
+    quiet_page,
     set_number,
     upload,
     wait_for_count,
@@ -22,22 +21,14 @@ from test_app import (
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"none of {', '.join(NAMES)} is installed")
 FOUND = ".widget-html:has-text('objects ·')"
 SHAPE = (2400, 3200)  # of the simulated slide; px
-QUIET = ("favicon", "net::ERR_NAME_NOT_RESOLVED")  # what the page asks of the network in vain
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    pytest.importorskip("playwright", reason="the Python package playwright is not installed")
-    with served(tmp_path_factory.mktemp("voila"), "slide") as address, browser_page(height=1000) as page:
-        page.said = []
-        page.on("console", lambda one: one.type == "error" and page.said.append(one.text))
-        page.on("pageerror", lambda error: page.said.append(str(error)))
-        page.goto(address, wait_until="commit")
+    with quiet_page(tmp_path_factory.mktemp("voila"), "slide") as page:
         page.locator(FOUND).wait_for()
         page.wait_for_function("document.querySelector('canvas[role=img]').dataset.shown")
         yield page
-        said = [one for one in page.said if not any(word in one for word in QUIET)]
-        assert not said, said
 
 
 def canvas(page):

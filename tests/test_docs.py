@@ -122,6 +122,12 @@ def test_title_cell_has_title_and_promise(notebook):
     assert len(promise) == 1, f"the promise is one line that begins with `> `: {promise}"
 
 
+def test_no_text_is_still_to_be_written(notebook):
+    texts = [cell.text for cell in read_cells(notebook) if cell.kind == "markdown"]
+    found = [mark for text in texts for mark in re.findall(r"\b(?:TODO|FIXME|TBD|TEXT-[A-Z-]+)\b", text)]
+    assert not found, found
+
+
 def test_import_cells_only_import(notebook):
     """The documentation build runs every cell that has an import, without the cells before it."""
     cells = read_cells(notebook)

@@ -9,7 +9,6 @@ __all__ = ['COMMAND', 'STEPS', 'STEP_VERSION', 'FOLDERS', 'OVERLAY_PX', 'SHOWN',
 
 # %% ../../nbs/run/21_marks.ipynb #ec4c2b48
 import json
-import os
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -25,7 +24,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from cellseg_nb.core import (
-    TEMPORARY, Stopwatch, claim, clear_temporaries, folder_lock, one_line, package_versions, read_json, thread_count, write_csv,
+    Stopwatch, claim, clear_temporaries, folder_lock, one_line, package_versions, read_json, thread_count, write_csv,
 )
 from cellseg_nb.data.io import (
     find_images, image_sha256, image_stem, read_pixels, write_image,
@@ -425,22 +424,18 @@ SHOWN = ("rows", "cols", "found", "missing", "ambiguous", "merged", "broken", "l
 
 def number_picture(group: Group, picture: str, plan: TilesOf, missing: set[str], wrote: Callable) -> None:
     """Number the marks of a picture, and write those of its files that are missing."""
-    from tempfile import TemporaryDirectory
-
     from cellseg_nb.segment.grid import register_mask
-    from cellseg_nb.segment.grid_files import write_registration
+    from cellseg_nb.segment.grid_files import registration_files
 
     mask = group.path(f"tiles_stitched/{group.name}/{picture}_mask.png")
     how = group.settings
     found, numbers = register_mask(read_pixels(mask), how.rows, how.cols, name=str(mask))
-    target = group.path(f"am_coords/{group.name}")
-    target.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=target, prefix=TEMPORARY) as fresh:
-        for path in write_registration(fresh, picture, found, numbers, read_pixels(group.path(plan.file))).values():
-            name = f"am_coords/{group.name}/{path.name}"
-            if name in missing:
-                os.replace(path, target / path.name)
-                wrote(name)
+    group.path(f"am_coords/{group.name}").mkdir(parents=True, exist_ok=True)
+    for ending, write in registration_files(found, numbers, read_pixels(group.path(plan.file))).items():
+        name = f"am_coords/{group.name}/{picture}{ending}"
+        if name in missing:
+            write(group.path(name))
+            wrote(name)
 
 
 def number_group(group: Group, plans: dict[str, TilesOf], before: Step) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@
 __all__ = ['Marks', 'numbered_result']
 
 # %% ../../../nbs/run/tasks/05_marks.ipynb #16ba39e5
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,11 @@ from typing import Any
 import numpy as np
 from fastcore.basics import patch
 
-from cellseg_nb.core import (
-    atomic_path, write_csv,
-)
 from cellseg_nb.data.io import (
     write_labels,
 )
 from cellseg_nb.run.outputs import (
-    write_overlay, write_text,
+    write_overlay,
 )
 from cellseg_nb.run.registry import (
     register,
@@ -112,26 +108,15 @@ def numbered_result(
     """
     from cellseg_nb.measure.plots import overlay
     from cellseg_nb.segment.grid import register_mask
-    from cellseg_nb.segment.grid_files import show_registration
+    from cellseg_nb.segment.grid_files import registration_files
 
     if not mask.any():
         raise ValueError("no mark was found; another --model or a lower --threshold may find some, or there are none")
     found, numbers = register_mask(mask, settings.rows, settings.cols)
-    text = json.dumps(found.summary, indent=1) + "\n"
-    files = {
-        f"{name}_labels.tif": partial(write_labels, labels=numbers),
-        f"{name}_marks.csv": partial(write_csv, table=found.marks, float_format="%.6g"),
-        f"{name}_overlay.png": lambda path: _save_figure(show_registration(image, found), path),
-        f"{name}_quality.json": partial(write_text, text=text),
-    }
+    files = {name + ending: write for ending, write in registration_files(found, numbers, image).items() if ending != "_labels.png"}
     n_marks = int(len(np.unique(numbers)) - 1)
     row = {"count": n_marks} | {key: value for key, value in found.summary.items() if key != "size"}
     return Result(row=row, tables={"marks": found.marks}, files=files, labels=numbers, picture=overlay(image, numbers))
-
-
-def _save_figure(figure: Any, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary)
 
 # %% ../../../nbs/run/tasks/05_marks.ipynb #0e1ac842
 @patch
