@@ -292,7 +292,7 @@ def test_storages_keep_their_promises(kind, queues, tmp_path, monkeypatch):
     queue, variables = queues(kind)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    queue = f"{queue.removesuffix('/0')}/5" if kind == "redis" else f"{queue}&prefix=alone/"
+    queue = f"{queue.removesuffix('/0')}/5" if kind == "redis" else queue.replace("//tasks", "//alone") + "&prefix=alone/"
     place = open_place(ServeSettings(data=tmp_path, queue=queue))
     check_records(place.records, wait=1.0 if kind == "sqs" else 0.0)
     now, won = time.time(), []

@@ -108,7 +108,7 @@ def write_registration(
         write(written[ending])
     return written
 
-
+# %% ../../nbs/segment/21_grid_files.ipynb #d3d666aa
 def summary_text(
     summary: dict,  # of a `Registration`
 ) -> str:  # a few lines for a person

@@ -105,7 +105,8 @@ def queue_of(kind: str, folder: Path):
         how = {"endpoint_url": f"http://127.0.0.1:{port}", "region_name": "us-east-1"}
         how |= {name.lower(): value for name, value in secret.items()}
         boto3.client("s3", **how).create_bucket(Bucket="lab")
-        boto3.client("sqs", **how).create_queue(QueueName="tasks")
+        for name in ("tasks", "alone"):  # "alone" is for a test that no other leaves messages to
+            boto3.client("sqs", **how).create_queue(QueueName=name)
         yield f"sqs://tasks?bucket=lab&region=us-east-1&endpoint=http://127.0.0.1:{port}", secret
 
 
