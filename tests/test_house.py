@@ -271,6 +271,13 @@ def test_installed_metadata_is_that_of_settings():
         "encoders",
         "pipelines",
         "service",
+        "s3",
+        "dvc",
+        "cluster",
+        "exchange",
+        "fast",
+        "int8",
+        "viz",
     }
     scripts = {
         entry.name
