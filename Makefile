@@ -48,7 +48,9 @@ title = $(shell sed -n 's/^ *"\# \(.*\)\\n",$$/\1/p' nbs/apps/$(1).ipynb | head 
 app-%: nbs/apps/%.ipynb $(READY)
 	@$(BIN)/voila $< --Voila.config_file_paths=nbs/apps --Voila.port=$(call port,$*) --VoilaConfiguration.resources="{'metadata': {'name': '$(call title,$*)'}}"
 
-format: $(READY) ## clean the notebooks; write the modules and README.md from them
+format: $(READY) ## lay out and check the code; clean the notebooks; write the modules and README.md from them
+	@$(BIN)/ruff check --quiet --fix
+	@$(BIN)/ruff format --quiet
 	@$(BIN)/nbdev_export
 	@$(BIN)/nbdev_clean
 	@$(BIN)/python -m cellseg_nb._docs_render

@@ -87,7 +87,7 @@ def test_size_is_estimated_and_the_summary_says_so():
 @pytest.mark.parametrize("kind", ["anywhere", "in clumps", "on a line", "on a ring"])
 def test_points_without_a_grid_are_refused(kind):
     rng = np.random.default_rng(0)
-    for seed in range(5):
+    for _ in range(5):
         points = rng.uniform(0, 1000, (1500, 2))
         if kind == "in clumps":
             points = np.repeat(points[:80], 15, axis=0) + rng.normal(0, 8, (1200, 2))

@@ -65,7 +65,6 @@ from cellseg_nb.segment.slide_settings import (
 )
 
 if TYPE_CHECKING:
-    import pandas as pd
 
     from cellseg_nb.segment.slide import Tissue
 

@@ -23,16 +23,13 @@ from cellseg_nb.core import (
 )
 from cellseg_nb.data.formats.base import (
     FORMATS, Format, Reader, explained, fitting_facts, format_of, gray_if_equal, image_stem,
-    load_formats, named_axes, register_format,
+    load_formats, named_axes,
 )
 from cellseg_nb.data.masks import (
     objects_of,
 )
 from cellseg_nb.data.ome import (
     image_parts, without_parts,
-)
-from cellseg_nb.data.writers import (
-    LabelWriter,
 )
 
 # %% ../../nbs/data/00_io.ipynb #9cd1835f

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numba import njit
@@ -23,7 +24,7 @@ from cellseg_nb.core import (
 )
 from cellseg_nb.data.kidney import (
     BASAL, BETWEEN, CAPSULE, KIND, RADIUS, SCAR, TEXEL_UM, TEXELS, TUFT, WALL, X, Y,
-    Surroundings, Tissue, beyond, chance, depth_in_tissue, glomeruli_within, hills, look, surroundings, textures,
+    Tissue, beyond, chance, depth_in_tissue, glomeruli_within, hills, look, surroundings, textures,
 )
 from cellseg_nb.data.rle import (
     RunLengths, write_rle_csv,
@@ -34,6 +35,9 @@ from cellseg_nb.data.slides import (
 from cellseg_nb.data.tiles import (
     plan_blocks,
 )
+
+if TYPE_CHECKING:  # it takes a second to load
+    import pandas as pd
 
 # %% ../../nbs/data/35_simulate_slides.ipynb #0dd15191
 @dataclass(frozen=True)

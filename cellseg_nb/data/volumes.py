@@ -613,10 +613,10 @@ def write_patches(
         if weights is None and weighed:
             weights = border_weights(labels, w0, sigma_px, stack.pixel_size_um, inside=True)
         name = stack.name if stems[stack.name] == 1 else f"{stack.name}_row{row.number}"
-        for patch in cut_patches(stack.pixels, labels, weights, size, overlap, min_foreground):
-            files = _write_patch(out, name, patch, stack.pixel_size_um)
-            share = np.count_nonzero(patch.labels) / patch.labels.size
-            facts = {"stack": name, **dict(zip("zyx", patch.start)), "foreground": f"{share:.3f}"}
+        for piece in cut_patches(stack.pixels, labels, weights, size, overlap, min_foreground):
+            files = _write_patch(out, name, piece, stack.pixel_size_um)
+            share = np.count_nonzero(piece.labels) / piece.labels.size
+            facts = {"stack": name, **dict(zip("zyx", piece.start)), "foreground": f"{share:.3f}"}
             written.append(files | {column: row.columns.get(column, "") for column in own} | facts)
     if not written:
         raise ValueError(

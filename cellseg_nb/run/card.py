@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, UTC
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -129,7 +129,7 @@ def write_card(
         }
         for name, (path, patterns) in facts["places"].items()
     }
-    started, settings = datetime.fromtimestamp(facts["started"], timezone.utc), facts["settings"]
+    started, settings = datetime.fromtimestamp(facts["started"], UTC), facts["settings"]
     scores = _scores(project / places["metrics"]["path"])
     outdated = facts["outdated"] if scores else ""
     card = {

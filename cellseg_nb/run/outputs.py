@@ -233,7 +233,7 @@ def collect_inputs(
     FileNotFoundError
         None of the inputs is an image.
     """
-    found: "dict[str, Row]" = {}
+    found: dict[str, Row] = {}
     taken: dict[str, Path] = {}  # some file systems do not tell A.tif from a.tif
     failures: dict[str, str] = {}
     inputs = list(inputs)

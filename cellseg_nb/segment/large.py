@@ -27,7 +27,10 @@ from cellseg_nb.core import (
     PixelSize, atomic_path, consecutive, label_dtype, pixel_edges, read_json, surviving_ids, write_csv,
 )
 from cellseg_nb.data.io import (
-    LabelWriter, Plane, write_image,
+    Plane, write_image,
+)
+from cellseg_nb.data.writers import (
+    LabelWriter,
 )
 from cellseg_nb.data.contrast import (
     normalised, without_offset,

@@ -84,7 +84,7 @@ def fold_table(
     """
     rows = pd.DataFrame([score(table) for table in tables])
     rows.insert(0, "fold", names or [str(number) for number in range(1, len(tables) + 1)])
-    sizes = [name for name, kind in rows.dtypes.items() if kind == int]
+    sizes = [name for name, kind in rows.dtypes.items() if pd.api.types.is_integer_dtype(kind)]
     scores = [name for name in rows.columns[1:] if name not in sizes]
     total = rows[sizes].sum().to_dict()
     below = [

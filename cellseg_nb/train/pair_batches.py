@@ -9,7 +9,6 @@ __all__ = ['MOST_BYTES', 'AREA_CLASSES', 'LEAST_LIGHT', 'MOST_PX', 'PairPicture'
 
 # %% ../../nbs/train/13_pair_batches.ipynb #cbc5d095
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch

@@ -3,6 +3,7 @@
 Each kind is a function that fills a folder; `good_files` writes pictures that must be counted whatever lies beside them.
 """
 
+import json
 import os
 import struct
 import zlib
@@ -164,7 +165,7 @@ def structure(folder: Path, rng: np.random.Generator) -> None:
     outside = {"version": "0.5", "multiscales": [{"axes": [], "datasets": [{"path": "../../.."}]}]}
     for name, said in (("s_outside", outside), ("s_nothing", {"version": "0.5", "multiscales": []})):
         (folder / f"{name}.zarr").mkdir()
-        text = '{"zarr_format":3,"node_type":"group","attributes":{"ome":%s}}' % str(said).replace("'", '"')
+        text = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {"ome": said}})
         (folder / f"{name}.zarr" / "zarr.json").write_text(text)
     os.mkfifo(folder / "s_pipe.tif")
     os.symlink("s_b.tif", folder / "s_a.tif")

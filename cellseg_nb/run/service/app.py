@@ -13,7 +13,7 @@ import mimetypes
 import re
 import socket
 import time
-from datetime import datetime, timezone
+from datetime import datetime, UTC
 from importlib.resources import files as packaged
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,7 @@ def _make(place: Place, id: str, path: Path, declared: str, asked: tuple[str, li
 # %% ../../../nbs/run/service/09_app.ipynb #7c8db2f1
 def _iso(seconds: float | None) -> str | None:
     """A time for people and programs."""
-    return None if seconds is None else datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds")
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 
 def described(

@@ -11,7 +11,6 @@ import asyncio
 import hmac
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit

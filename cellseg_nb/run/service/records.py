@@ -10,7 +10,7 @@ __all__ = ['EXTRA', 'SCHEMA', 'ADD', 'REPLACE', 'UNFINISHED_S', 'SqliteRecords',
 import sqlite3
 import threading
 import time
-from datetime import datetime, timezone
+from datetime import datetime, UTC
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +246,7 @@ def tidy(self: S3Records, id: str) -> None:
     found = self.read(id)
     if found is None:
         head = s3_answer(self.client.head_object, "404", **self._asked("open", id))
-        if head is None or (datetime.now(timezone.utc) - head["LastModified"]).total_seconds() < UNFINISHED_S:
+        if head is None or (datetime.now(UTC) - head["LastModified"]).total_seconds() < UNFINISHED_S:
             return
     if found is None or not found[0].is_open:
         self.client.delete_object(**self._asked("open", id))

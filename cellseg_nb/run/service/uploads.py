@@ -12,7 +12,7 @@ __all__ = ['KINDS', 'PNG', 'TIFF', 'BLOCK', 'CHANNELS', 'DEPTHS', 'PASSES', 'MOS
 import struct
 import zlib
 from collections.abc import Iterator
-from math import ceil, prod
+from math import ceil
 from pathlib import Path
 from typing import Any, BinaryIO
 
