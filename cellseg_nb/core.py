@@ -551,7 +551,7 @@ def one_line(
     """
     text, place = shown(" ".join(str(error).split())), shown(place)
     text = text.removeprefix(f"{place}: ").removeprefix(f"{place} ").replace(f" {place}", "", 1)
-    expected = isinstance(error, (ValueError, FileNotFoundError, ImportError))
+    expected = isinstance(error, (ValueError, FileNotFoundError, ImportError)) or hasattr(error, "said_by_store")
     return text if expected and text else f"{type(error).__name__}: {text}"
 
 # %% ../nbs/00_core.ipynb #54970e98

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'STAND_INS', 'WORKING', 'SIZES', 'GATEWAY', 'SENDER', 'RemotePath', 'url_of', 'placed', 'gateway',
-           'sending', 'shown', 'is_elsewhere', 'local', 'address', 'stored_size']
+           'sending', 'shown', 'is_elsewhere', 'local', 'readable', 'exists', 'address', 'stored_size']
 
-# %% ../nbs/02_places.ipynb #6df1ba60
+# %% ../nbs/02_places.ipynb #4850b007
 import os
 import re
 from importlib import import_module
@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 from types import ModuleType
 from typing import Any
 
-# %% ../nbs/02_places.ipynb #1602007c
+# %% ../nbs/02_places.ipynb #a6fdb258
 PROTOCOLS = tuple("abfs az file ftp gcs gs hdfs http https memory s3 s3a sftp".split())
 _WHOLE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://", re.ASCII)
 _SHORTENED = re.compile(rf"(?:.*?/)??({'|'.join(PROTOCOLS)}):/(?!/)(.*)", re.DOTALL)
@@ -55,7 +55,7 @@ def placed(
     """Make a path of what was typed in a command."""
     return Path(text) if url_of(text) is None else RemotePath(text)
 
-# %% ../nbs/02_places.ipynb #253760f0
+# %% ../nbs/02_places.ipynb #d025ac81
 STAND_INS: dict[str, str] = {}  # a local folder → how the address begins for which it stands
 WORKING: set[str] = set()  # those in which results wait; the others hold copies of what is elsewhere
 SIZES: dict[str, int] = {}  # file of which only regions are read → its bytes
@@ -105,6 +105,22 @@ def local(
 ) -> Path:  # on this computer; of an address, a copy that is as new as the file
     """Give a path that can be opened. Raises as `store.fetched`."""
     return gateway().fetched(path) if is_elsewhere(path) else Path(path)
+
+
+def readable(
+    path: Path,  # on this computer, or a stand-in
+) -> Any:  # a path, or a file of which regions are read without a copy
+    """Give what a library can open that needs parts of a file only. Raises as `store.fetched`."""
+    if not is_elsewhere(path):
+        return path
+    return gateway().by_region(path) or gateway().fetched(path)
+
+
+def exists(
+    path: Path,  # on this computer, an address or a stand-in
+) -> bool:
+    """Whether a file or folder is there, wherever it lies."""
+    return gateway().is_there(path) if is_elsewhere(path) else path.exists()
 
 
 def address(

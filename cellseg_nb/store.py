@@ -6,38 +6,35 @@
 __all__ = ['BRINGS', 'BROKEN', 'TRIES', 'SETTINGS_OF', 'CACHE_VARIABLE', 'RECENT_S', 'TRUSTED_S', 'THREADS', 'REGION_BYTES',
            'BLOCK_BYTES', 'plain_url', 'CutShort', 'explained_url', 'file_system', 'store_folder', 'cache_limit',
            'stand_in', 'url_behind', 'listed', 'inside', 'fetched', 'NoRegions', 'RangeFile', 'by_region', 'zarr_store',
-           'is_there', 'is_folder', 'remembered_sha256']
+           'is_there', 'check_there', 'is_copied', 'matching', 'is_folder', 'remembered_sha256']
 
-# %% ../nbs/03_store.ipynb #dd0b21b1
+# %% ../nbs/03_store.ipynb #3c057fe9
 import hashlib
-import inspect
 import io
 import json
 import os
-import platform
 import re
 import shutil
-import tempfile
 import threading
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
-from functools import wraps
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from cellseg_nb.core import (
-    TEMPORARY, atomic_path, claim, read_json,
+    TEMPORARY, atomic_path, read_json,
 )
 from cellseg_nb.places import (
-    SIZES, STAND_INS, WORKING, RemotePath, is_elsewhere, shown, url_of,
+    SIZES, STAND_INS, url_of,
 )
 
-# %% ../nbs/03_store.ipynb #a01bb066
+# %% ../nbs/03_store.ipynb #3f3d7802
 BRINGS = {  # protocol → what has to be installed for it
     **dict.fromkeys(("s3", "s3a"), "'cellseg_nb[s3]'"),
     **dict.fromkeys(("http", "https"), "'cellseg_nb[s3]'"),
@@ -157,7 +154,7 @@ def _persistent(do: Callable[[], Any], pause_s: float = 0.3) -> Any:
             time.sleep(pause_s)
             pause_s *= 3
 
-# %% ../nbs/03_store.ipynb #a0468258
+# %% ../nbs/03_store.ipynb #5a67c930
 _SYSTEMS: dict[tuple, Any] = {}
 _BUSY = threading.RLock()
 SETTINGS_OF = ("AWS_", "FSSPEC_", "GOOGLE_")  # variables that decide who asks whom
@@ -228,7 +225,7 @@ def _identity(known: dict[str, Any]) -> str:
     first = stated[0].timestamp() if stated and hasattr(stated[0], "timestamp") else (stated or [""])[0]
     return f"{first} {known.get('size')}" if stated else ""
 
-# %% ../nbs/03_store.ipynb #243d22f2
+# %% ../nbs/03_store.ipynb #4b2bff5f
 CACHE_VARIABLE = "CELLSEG_CACHE_GB"
 RECENT_S = 600  # what was used since is not removed; s
 TRUSTED_S = 20  # so long a copy counts as new without asking again; s
@@ -311,7 +308,7 @@ def _write_note(path: Path, **facts: Any) -> None:
     with atomic_path(_note_path(path)) as temporary:
         temporary.write_text(json.dumps(facts), encoding="utf-8")
 
-# %% ../nbs/03_store.ipynb #0959e354
+# %% ../nbs/03_store.ipynb #d31ae353
 _FETCHED = [0]  # bytes since the cache was looked at
 
 
@@ -336,7 +333,7 @@ def _make_room(n_bytes: int) -> None:
         path.unlink(missing_ok=True)
         total -= size
 
-# %% ../nbs/03_store.ipynb #efd9b279
+# %% ../nbs/03_store.ipynb #b5d8aa41
 def _download(url: str, path: Path, known: dict[str, Any]) -> None:
     """Bring one file; it appears when it is whole."""
     system, key = _at(url)
@@ -414,7 +411,7 @@ def _listed_page(url: str, deep: bool) -> dict[str, dict[str, Any]]:
         raise ValueError(f"{plain_url(url)} is a page that lists no files; name the files one by one")
     return found
 
-# %% ../nbs/03_store.ipynb #ba62d382
+# %% ../nbs/03_store.ipynb #458798e9
 def inside(
     url: str,  # of a folder
     name: str,  # of what is in it
@@ -473,7 +470,7 @@ def fetched(
         _fetch_file(url, place, known)
     return place
 
-# %% ../nbs/03_store.ipynb #b4be20a7
+# %% ../nbs/03_store.ipynb #af404d87
 REGION_BYTES = 8 * 2**20  # smaller files are copied
 BLOCK_BYTES = 2**16
 
@@ -553,7 +550,7 @@ def by_region(
     SIZES[str(place)] = known["size"]
     return RangeFile(url, known["size"])
 
-# %% ../nbs/03_store.ipynb #5070f431
+# %% ../nbs/03_store.ipynb #be80ead3
 def zarr_store(
     path: str | Path,  # address or stand-in of a folder of Zarr
 ) -> Any:  # store for `zarr.open`
@@ -575,6 +572,35 @@ def is_there(
     except FileNotFoundError:
         return False
     return True
+
+
+def check_there(
+    path: str | Path,  # address or stand-in
+) -> None:
+    """FileNotFoundError where there is neither a file nor a folder; raises as `explained_url`."""
+    _info(url_behind(path))
+
+
+def is_copied(
+    path: str | Path,  # address or stand-in of a folder
+) -> bool:
+    """Whether all of a folder was copied by this process just now."""
+    asked = _CHECKED.get(str(stand_in(url_behind(path))))
+    return asked is not None and time.monotonic() - asked < RECENT_S
+
+
+def matching(
+    path: str | Path,  # address or stand-in; * and ? may stand in its last part
+) -> list[Path]:  # stand-ins
+    """Name the stand-ins of the files that an address with * stands for; FileNotFoundError where there is none."""
+    url = url_behind(path)
+    above, _, last = url.partition("?")[0].rpartition("/") if url.startswith("http") else url.rpartition("/")
+    if not re.search(r"[*?\[]", last):
+        return [stand_in(url)]
+    found = [name for name in sorted(listed(above)) if fnmatch(name, last)]
+    if not found:
+        raise FileNotFoundError(f"there is no file {plain_url(url)}")
+    return [stand_in(inside(above, name)) for name in found]
 
 
 def is_folder(

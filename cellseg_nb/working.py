@@ -6,7 +6,7 @@
 __all__ = ['HOLDER', 'RENEWED_S', 'LOST_S', 'check_writable', 'send_file', 'sent_path', 'Holder', 'WorkingFolder', 'pull', 'push',
            'remote_folder', 'publish', 'takes_urls', 'printing_addresses']
 
-# %% ../nbs/04_working.ipynb #20b5c11f
+# %% ../nbs/04_working.ipynb #998cbe42
 import inspect
 import json
 import os
@@ -28,14 +28,14 @@ from cellseg_nb.core import (
     TEMPORARY, atomic_path, claim, parse_json, read_json,
 )
 from cellseg_nb.places import (
-    STAND_INS, WORKING, RemotePath, is_elsewhere, local, shown, url_of,
+    STAND_INS, WORKING, is_elsewhere, local, shown, url_of,
 )
 from cellseg_nb.store import (
     THREADS, _at, _identity, _info, _persistent, _short, _surroundings, cache_limit, explained_url, file_system,
     inside, listed, plain_url, store_folder,
 )
 
-# %% ../nbs/04_working.ipynb #bd2aa44c
+# %% ../nbs/04_working.ipynb #fd0a38a8
 def check_writable(
     url: str,  # where something is to be written
 ) -> None:
@@ -72,7 +72,7 @@ def sent_path(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
-# %% ../nbs/04_working.ipynb #68e65bae
+# %% ../nbs/04_working.ipynb #e1375b57
 HOLDER = ".resume/holder.json"
 RENEWED_S, LOST_S = 20, 90  # a holder renews itself so often, and is given up after so long; s
 
@@ -151,7 +151,7 @@ class Holder:
             with explained_url(self.url):
                 self.system.rm_file(self.key)
 
-# %% ../nbs/04_working.ipynb #24e4b2e9
+# %% ../nbs/04_working.ipynb #73a1c237
 class WorkingFolder:
     """A folder here whose content belongs to an address."""
 
@@ -192,7 +192,7 @@ class WorkingFolder:
         found = (self.path / name).stat()
         return [found.st_size, found.st_mtime_ns]
 
-# %% ../nbs/04_working.ipynb #c4833123
+# %% ../nbs/04_working.ipynb #6f37329a
 def _ours(names: Iterable[str], folder: Path) -> set[str]:
     """Names that records and `run.json` in a folder say to be results of this package."""
     names, known = set(names), {"run.json", "report.html"}
@@ -254,7 +254,7 @@ def _bring(self: WorkingFolder, there: dict[str, dict[str, Any]]) -> None:
 
 WorkingFolder.pull, WorkingFolder._bring = pull, _bring
 
-# %% ../nbs/04_working.ipynb #852fa7e6
+# %% ../nbs/04_working.ipynb #bb77dd73
 def push(
     self: WorkingFolder,
     names: Iterable[str] | None = None,  # of files and folders; None = all, and what was removed here is removed there
@@ -295,7 +295,7 @@ def _send(self: WorkingFolder, name: str) -> dict[str, Any]:
 
 WorkingFolder.push, WorkingFolder._is_changed, WorkingFolder._send = push, _is_changed, _send
 
-# %% ../nbs/04_working.ipynb #d0dcd457
+# %% ../nbs/04_working.ipynb #6d03313b
 _OPEN: dict[str, WorkingFolder] = {}  # working folder → what is known of it
 
 
@@ -363,9 +363,9 @@ def _send_rest(folder: WorkingFolder) -> None:
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             raise
-        raise type(error)(
-            f"{shown(error)}. Results that could not be sent are kept on this computer, and the same call sends them"
-        ) from error
+        said = type(error)(f"{shown(error)}. Results that could not be sent are kept on this computer, and the same call sends them")
+        said.said_by_store = True
+        raise said from error
 
 
 def publish(
@@ -384,7 +384,7 @@ def publish(
     except OSError as error:
         folder.failed = error
 
-# %% ../nbs/04_working.ipynb #b9fa943e
+# %% ../nbs/04_working.ipynb #89f3a13a
 def _resolved(value: Any) -> Any:
     """Copies in the place of addresses, in lists too."""
     if isinstance(value, (list, tuple)) and any(url_of(one) for one in value):
@@ -427,7 +427,7 @@ def _has_url(value: Any) -> bool:
         return any(map(_has_url, value))
     return url_of(value) is not None
 
-# %% ../nbs/04_working.ipynb #383cdaf6
+# %% ../nbs/04_working.ipynb #6f62c943
 class _Shown:
     """A stream that names addresses in the place of stand-ins."""
 

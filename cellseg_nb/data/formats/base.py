@@ -243,6 +243,13 @@ class Format:
         """Open an image; ValueError where it is damaged, says too little, or cannot hold labels."""
         raise ValueError(f"{path}: there is no reader for {type(self).__name__}")
 
+    def by_region(
+        self,
+        path: Path,  # stand-in of a file elsewhere, which may not be here
+    ) -> bool:
+        """Whether `open` reads a file elsewhere without a copy of it."""
+        return False
+
     def declared(
         self,
         path: Path,  # it exists and is not empty
