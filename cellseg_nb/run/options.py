@@ -27,7 +27,7 @@ from cellseg_nb.working import (
 
 # %% ../../nbs/run/16_options.ipynb #9277dda1
 BY_THEMSELVES = ("slides", "inputs", "model", "url")  # parameters whose functions take addresses
-ONLY_HERE = ("project", "folder", "dataset", "run")  # folders in which commands read and write
+ONLY_HERE = ("project", "dataset", "run")  # folders in which commands read and write
 
 
 def _place_of(function: Callable, name: str, value: Any, at_end: ExitStack) -> Any:
