@@ -34,8 +34,8 @@ def _place_of(function: Callable, name: str, value: Any, at_end: ExitStack) -> A
     """What a command gets in the place of an address."""
     about = inspect.signature(function).parameters[name].annotation
     words = [getattr(one, "metavar", None) for one in getattr(about, "__metadata__", ())]
-    given_names = [n for one in getattr(about, "__metadata__", ()) for n in getattr(one, "param_decls", None) or ()]
-    written = name in ("out", "output") or {"--out", "--json"} & {*given_names}
+    option_names = [n for one in getattr(about, "__metadata__", ()) for n in (one.default, *(getattr(one, "param_decls", None) or ()))]
+    written = name == "out" or {"--out", "--json"} & {*filter(None, option_names)}
     url = next((found for one in (value if isinstance(value, list) else [value]) if (found := url_of(one))), None)
     if url is None or name in BY_THEMSELVES:
         return value

@@ -532,6 +532,7 @@ def _tiled_elsewhere(path):
         raise
     except Exception:  # a server without regions, or a damaged file: reading the copy says what is wrong
         return None
+    file.seek(0)
     return file if tiled else None
 
 
@@ -546,8 +547,9 @@ class Tiff(Format):
 
         with ExitStack() as files:
             with _watched(path):
-                text, images, file = ome_text(path), None, _tiled_elsewhere(path)
+                file, images = _tiled_elsewhere(path), None
                 path = path if file is not None else local(path)
+                text = ome_text(path)
                 if text is not None:
                     text, images = own_images(path, text)
                 if images and any(len(one.files) > 1 for one in images):
