@@ -35,6 +35,10 @@ from typing import Any, get_args
 
 import numpy as np
 
+from cellseg_nb.places import (
+    local, sending, shown, url_of,
+)
+
 # %% ../nbs/00_core.ipynb #a6b0da63
 PixelSize = float | tuple[float, ...] | None
 
@@ -189,10 +193,14 @@ def temporary_beside(
 
 @contextmanager
 def atomic_path(
-    path: str | Path,  # the final file; its folder is made when missing
+    path: str | Path,  # the final file, or its address; its folder is made when missing
     durable: bool = False,  # True = it is on the disk, and not only on its way, when it gets its name
 ):
     """Yield a temporary path of the same suffix; it becomes `path` only when the block succeeds."""
+    if url_of(path) is not None:
+        with sending(url_of(path)) as temporary:
+            yield temporary
+        return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
@@ -217,7 +225,7 @@ def write_csv(
         table[column] = table[column].map(cell_text)
     with atomic_path(path) as temporary:
         table.to_csv(temporary, index=False, float_format=float_format)
-    return Path(path)
+    return path if url_of(path) else Path(path)
 
 
 def replace_folder(
@@ -241,8 +249,8 @@ def replace_folder(
 def plain_text(
     text: Any,  # text, or a path
 ) -> str:
-    """Write the bytes of a name that is not UTF-8 as %E4, so that it can be written and printed."""
-    return re.sub("[\udc80-\udcff]", lambda one: f"%{ord(one[0]) - 0xDC00:02X}", str(text))
+    """Write the bytes of a name that is not UTF-8 as %E4, so that it can be written and printed; of a copy, name the address."""
+    return re.sub("[\udc80-\udcff]", lambda one: f"%{ord(one[0]) - 0xDC00:02X}", shown(text))
 
 
 codecs.register_error(  # text.encode(errors="percent") and open(..., errors="percent") do the same
@@ -281,7 +289,7 @@ def table_text(
     path: Path,  # of a table
 ) -> str:
     """Read text in any of the encodings that Excel writes. UnicodeDecodeError: it is in none of them."""
-    content = path.read_bytes()
+    content = local(path).read_bytes()
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return content.decode("utf-16")
     try:
@@ -324,7 +332,7 @@ def read_json(
     path: str | Path,  # a file of JSON, with or without the mark that Windows puts first
 ) -> Any:
     """Read a file of JSON. Raises as `parse_json`, and OSError where it cannot be read."""
-    return parse_json(Path(path).read_text(encoding="utf-8-sig"))
+    return parse_json(local(path).read_text(encoding="utf-8-sig"))
 
 # %% ../nbs/00_core.ipynb #705d7767
 _NOTES: ContextVar[dict[str, dict[str, None]] | None] = ContextVar("notes", default=None)
@@ -478,7 +486,7 @@ def file_sha256(
 ) -> str:  # 64 hexadecimal digits
     """SHA-256 of the content of a file, read piece by piece."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open(local(path), "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -541,9 +549,9 @@ def one_line(
 
     The kind of an error that nobody foresaw is named, too.
     """
-    text = " ".join(str(error).split())
+    text, place = shown(" ".join(str(error).split())), shown(place)
     text = text.removeprefix(f"{place}: ").removeprefix(f"{place} ").replace(f" {place}", "", 1)
-    expected = isinstance(error, (ValueError, FileNotFoundError, ImportError))
+    expected = isinstance(error, (ValueError, FileNotFoundError, ImportError)) or hasattr(error, "said_by_store")
     return text if expected and text else f"{type(error).__name__}: {text}"
 
 # %% ../nbs/00_core.ipynb #54970e98

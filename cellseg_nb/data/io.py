@@ -31,6 +31,9 @@ from cellseg_nb.data.masks import (
 from cellseg_nb.data.ome import (
     image_parts, without_parts,
 )
+from cellseg_nb.places import (
+    gateway, is_elsewhere, local, shown,
+)
 
 # %% ../../nbs/data/00_io.ipynb #9cd1835f
 @dataclass(frozen=True, eq=False)
@@ -115,6 +118,8 @@ def check_file(
     ValueError
         It is neither a file nor a folder; opening it might wait for ever.
     """
+    if is_elsewhere(path):
+        return
     path = Path(path)
     if path.is_symlink() and not path.exists():
         raise FileNotFoundError(f"{path} is a link that leads nowhere")
@@ -123,7 +128,14 @@ def check_file(
 
 # %% ../../nbs/data/00_io.ipynb #fbcaa994
 def _readable(path):
-    """The path and its format; an error where there is nothing to read."""
+    """The path and its format; an error where there is nothing to read. What formats read by region is not fetched."""
+    if is_elsewhere(path):
+        place = gateway().stand_in(gateway().url_behind(path))
+        found = format_of(place)
+        if found is not None and found.by_region(place):
+            gateway().check_there(path)
+            return place, found
+        path = local(path)
     path = Path(path)
     check_file(path)
     if not path.exists():
@@ -187,11 +199,16 @@ def read_image(
 
 # %% ../../nbs/data/00_io.ipynb #b3381c3b
 def image_sha256(
-    path: str | Path,  # an image file, or an OME-Zarr folder
+    path: str | Path,  # an image file, or an OME-Zarr folder, or the address of one
     alone: bool = False,  # True = the file without the others of its image
 ) -> str:  # 64 hexadecimal digits
     """SHA-256 of a file, or of the names and contents of all files in a folder or of one image."""
-    path = Path(path)
+    if is_elsewhere(path):
+        return gateway().remembered_sha256(path, lambda copy: _content_sha256(copy, alone))
+    return _content_sha256(Path(path), alone)
+
+
+def _content_sha256(path, alone):
     check_file(path)
     if path.is_dir():
         inside = sorted((one.relative_to(path).as_posix(), one) for one in path.rglob("*"))
@@ -600,12 +617,30 @@ def _natural(path):
     return [int(part) if number % 2 else part for number, part in enumerate(parts)]
 
 
+def _entries(folder):
+    """What is in a folder, here or elsewhere: path → is it no folder."""
+    if not is_elsewhere(folder):
+        return {one: not one.is_dir() for one in folder.iterdir()} if folder.is_dir() else {}
+    store = gateway()
+    url = store.url_behind(folder)
+    try:
+        found = store.listed(url)
+    except FileNotFoundError:
+        return {}
+    return {store.stand_in(store.inside(url, name)): one["type"] == "file" for name, one in found.items()}
+
+
+def _fits(path, is_file):
+    """Whether an entry of a folder is an image by its name: a file, or a folder where the format is one."""
+    found = format_of(path)
+    return found is not None and (is_file or found.is_folder)
+
+
 def _folder_images(folder):
     """The images of a folder, and a sentence about those of other formats (may be empty)."""
-    visible = folder.iterdir() if folder.is_dir() else ()
-    visible = [one for one in visible if not one.name.startswith(".")]
-    misnamed = [one for one in visible if one.suffix.lower() in IMAGE_SUFFIXES and not format_of(one)]
-    visible = [one for one in visible if one.is_file() or format_of(one)]
+    visible = {one: is_file for one, is_file in _entries(folder).items() if not one.name.startswith(".")}
+    misnamed = [one for one, is_file in visible.items() if one.suffix.lower() in IMAGE_SUFFIXES and not _fits(one, is_file)]
+    visible = [one for one, is_file in visible.items() if is_file or _fits(one, is_file)]
     inside = [
         one
         for one in sorted(visible, key=_natural)
@@ -622,8 +657,21 @@ def _folder_images(folder):
     return inside, "; ".join(unread)
 
 # %% ../../nbs/data/00_io.ipynb #3ccb7518
+def _expanded(paths):
+    """Paths, and in the place of addresses their stand-ins; an address may have * in its name."""
+    for path in paths:
+        if is_elsewhere(path):
+            yield from gateway().matching(path)
+        else:
+            yield path
+
+
+def _is_folder(path):
+    return gateway().is_folder(path) if is_elsewhere(path) else path.is_dir()
+
+
 def find_images(
-    paths: str | Path | Iterable[str | Path],  # files and folders; one or several
+    paths: str | Path | Iterable[str | Path],  # files and folders, or their addresses; one or several
 ) -> list[Path]:  # image files, each once; those of a folder in natural order (a2 before a10)
     """List the images that `paths` stand for.
 
@@ -644,22 +692,24 @@ def find_images(
     if not paths:
         raise ValueError("no image was given")
     found = []
-    for path in map(Path, paths):
-        if not path.exists():
+    for path in map(Path, _expanded(paths)):
+        if is_elsewhere(path):
+            gateway().check_there(path)
+        elif not path.exists():
             raise FileNotFoundError(f"there is no file or folder {path}")
-        if not path.is_dir() or format_of(path):
+        if not _is_folder(path) or format_of(path):
             found.append(path)
             continue
         inside, unread = _folder_images(path)
         if not inside and _folder_images(path / "images")[0]:
-            unread = f"its images are in {path / 'images'}; name that folder"
+            unread = f"its images are in {shown(path / 'images')}; name that folder"
         if not inside:
             raise ValueError(
-                f"there is no image in the folder {path} ({', '.join(IMAGE_SUFFIXES)})"
+                f"there is no image in the folder {shown(path)} ({', '.join(IMAGE_SUFFIXES)})"
                 + (f"; {unread}" if unread else "")
             )
         if unread:
-            warnings.warn(f"{path}: {unread}", stacklevel=2)
+            warnings.warn(f"{shown(path)}: {unread}", stacklevel=2)
         found += inside
     return without_parts(list(dict.fromkeys(found)))
 

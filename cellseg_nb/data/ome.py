@@ -16,6 +16,9 @@ from xml.etree import ElementTree
 from cellseg_nb.core import (
     note,
 )
+from cellseg_nb.places import (
+    gateway, is_elsewhere, local, readable, stored_size,
+)
 
 # %% ../../nbs/data/25_ome.ipynb #c312de00
 LEAST_PLANE_BYTES = 64  # what a plane takes at least in a TIFF file: its entry in the directory
@@ -182,7 +185,7 @@ def _check_declared(path: Path, image: OmeImage, parts: list[ElementTree.Element
     if outside:
         raise ValueError(f"{path}: its OME-XML names {outside[0]!r}, which leaves the folder; it is refused")
     there = [path.with_name(name) for name in image.files]
-    n_bytes = sum(one.stat().st_size for one in there if one.is_file())
+    n_bytes = sum(stored_size(one) or 0 for one in there)
     claims = [image.n_planes]
     with suppress(ValueError):
         claims += [int(one.get(key) or 0) for one in parts for key in ("PlaneCount", "NumPlanes", "IFD")]
@@ -198,7 +201,7 @@ def check_parts(
     image: OmeImage,
 ) -> None:
     """Raise a ValueError where files of an image are missing."""
-    missing = [name for name in image.files if not path.with_name(name).is_file()]
+    missing = [name for name in image.files if stored_size(path.with_name(name)) is None]
     if missing:
         raise ValueError(
             f"{path}: other files that belong to this image are missing beside it: {', '.join(missing[:3])}"
@@ -212,11 +215,13 @@ def ome_text(
     """Read the OME-XML of a file, and nothing else of it."""
     import tifffile
 
-    if path.suffix.lower() not in (".tif", ".tiff") or not path.is_file():
+    if path.suffix.lower() not in (".tif", ".tiff") or not (is_elsewhere(path) or path.is_file()):
         return None
     try:
-        with tifffile.TiffFile(path) as tif:
+        with tifffile.TiffFile(readable(path)) as tif:
             return tif.ome_metadata
+    except ConnectionError:
+        raise
     except Exception:  # reading the image says what is wrong with it
         return None
 
@@ -226,6 +231,8 @@ def image_parts(
 ) -> list[Path]:  # all files of the image that it is a part of, the first one first; mostly itself
     """Say which files beside a file belong to the same image."""
     path = Path(path)
+    if is_elsewhere(path) and ".ome." not in path.name.lower():  # each look would be a request
+        return [path]
     text = ome_text(path)
     if text is None or "FileName" not in text and "BinaryOnly" not in text:
         return [path]
@@ -235,6 +242,8 @@ def image_parts(
         return [path]
     names = dict.fromkeys(name for image in kept for name in image.files)
     found = [path.with_name(name) for name in names]
+    if is_elsewhere(path):
+        found = [local(one) for one in found if gateway().is_there(one)]
     return [one for one in found if one.is_file()] or [path]
 
 # %% ../../nbs/data/25_ome.ipynb #435bff13

@@ -36,6 +36,9 @@ from cellseg_nb.data.targets import (
 from cellseg_nb.data.tiles import (
     Tile, cut, plan_tiles,
 )
+from cellseg_nb.places import (
+    exists, local, shown,
+)
 
 # %% ../../nbs/data/07_volumes.ipynb #0e85d1a1
 STACK_AXES = ("ZYX", "CZYX", "ZCYX")
@@ -337,7 +340,7 @@ class Row:
     @property
     def place(self) -> str:
         """How errors call it, such as `stacks.csv, row 3`."""
-        return f"{self.table}, row {self.number}" if self.table else str(self.image)
+        return f"{shown(self.table)}, row {self.number}" if self.table else shown(self.image)
 
 # %% ../../nbs/data/07_volumes.ipynb #d69832f0
 def _csv_rows(path):
@@ -376,7 +379,7 @@ def read_table(
     ValueError
         It is not a table, has no column `image`, no rows, or a row without an image.
     """
-    path, table = Path(path), []
+    path, table = local(path), []
     header, rows = _csv_rows(path)
     for number, cells in rows:
         place = f"{path}, row {number}"
@@ -386,7 +389,7 @@ def read_table(
         files = {name: path.parent / filled.pop(name) for name in FILE_COLUMNS if name in filled}
         if "image" not in files:
             raise ValueError(f"{place} names no image")
-        missing = [file for file in files.values() if not file.exists()]
+        missing = [file for file in files.values() if not exists(file)]
         if missing and must_exist:
             raise FileNotFoundError(f"{place}: there is no file {missing[0]}")
         table.append(Row(**files, number=number, table=path, columns=filled))

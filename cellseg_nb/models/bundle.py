@@ -34,6 +34,9 @@ from cellseg_nb.models.specification import (
 from cellseg_nb.models.stars import (
     PRETRAINED, pretrained_bundle,
 )
+from cellseg_nb.places import (
+    gateway, is_elsewhere, local, shown,
+)
 
 # %% ../../nbs/models/02_bundle.ipynb #a8278903
 FORMAT_VERSION = 5  # 2: normalisation.invert; 3: models that count; 4: normalisation.robust, known_pictures; 5: masks
@@ -45,8 +48,17 @@ def list_bundles() -> dict[str, Path]:  # name → folder
     return {path.parent.name: path.parent for path in sorted(BUNDLES.glob("*/model.json"))}
 
 
+def _bundle_elsewhere(model):
+    """A copy of a bundle, or of the last version of a model that is kept in versions."""
+    store = gateway()
+    url = store.url_behind(model).rstrip("/")
+    if store.is_there(store.inside(url, "model.json")):
+        return local(url)
+    raise FileNotFoundError(f"no model {shown(url)}: there is no model.json in it")
+
+
 def find_bundle(
-    model: str | Path,  # name of a bundle of the package, or a folder
+    model: str | Path,  # name of a bundle of the package, a folder, or the address of one
 ) -> Path:  # its folder
     """Find a bundle by name or folder; a published StarDist model, such as 2D_versatile_fluo, too.
 
@@ -55,6 +67,8 @@ def find_bundle(
     FileNotFoundError
         There is none; the message lists the known names.
     """
+    if is_elsewhere(model):
+        return _bundle_elsewhere(model)
     known = list_bundles()
     if str(model) in known:
         return known[str(model)]

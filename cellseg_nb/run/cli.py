@@ -25,6 +25,9 @@ from cellseg_nb.run.options import (
 from cellseg_nb.run.registry import (
     LazyTask, task_lines,
 )
+from cellseg_nb.working import (
+    printing_addresses,
+)
 
 # %% ../../nbs/run/01_cli.ipynb #d09d0696
 def _show_warning(message, *_) -> None:
@@ -61,7 +64,7 @@ class Verbs(TyperGroup):
     def invoke(self, ctx):
         """Run a verb; an error ends it with exit code 2, Ctrl-C with 130."""
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), printing_addresses():
                 warnings.simplefilter("ignore")
                 warnings.filterwarnings("default", module=r"cellseg_nb\.")  # the same words once
                 warnings.simplefilter("ignore", DeprecationWarning)  # for those who write code

@@ -21,6 +21,9 @@ from cellseg_nb.core import (
 from cellseg_nb.data.io import (
     check_file, find_images, image_stem, read_labels, without_parts, write_image, write_labels,
 )
+from cellseg_nb.places import (
+    address, local, shown,
+)
 
 if TYPE_CHECKING:  # loaded where they are needed: a command must show its help at once
     import pandas as pd
@@ -136,7 +139,7 @@ def write_text(
 ) -> None:
     """Write a text file, whole or not at all."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="percent")
+        temporary.write_text(shown(text), encoding="utf-8", errors="percent")
 
 # %% ../../nbs/run/04_outputs.ipynb #7c3cbdb0
 def refuse_foreign(
@@ -169,7 +172,7 @@ def refuse_namesake(
     ValueError
         The record is that of another file.
     """
-    if record["sha256"] != sha256 and record["file"] != str(path.resolve()):
+    if record["sha256"] != sha256 and record["file"] != address(path):
         raise ValueError(
             f"{out} holds the results of another file of this name, {record['file']}; choose "
             "another output folder, or overwrite"
@@ -216,8 +219,8 @@ def _rows(one: str | Path, tables: bool) -> "list[Row]":
     """The files that an input stands for."""
     from cellseg_nb.data.volumes import Row, read_table
 
-    if tables and Path(one).suffix.lower() == ".csv":
-        return read_table(Path(one), must_exist=False)
+    if tables and Path(shown(one)).suffix.lower() == ".csv":
+        return read_table(local(one), must_exist=False)
     return [Row(path) for path in find_images([one])]
 
 # %% ../../nbs/run/04_outputs.ipynb #262ad518
@@ -240,8 +243,8 @@ def collect_inputs(
     for one in inputs:
         try:
             rows = _rows(one, tables)
-        except (FileNotFoundError, ValueError) as error:
-            failures[str(one)] = one_line(error, one)
+        except (FileNotFoundError, ValueError, PermissionError, ConnectionError) as error:
+            failures[shown(one)] = one_line(error, one)
             continue
         for row in rows:
             try:

@@ -23,6 +23,9 @@ from cellseg_nb.core import (
 from cellseg_nb.data.io import (
     image_sha256,
 )
+from cellseg_nb.places import (
+    shown,
+)
 
 # %% ../../nbs/run/20_records.ipynb #af56eb3d
 def record_path(
@@ -46,7 +49,7 @@ def facts_sha256(
     facts: Any,  # settings, versions, checksums: what JSON can hold, and what can be printed
 ) -> str:  # 64 hexadecimal digits
     """Checksum of facts, in whichever order their names come."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(shown(json.dumps(facts, sort_keys=True, default=str)).encode()).hexdigest()
 
 
 def _sealed(text: str) -> str:
@@ -61,7 +64,7 @@ def write_record(
     command: str = "",  # that keeps it
 ) -> None:
     """Keep the record of an image; it outlives a power cut."""
-    text = json.dumps(record, default=_plain_number)
+    text = shown(json.dumps(record, default=_plain_number))
     sealed = json.loads(text) | {"checksum": _sealed(text)}
     with atomic_path(record_path(out, name, ".json", command), durable=True) as temporary:
         temporary.write_text(json.dumps(sealed, indent=1), encoding="utf-8")

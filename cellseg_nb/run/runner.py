@@ -11,8 +11,8 @@ import platform
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, UTC
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,9 @@ from cellseg_nb.core import (
 from cellseg_nb.data.io import (
     image_sha256,
 )
+from cellseg_nb.places import (
+    address, exists, placed, url_of,
+)
 from cellseg_nb.run.outputs import (
     FEW, check_out, collect_inputs, counted, refuse_foreign, refuse_namesake, remove_files,
     table_makers, write_text,
@@ -36,6 +39,9 @@ from cellseg_nb.run.records import (
 )
 from cellseg_nb.run.task import (
     Item, Result, Task,
+)
+from cellseg_nb.working import (
+    publish, remote_folder,
 )
 
 if TYPE_CHECKING:  # loaded where they are needed: a command must show its help at once
@@ -184,7 +190,7 @@ def _note_files(item: Item, again: set[str]) -> None:
 # %% ../../nbs/run/14_runner.ipynb #1c9ae609
 def _is_finished(batch: Batch, item: Item, fingerprint: str, overwrite: bool) -> bool:
     """Whether an item is finished. Raises OSError or ValueError where it must not be touched."""
-    if not item.path.exists():
+    if not exists(item.path):
         raise FileNotFoundError(f"there is no file {item.path}")
     item.sha256 = image_sha256(item.path)
     begun, item.before = item.kept(".json").exists(), read_record(batch.out, item.name, item.command)
@@ -220,7 +226,7 @@ def _look_for_finished(batch: Batch, overwrite: bool) -> tuple[list[Item], str]:
             batch.records[item.name] = item.record
             batch.resumed.append(item.name)
         else:
-            about = {"file": str(item.path.resolve()), "sha256": item.sha256}
+            about = {"file": address(item.path), "sha256": item.sha256}
             item.record = item.before | about if item.by_hand else about
             todo.append(item)
     return todo, fingerprint
@@ -262,6 +268,7 @@ def keep(
     kept |= {"files": files, "edited": item.edited, "written": describe_files(item.out, files)}
     kept["written"] |= describe_files(item.out, _kept_files(item, kept))
     item.note(**kept, fingerprint=fingerprint, seconds=item.watch.split())
+    publish(item.out, [*kept["files"], *kept["written"], item.kept(".json").relative_to(item.out).as_posix()])
 
 
 def _kept_files(item: Item, record: dict[str, Any]) -> list[str]:
@@ -382,7 +389,7 @@ def _run_facts(batch: Batch) -> dict[str, Any]:
     ]
     for one in inputs:
         mask = batch.items[one["image"]].row.mask
-        one |= {"mask": str(mask.resolve())} if mask is not None else {}
+        one |= {"mask": address(mask)} if mask is not None else {}
     tables = {f"{name}.csv": task.name for name in (task.table, *task.tables)}
     return {
         "command": task.name,
@@ -510,7 +517,7 @@ def _work_through(
     todo, fingerprint = _look_for_finished(batch, overwrite)
     if batch.damaged:
         named = ", ".join(batch.damaged[:FEW]) + (", …" if len(batch.damaged) > FEW else "")
-        warnings.warn(f"{batch.out}: empty or damaged, and made again: {named}", stacklevel=4)
+        warnings.warn(f"{batch.out}: empty or damaged, and made again: {named}", stacklevel=5)
     if not all(item.by_hand for item in todo):
         task.load(batch.watch)
     if todo:
@@ -539,8 +546,8 @@ def _edited_note(batch: Batch) -> str:
 @gathered_notes()
 def run(
     task: Task,  # with its settings and model
-    inputs: str | Path | Sequence[str | Path],  # files, folders of them, and where it takes them tables
-    out: str | Path | None = None,  # folder for the results; None = the task's own
+    inputs: str | Path | Sequence[str | Path],  # files, folders of them, addresses, and where it takes them tables
+    out: str | Path | None = None,  # folder for the results, or its address; None = the task's own
     overwrite: bool = False,  # True = compute again what is finished, replace what others made
     say: Callable[[str], None] | None = None,  # told how much there is to do
 ) -> Summary:
@@ -550,11 +557,21 @@ def run(
     ------
     FileNotFoundError
         None of the inputs is there, or there is no such model.
+    PermissionError, ConnectionError
+        An address cannot be read, or not be written to.
     ValueError
         `out` is a file or holds tables that were not made here, another run works in it, or a setting
         does not fit.
     """
-    watch, out = Stopwatch(), Path(task.default_out if out is None else out)
+    where = task.default_out if out is None else out
+    with remote_folder(where, everything=False, every_s=None) as folder:
+        summary = _run_here(task, inputs, folder, overwrite, say)
+    return summary if url_of(where) is None else replace(summary, out=placed(url_of(where)))
+
+
+def _run_here(task, inputs, out, overwrite, say):
+    """Do a task in a folder on this computer."""
+    watch = Stopwatch()
     with watch("imports"):
         task.import_libraries()
     check_out(out, task.name, [f"{name}.csv" for name in (task.table, *task.tables)], overwrite)
@@ -572,7 +589,7 @@ def run(
         tables = _work_through(batch, overwrite, say)
         for note in (*task.notes(batch), _edited_note(batch), _other_items_note(batch)):
             if note:
-                warnings.warn(note, stacklevel=3)
+                warnings.warn(note, stacklevel=4)
     return Summary(
         out, tables, headline(task, tables), batch.failures, batch.resumed, batch.tracebacks
     )

@@ -23,6 +23,9 @@ from cellseg_nb.core import (
 from cellseg_nb.data.io import (
     Image, read_image,
 )
+from cellseg_nb.places import (
+    url_of,
+)
 from cellseg_nb.run.outputs import (
     FEW, counted, remove_files,
 )
@@ -161,6 +164,17 @@ def compared(
     return self
 
 # %% ../../nbs/run/19_task.ipynb #1303ba32
+def _found_models(model: Any) -> Any:
+    """Models, and in the place of addresses their folders on this computer."""
+    if isinstance(model, (list, tuple)):
+        return [_found_models(one) for one in model]
+    if url_of(model) is None:
+        return model
+    from cellseg_nb.run.versions import model_place
+
+    return model_place(model)
+
+
 class Task:
     """A kind of job. Subclasses say what is theirs; `run.registry.register` makes the command.
 
@@ -194,7 +208,7 @@ class Task:
 
     def __init__(self, settings: Settings | None = None, model: Any = None):
         self.settings = settings or self.Settings()
-        self.model = self.default_model if model is None else model
+        self.model = _found_models(self.default_model if model is None else model)
 
     def process(self, item: Item) -> Result:
         """Find what there is in one item, which fits into the memory."""

@@ -17,6 +17,9 @@ import typer
 from cellseg_nb.core import (
     checked_settings,
 )
+from cellseg_nb.places import (
+    local, placed,
+)
 from cellseg_nb.run.options import (
     report_failures,
 )
@@ -38,7 +41,8 @@ def _options(one: SettingFacts) -> list[tuple[str, Any]]:
         names = f"{one.option}/--no-{one.option[2:]}" if both else one.option
         return [(one.name, _flag(names, one.help + usual))]
     kind = one.kind if one.kind in (int, float, Path) else str
-    about = typer.Option(one.option, metavar=one.metavar or None, help=one.help + usual)
+    parser = placed if kind is Path else None
+    about = typer.Option(one.option, metavar=one.metavar or None, help=one.help + usual, parser=parser)
     return [(one.name, Annotated[Optional[kind], about])]
 
 
@@ -63,7 +67,8 @@ def chosen_settings(
         if one.flags:
             chosen[one.name] = tuple(word for word in one.flags if options.get(f"{one.name}_{word}"))
         elif options.get(one.name) is not None:
-            chosen[one.name] = options[one.name]
+            value = options[one.name]
+            chosen[one.name] = local(value) if isinstance(value, Path) else value
     return checked_settings(kind, chosen, names)
 
 # %% ../../nbs/run/17_task_commands.ipynb #491c15cb
@@ -72,8 +77,8 @@ OVERWRITE = "Compute again what is finished; replace what others made in --out."
 
 def _parameters(task: type[Task]) -> dict[str, tuple[Any, Any]]:
     """Parameters of the command of a task: name → type, default."""
-    inputs = Annotated[list[Path], typer.Argument(metavar="INPUT", help=task.inputs)]
-    out = Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")]
+    inputs = Annotated[list[Path], typer.Argument(metavar="INPUT", help=task.inputs, parser=placed)]
+    out = Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.", parser=placed)]
     found = {"context": (typer.Context, inspect.Parameter.empty)}
     found |= {"inputs": (inputs, inspect.Parameter.empty), "out": (out, Path(task.default_out))}
     if task.default_model is not None:

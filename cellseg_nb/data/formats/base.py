@@ -23,6 +23,9 @@ from fastcore.basics import patch
 from cellseg_nb.core import (
     import_all, note, plain_text,
 )
+from cellseg_nb.places import (
+    shown,
+)
 
 # %% ../../../nbs/data/formats/00_base.ipynb #a98fb25b
 @contextmanager
@@ -37,12 +40,16 @@ def explained(
     except ImportError:  # a package that is not installed
         raise
     except Exception as error:  # libraries were seen to raise ten kinds of it on damaged files
+        if hasattr(error, "said_by_store"):  # the network, not the file
+            raise
         if isinstance(error, ValueError) and str(error).startswith(str(path)):
+            if shown(error) != str(error):
+                raise ValueError(shown(error)) from error
             raise
         what = "cut off or damaged"
         if type(error) is not ValueError:
             what = "cut off, damaged or another format"
-        raise ValueError(f"{path} cannot be read: {what} ({error})") from error
+        raise ValueError(f"{shown(path)} cannot be read: {what} ({shown(error)})") from error
 
 # %% ../../../nbs/data/formats/00_base.ipynb #b42ba07a
 PLAUSIBLE_UM = (1e-5, 1000.0)  # edge of a pixel, from electron microscopes to scanners of plates; µm
@@ -242,6 +249,13 @@ class Format:
     ) -> Reader:
         """Open an image; ValueError where it is damaged, says too little, or cannot hold labels."""
         raise ValueError(f"{path}: there is no reader for {type(self).__name__}")
+
+    def by_region(
+        self,
+        path: Path,  # stand-in of a file elsewhere, which may not be here
+    ) -> bool:
+        """Whether `open` reads a file elsewhere without a copy of it."""
+        return False
 
     def declared(
         self,

@@ -21,17 +21,20 @@ from cellseg_nb.core import (
 from cellseg_nb.data.formats.base import (
     Format, Reader, image_stem, length_um, named_axes, register_format, spatial_edges,
 )
+from cellseg_nb.places import (
+    exists, gateway, is_elsewhere, local,
+)
 
 # %% ../../../nbs/data/formats/02_ome_zarr.ipynb #0eba7ebd
 ZARR_METADATA_FILES = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 
 
 def _has_metadata(folder):
-    return any((folder / name).exists() for name in ZARR_METADATA_FILES)
+    return any(exists(folder / name) for name in ZARR_METADATA_FILES)
 
 
 def _is_zarr(path):
-    return path.is_dir() and (path.suffix.lower() == ".zarr" or _has_metadata(path))
+    return (exists(path) if is_elsewhere(path) else path.is_dir()) and (path.suffix.lower() == ".zarr" or _has_metadata(path))
 
 
 def is_label_place(path):
@@ -56,7 +59,7 @@ def _zarr_group(path):
             f"{path} holds no zarr.json and no .zgroup: it is no OME-Zarr folder, or the copy of "
             "it is not complete"
         )
-    node = zarr.open(str(path), mode="r")
+    node = zarr.open(gateway().zarr_store(path) if is_elsewhere(path) else str(path), mode="r")
     if isinstance(node, zarr.Array):
         raise ValueError(f"{path} is an array inside of an OME-Zarr image; name {path.parent}")
     return node
@@ -69,12 +72,13 @@ def _zarr_image_folder(path, series):
     if "multiscales" in ome:
         return path
     if "plate" in ome or "well" in ome:
-        images = sorted(str(one.parent) for one in path.glob("**/0/0"))
+        images = sorted(str(one.parent) for one in path.glob("**/0/0"))  # of a folder elsewhere, none is named
         raise ValueError(
             f"{path} is a plate or a well of several images; name one of them, such as "
             f"{images[0] if images else path / 'A' / '1' / '0'}"
         )
-    inside = sorted((one.name for one in path.iterdir() if one.name.isdigit()), key=int)
+    names = gateway().listed(gateway().url_behind(path)) if is_elsewhere(path) else [one.name for one in path.iterdir()]
+    inside = sorted((one for one in names if one.isdigit()), key=int)
     if not inside:
         raise ValueError(
             f"{path} is no OME-Zarr image: its metadata has no 'multiscales'; "
@@ -127,7 +131,8 @@ def _open_zarr(path, axes, series):
     array, ours = group[level], dict(group.attrs).get("cellseg_nb", {})
     named = named_axes(path, array.shape, found if len(found) == array.ndim else "", axes)
     _check_chunks(path, array)
-    missing = array.nchunks - array.nchunks_initialized
+    # a web server does not tell which files there are, so nobody can say what is missing
+    missing = array.nchunks - array.nchunks_initialized if not is_elsewhere(path) or gateway().lists_files(path) else 0
     if missing and ours.get("every_chunk_is_stored"):
         raise ValueError(
             f"{path} is not complete: {missing} of {array.nchunks} chunks of its pixels are missing"
@@ -365,7 +370,12 @@ class OmeZarr(Format):
     def matches(self, path):
         return names_zarr(path) or path.is_dir() and _has_metadata(path)
 
+    def by_region(self, path):
+        return True
+
     def open(self, path, axes=None, series=None, labels=False):
+        if is_elsewhere(path) and gateway().is_copied(path):
+            path = local(path)
         if not labels:
             return _open_zarr(path, axes, series)
         reader = _open_zarr(_zarr_label_folder(path, series), None, None)

@@ -32,10 +32,13 @@ from cellseg_nb.data.formats.base import (
     register_format, spatial_edges, without_alpha,
 )
 from cellseg_nb.data.ome import (
-    check_parts, ome_text, own_images,
+    check_parts, image_parts, ome_text, own_images,
 )
 from cellseg_nb.data.shown import (
     TURNED_WORDS, TURNS, Recoloured, Turned, exchanged, palette_look,
+)
+from cellseg_nb.places import (
+    local, readable,
 )
 
 # %% ../../../nbs/data/formats/01_tiff.ipynb #420f76de
@@ -515,6 +518,25 @@ def _reader(path, tif, axes, series, labels, images):
 TIFF_SUFFIXES = (".tif", ".tiff")
 
 
+def _tiled_elsewhere(path):
+    """A file elsewhere of which tiles can be read; None = it has none, is small, or here."""
+    import tifffile
+
+    file = readable(path)
+    if isinstance(file, Path):
+        return None
+    try:
+        with tifffile.TiffFile(file) as tif:
+            tiled = tif.pages.first.is_tiled and not tif.pages.first.is_final
+    except ConnectionError:
+        raise
+    except Exception:  # a server without regions, or a damaged file: reading the copy says what is wrong
+        return None
+    file.seek(0)
+    return file if tiled else None
+
+
+
 class Tiff(Format):
     """TIFF as ImageJ, as OME and as anybody else writes it."""
 
@@ -525,13 +547,21 @@ class Tiff(Format):
 
         with ExitStack() as files:
             with _watched(path):
-                text, images = ome_text(path), None
+                file, images = _tiled_elsewhere(path), None
+                path = path if file is not None else local(path)
+                text = ome_text(path)
                 if text is not None:
                     text, images = own_images(path, text)
-                tif = files.enter_context(tifffile.TiffFile(path, omexml=text))
+                if images and any(len(one.files) > 1 for one in images):
+                    image_parts(path), (path := local(path))  # its other files are brought, too
+                    file = None
+                tif = files.enter_context(tifffile.TiffFile(file or path, omexml=text))
                 reader = _reader(path, tif, axes, series, labels, images)
             files.pop_all()  # the reader closes the file
         return reader
+
+    def by_region(self, path):
+        return True
 
     def declared(self, path):
         import tifffile
