@@ -72,6 +72,10 @@ class Job:
         """Files and folders that are read and may lie on this computer only."""
         return []
 
+    def travelling_words(self, changed: Mapping[Path, str]) -> list[str]:
+        """Further words for a computer on which paths have other names."""
+        return []
+
 # %% ../../nbs/run/22_jobs.ipynb #2ff7a5c0
 def command_options(
     app: typer.Typer,  # commands of a module
@@ -226,6 +230,7 @@ class TrainJob(Job):
             raise ValueError("--folds goes on by itself and compares no models; leave out the rest")
         parts = asked["label_parts"]
         masks = [] if parts is None else [f"data.label_parts={str(parts).lower()}"]
+        self.file = Path(asked["config"])
         self.config = read_config(asked["config"], [*(asked["changes"] or []), *masks])
         self.out = Path(asked["out"] or Path("runs") / self.config.name)
 
@@ -267,6 +272,15 @@ class TrainJob(Job):
         from cellseg_nb.train.settings import make_config
 
         self.config = make_config(snapshot["config"], "the snapshot of the submission")
+
+    def paths(self):
+        return [one for one in (self.file, self._dataset()) if one.exists()]
+
+    def travelling_words(self, changed):
+        return [f"data.dataset={changed[self._dataset()]}"] if self._dataset() in changed else []
+
+    def _dataset(self):
+        return Path(getattr(getattr(self.config, "data", None), "dataset", None) or "none")
 
 # %% ../../nbs/run/22_jobs.ipynb #bf5bd144
 class ExperimentJob(Job):
@@ -331,6 +345,9 @@ class ExperimentJob(Job):
         from cellseg_nb.train.sweeps import SweepFile
 
         self.asked = SweepFile(**snapshot["experiment"])
+
+    def paths(self):
+        return [self.file]
 
 # %% ../../nbs/run/22_jobs.ipynb #b9b535d7
 class NotebookJob(Job):

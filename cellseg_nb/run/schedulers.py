@@ -269,10 +269,13 @@ class Dask:
         Processes of a cluster of one's own.
     address : str or None
         Of a scheduler that is there, such as tcp://host:8786.
+    timeout_s : float
+        How long its answer is waited for.
     """
 
     workers: int = 1
     address: str | None = None
+    timeout_s: float = 20
     _open: list[Any] = field(default_factory=list)
 
     def _client(self) -> Any:
@@ -283,7 +286,7 @@ class Dask:
             with _shared_threads(self.workers):
                 self._open.append(distributed.LocalCluster(n_workers=self.workers, **how))
         try:
-            self._open.append(distributed.Client(self.address or self._open[0], timeout=20, set_as_default=False))
+            self._open.append(distributed.Client(self.address or self._open[0], timeout=self.timeout_s, set_as_default=False))
         except (OSError, ValueError) as error:
             raise ValueError(f"no scheduler of Dask answers at {self.address}: {' '.join(str(error).split())}") from error
         return self._open[-1]

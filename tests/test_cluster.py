@@ -1,0 +1,235 @@
+"""Commands spread over processes, Slurm, Dask and another computer: killed workers, failing pictures, the same tables as on one computer."""
+
+import getpass
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from cluster_servers import SshServer, SlurmCluster, start_slurm, start_ssh, stop, wait_for, why_no_slurm, why_no_ssh
+
+from cellseg_nb.core import claim
+from cellseg_nb.data.io import write_image
+from cellseg_nb.data.simulate import simulate_nuclei
+from cellseg_nb.run.analyse import SegmentSettings, analyse
+from cellseg_nb.run.cluster import begin_submission, drive, failures, merge, read_submission, work
+from cellseg_nb.run.records import record_path
+
+START = [sys.executable, "-c", "from cellseg_nb.run.cli import main; main()", "submit"]
+TABLES = ("counts.csv", "objects.csv")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """Three pictures, and a file that is none."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for seed in range(3):
+        write_image(folder / f"i{seed}.tif", simulate_nuclei((96, 128), 8, seed=seed)[0], "YX")
+    (folder / "bad.tif").write_bytes(b"cut off")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(pictures, tmp_path_factory) -> Path:
+    """Results of one process."""
+    out = tmp_path_factory.mktemp("alone")
+    analyse(pictures, out, "otsu", SegmentSettings())
+    return out
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running():
+    """Whatever a test started has ended with it."""
+    before = children()
+    yield
+    wait_for(lambda: not children() - before, 15, "the end of all processes that were started")
+
+
+def children() -> set[int]:
+    """Processes that come from this one, also those whose parents have ended, told by a variable that they inherit."""
+    found = set()
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and int(folder.name) != os.getpid():
+            try:
+                told = f"CELLSEG_TEST_OF={os.getpid()}".encode() in (folder / "environ").read_bytes()
+                if told and (folder / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                    found.add(int(folder.name))
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue
+    return found
+
+
+@pytest.fixture(autouse=True, scope="module")
+def told_apart():
+    os.environ["CELLSEG_TEST_OF"] = str(os.getpid())
+    yield
+    del os.environ["CELLSEG_TEST_OF"]
+
+
+def command(pictures: Path, out: Path) -> list[str]:
+    return ["--", "segment", str(pictures), "--out", str(out), "--model", "otsu"]
+
+
+def submit(*words, **variables) -> subprocess.Popen:
+    return subprocess.Popen([*START, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | variables)
+
+
+def ended(process: subprocess.Popen, seconds: float = 90) -> tuple[int, str, str]:
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise AssertionError(f"it did not end: {process.communicate()}") from None
+    return process.returncode, out, err
+
+
+def state_of(out: Path, name: str) -> dict:
+    try:
+        submission = read_submission(out)
+        return submission.state(submission.names.index(name))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {"state": "none"}
+
+
+@contextmanager
+def held_in(out: Path, name: str):
+    """The worker that comes to a picture waits there; gives its process."""
+
+    def at_work() -> dict:
+        wait_for(lambda: state_of(out, name)["state"] == "running", 60, f"work on {name}")
+        return state_of(out, name)
+
+    with claim(record_path(out, name, ".lock", "segment"), out):
+        yield at_work
+
+
+def check_tables(out: Path, alone: Path) -> None:
+    for table in TABLES:
+        assert (out / table).read_bytes() == (alone / table).read_bytes()
+    assert (out / "report.html").exists()
+
+
+def check_ended(process: subprocess.Popen, pictures: Path) -> None:
+    """All was done but the file that is no picture, which is named."""
+    code, out, err = ended(process)
+    assert code == 1, err
+    assert "in 3 images" in out
+    errors = [line for line in err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and errors[0].startswith(f"error: {pictures}/bad.tif: ") and "TIFF" in errors[0]
+
+
+# Processes on this computer
+
+
+def test_local_goes_on_past_a_killed_worker(pictures, alone, tmp_path):
+    with held_in(tmp_path / "out", "i1") as at_work:
+        process = submit("local", "--workers", 2, *command(pictures, tmp_path / "out"))
+        os.kill(at_work()["pid"], signal.SIGKILL)
+    check_ended(process, pictures)
+    check_tables(tmp_path / "out", alone)
+    submission = read_submission(tmp_path / "out")
+    assert submission.state(2)["lost"] == 1 and "attempt 2" in submission.log(2).read_text()
+    assert failures(submission) == {"bad": json.loads((submission.folder / "merged.json").read_text())["failures"][f"{pictures}/bad.tif"]}
+
+
+def test_ctrl_c_ends_workers_and_the_same_command_goes_on(pictures, alone, tmp_path):
+    with held_in(tmp_path / "out", "i1") as at_work:
+        process = submit("local", *command(pictures, tmp_path / "out"))
+        worker = at_work()["pid"]
+        process.send_signal(signal.SIGINT)
+        code, _, err = ended(process)
+        assert code == 130 and "the same command goes on" in err
+        assert not Path(f"/proc/{worker}").exists()
+    assert (tmp_path / "out/i0_labels.tif").exists() and not (tmp_path / "out/i1_labels.tif").exists()
+    stamp = (tmp_path / "out/i0_labels.tif").stat().st_mtime_ns
+    check_ended(submit("local", *command(pictures, tmp_path / "out")), pictures)
+    check_tables(tmp_path / "out", alone)
+    assert (tmp_path / "out/i0_labels.tif").stat().st_mtime_ns == stamp
+
+
+def test_a_run_is_refused_while_shares_are_at_work(pictures, tmp_path):
+    with claim(record_path(tmp_path, "i1", ".lock", "segment"), tmp_path):
+        with pytest.raises(ValueError, match="in use by another run"):
+            analyse(pictures, tmp_path, "otsu", SegmentSettings())
+    assert len(analyse(pictures, tmp_path, "otsu", SegmentSettings()).counts) == 3
+
+
+# Slurm
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory, told_apart) -> SlurmCluster:
+    if why := why_no_slurm():
+        pytest.skip(why)
+    cluster = start_slurm(tmp_path_factory.mktemp("slurm"))
+    yield cluster
+    stop(cluster.processes)
+
+
+def test_slurm_goes_on_past_a_killed_worker_and_a_requeued_job(slurm, pictures, alone, tmp_path):
+    out = tmp_path / "out"
+    with held_in(out, "i0") as first, held_in(out, "i2") as last:
+        words = ("--poll", 0.3, "--items-per-job", 2, "--workers", 2, "--time", "0:10:00")
+        process = submit("slurm", *words, *command(pictures, out), **slurm.variables)
+        first(), last()
+        jobs = json.loads((read_submission(out).folder / "jobs.json").read_text())
+        (requeued,) = [job for job, numbers in jobs.items() if 3 in numbers]
+        os.kill(first()["pid"], signal.SIGKILL)
+        slurm.ask("scontrol", "requeue", requeued)
+        wait_for(lambda: "RUNNING" not in slurm.ask("squeue", "--noheader", "--array", f"--jobs={requeued}", "--format=%T"), 30, "the end of the job")
+    check_ended(process, pictures)
+    check_tables(out, alone)
+    assert read_submission(out).state(1)["lost"] == 1  # that of the killed worker
+    assert read_submission(out).state(3).get("lost", 0) == 0  # Slurm itself began this one again
+    assert not slurm.ask("squeue", "--noheader").strip()
+
+
+def test_slurm_without_waiting(slurm, pictures, alone, tmp_path):
+    out = tmp_path / "out"
+    words = ("slurm", "--no-wait", "--items-per-job", 4, "--poll", 0.3)
+    code, said, err = ended(submit(*words, *command(pictures, out), **slurm.variables))
+    assert (code, said.split()[0]) == (0, "look:"), err
+    code, _, err = ended(submit("merge", out, **slurm.variables))
+    assert code == 2 and "did not end yet" in err
+    wait_for(lambda: state_of(out, "i2")["state"] == "done", 60, "the last picture")
+    code, said, _ = ended(submit("status", out, **slurm.variables))
+    assert code == 0 and "4 images: 3 done, 1 failed" in said and "failed: bad: " in said
+    check_ended(submit("merge", out, **slurm.variables), pictures)
+    check_tables(out, alone)
+
+
+def test_slurm_that_is_not_there(pictures, tmp_path):
+    code, _, err = ended(submit("slurm", *command(pictures, tmp_path / "out"), PATH=str(tmp_path)))
+    assert code == 2 and err.splitlines()[-1].startswith("error: there is no sbatch here")
+
+
+# Dask
+
+
+def test_dask_goes_on_past_a_killed_worker(pictures, alone, tmp_path):
+    with held_in(tmp_path / "out", "i1") as at_work:
+        process = submit("dask", "--workers", 2, *command(pictures, tmp_path / "out"))
+        os.kill(at_work()["pid"], signal.SIGKILL)
+    check_ended(process, pictures)
+    check_tables(tmp_path / "out", alone)
+    assert "attempt 2" in read_submission(tmp_path / "out").log(2).read_text()
+
+
+def test_dask_scheduler_that_is_there(pictures, alone, tmp_path):
+    distributed = pytest.importorskip("distributed", reason="Dask is an extra")
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster:
+        from cellseg_nb.run.schedulers import Dask
+
+        submission = begin_submission(command(pictures, tmp_path / "out")[1:])
+        drive(submission, Dask(address=cluster.scheduler_address))
+        assert merge(submission).n_done == 3
+        wait_for(lambda: len(cluster.scheduler_info["workers"]) == 1, what="its worker, which stays")
+    check_tables(tmp_path / "out", alone)
+    with pytest.raises(ValueError, match="no scheduler of Dask answers at tcp://127.0.0.1:1"):
+        Dask(address="tcp://127.0.0.1:1", timeout_s=2).run(submission, [0], lambda: None)
