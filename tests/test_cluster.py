@@ -233,3 +233,94 @@ def test_dask_scheduler_that_is_there(pictures, alone, tmp_path):
     check_tables(tmp_path / "out", alone)
     with pytest.raises(ValueError, match="no scheduler of Dask answers at tcp://127.0.0.1:1"):
         Dask(address="tcp://127.0.0.1:1", timeout_s=2).run(submission, [0], lambda: None)
+
+
+# Another computer
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory, told_apart) -> SshServer:
+    if why := why_no_ssh():
+        pytest.skip(why)
+    server = start_ssh(tmp_path_factory.mktemp("ssh"))
+    yield server
+    stop(server.processes)
+
+
+def remotely(lab, out, pictures, *words, host="lab", python=sys.executable) -> subprocess.Popen:
+    start = ("--remote", host, "--remote-python", python, "--ssh", lab.ssh, *words, "local")
+    return submit(*start, "--", "segment", pictures, "--out", out, "--model", "otsu")
+
+
+@pytest.fixture
+def odd_pictures(pictures, tmp_path) -> Path:
+    """Files whose names a shell would take for commands."""
+    folder = tmp_path / "a b;touch $HOME/pwned"
+    shutil.copytree(pictures, folder)
+    (folder / "i2.tif").rename(folder / "i2;rm -rf $HOME 'x'.tif")
+    return folder
+
+
+def test_remote_goes_on_after_a_broken_line(lab, odd_pictures, alone, tmp_path):
+    out = tmp_path / "out here"
+    process = remotely(lab, out, odd_pictures)
+    folders = lambda: [*(lab.home / ".cellseg/remote").glob("*/pid")]  # noqa: E731
+    wait_for(folders, 60, "the start of the submission there")
+    assert lab.break_lines() > 0
+    code, said, err = ended(process)
+    assert code == 1 and "in 3 images" in said, err
+    assert "the connection is broken; trying again" in err and "bad.tif: " in said
+    counts, expected = (one.read_text().splitlines() for one in (out / "counts.csv", alone / "counts.csv"))
+    assert [line.rpartition(",")[0] for line in counts[1:3]] == [line.rpartition(",")[0] for line in expected[1:3]]
+    assert (out / "i2;rm -rf $HOME 'x'_labels.tif").read_bytes() == (alone / "i2_labels.tif").read_bytes()
+    assert lab.home.exists() and not (lab.home / "pwned").exists()
+    edited = (out / "i0_labels.tif").read_bytes() + b"\0"
+    (out / "i0_labels.tif").write_bytes(edited)
+    (out / "i1_overlay.png").unlink()
+    code, said, err = ended(remotely(lab, out, odd_pictures))  # nothing is copied twice, what was changed here stays
+    assert code == 1 and "are copied there" not in err and "1 file changed here stay" in err, err
+    assert (out / "i0_labels.tif").read_bytes() == edited and (out / "i1_overlay.png").exists()
+
+
+def test_remote_errors_are_one_line(lab, pictures, tmp_path):
+    code, _, err = ended(remotely(lab, tmp_path / "out", pictures, host="stranger"))
+    assert code == 2 and "error: no connection to stranger: " in err and "must work with a key" in err
+    code, _, err = ended(remotely(lab, tmp_path / "out", pictures, python="/nowhere/python"))
+    assert code == 2 and err.splitlines()[-1] == "error: lab: /nowhere/python is not there or has no cellseg_nb; name another one with --remote-python"
+    code, _, err = ended(remotely(lab, tmp_path / "out", tmp_path / "none"))
+    assert code == 2 and f"there is no file {tmp_path / 'none'}" in err
+
+
+# Other commands; in this process, for its speed
+
+
+class Here:
+    """Does pieces in this process; those of the list are lost once."""
+
+    def __init__(self, lost=()):
+        self.lost = list(lost)
+
+    def run(self, submission, numbers, progress):
+        for number in numbers:
+            if number in self.lost:
+                self.lost.remove(number)
+            else:
+                work(submission.folder, number)
+        return {}
+
+    def cancel(self, submission):
+        pass
+
+
+def test_folds_give_the_table_of_one_process(tmp_path):
+    from cellseg_nb.run.jobs import read_job
+
+    short = ["training.epochs=1", "data.images=6", "crops.size=64", "crops.per_epoch=4", "training.batch_size=2"]
+    words = ["train", "nuclei", "--folds", "2", *FAST_TRAINING]
+    submission = begin_submission([*words, "--out", str(tmp_path / "out")])
+    drive(submission, Here(lost=[1]))
+    found = merge(submission)
+    assert found.n_done == 2 and "pooled" in found.text and not found.failures
+    job = read_job([*words, "--out", str(tmp_path / "alone")])
+    job.merge({})
+    assert (tmp_path / "out/cross_validation.csv").read_bytes() == (tmp_path / "alone/cross_validation.csv").read_bytes()

@@ -297,10 +297,11 @@ class Dask:
         if not client.scheduler_info()["workers"]:
             print(f"the scheduler {self.address} has no workers yet; waiting for them", file=sys.stderr, flush=True)
         futures = {client.submit(work, str(submission.folder), number, pure=False): number for number in numbers}
-        for future in distributed.as_completed(futures):
-            if future.status != "finished":
-                known[futures[future]] = _reason(future)
-            progress()
+        with client.as_current():
+            for future in distributed.as_completed(futures):
+                if future.status != "finished":
+                    known[futures[future]] = _reason(future)
+                progress()
         self.cancel(submission)
         return known
 
