@@ -7,19 +7,32 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import yaml
 from cluster_servers import SshServer, SlurmCluster, start_slurm, start_ssh, stop, wait_for, why_no_slurm, why_no_ssh
+
+from typer.testing import CliRunner
 
 from cellseg_nb.core import claim
 from cellseg_nb.data.io import write_image
 from cellseg_nb.data.simulate import simulate_nuclei
+from cellseg_nb.data.simulate_marks import write_simulated_marks
+from cellseg_nb.data.simulate_slides import simulate_slide
 from cellseg_nb.run.analyse import SegmentSettings, analyse
 from cellseg_nb.run.cluster import begin_submission, drive, failures, merge, read_submission, work
+from cellseg_nb.run.cli import app
+from cellseg_nb.run.jobs import Merged
+from cellseg_nb.run.marks import run_marks
 from cellseg_nb.run.records import record_path
+from cellseg_nb.segment.marks import MarkSettings
+from cellseg_nb.train.experiments import cross_validate
+from cellseg_nb.train.settings import read_config
+from cellseg_nb.train.sweeps import read_sweeps, run_sweep
 
 START = [sys.executable, "-c", "from cellseg_nb.run.cli import main; main()", "submit"]
 TABLES = ("counts.csv", "objects.csv")
@@ -58,6 +71,7 @@ def children() -> set[int]:
         if folder.name.isdigit() and int(folder.name) != os.getpid():
             try:
                 told = f"CELLSEG_TEST_OF={os.getpid()}".encode() in (folder / "environ").read_bytes()
+                told &= b"resource_tracker" not in (folder / "cmdline").read_bytes()  # of Python, for as long as this process lives
                 if told and (folder / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
                     found.add(int(folder.name))
             except (FileNotFoundError, ProcessLookupError, PermissionError):
@@ -312,15 +326,102 @@ class Here:
         pass
 
 
-def test_folds_give_the_table_of_one_process(tmp_path):
-    from cellseg_nb.run.jobs import read_job
+FIELDS = {
+    "name": "tiny",
+    "data": {"dataset": "simulated-nuclei", "images": 6, "validation_fraction": 0.34},
+    "training": {"epochs": 1, "crops_per_epoch": 4, "batch_size": 4, "crop_px": 64, "device": "cpu"},
+}
 
-    short = ["training.epochs=1", "data.images=6", "crops.size=64", "crops.per_epoch=4", "training.batch_size=2"]
-    words = ["train", "nuclei", "--folds", "2", *FAST_TRAINING]
-    submission = begin_submission([*words, "--out", str(tmp_path / "out")])
-    drive(submission, Here(lost=[1]))
-    found = merge(submission)
+
+@pytest.fixture
+def config(tmp_path) -> Path:
+    path = tmp_path / "tiny.yml"
+    path.write_text(yaml.safe_dump(FIELDS), encoding="utf-8")
+    return path
+
+
+def done_here(words: list, lost=()) -> Merged:
+    submission = begin_submission([str(one) for one in words])
+    drive(submission, Here(lost))
+    return merge(submission)
+
+
+def test_folds_give_the_table_of_one_process(config, tmp_path):
+    words = ["train", config, "--folds", 2]
+    found = done_here([*words, "--out", tmp_path / "out"], lost=[1])
     assert found.n_done == 2 and "pooled" in found.text and not found.failures
-    job = read_job([*words, "--out", str(tmp_path / "alone")])
-    job.merge({})
+    with redirect_stdout(StringIO()):
+        cross_validate(read_config(str(config)), 2, tmp_path / "alone")
     assert (tmp_path / "out/cross_validation.csv").read_bytes() == (tmp_path / "alone/cross_validation.csv").read_bytes()
+
+
+def test_a_configuration_that_changed_meanwhile_changes_nothing(config, tmp_path):
+    submission = begin_submission(["train", str(config), "--out", str(tmp_path / "out")])
+    config.write_text(yaml.safe_dump(FIELDS | {"name": "other"}), encoding="utf-8")
+    drive(submission, Here())
+    assert merge(submission).text == f"model: {tmp_path / 'out/model'}"
+    assert read_config(str(tmp_path / "out/config.yml")).name == "tiny"
+
+
+def test_an_experiment_gives_the_scores_of_one_process(config, tmp_path):
+    sweeps = {"learning": {"how": "grid", "values": {"training.learning_rate": [0.002]}}}
+    file = tmp_path / "experiment.yml"
+    file.write_text(yaml.safe_dump({"name": "tiny", "defaults": str(config), "folds": 2, "draft": {"seed": 1}, "sweeps": sweeps}))
+    found = done_here(["experiment", file, "--out", tmp_path / "out"])
+    assert found.text.endswith("learning-draft") and not found.failures
+    with redirect_stdout(StringIO()):
+        folder = run_sweep(read_sweeps(file), "learning", "draft", tmp_path / "alone", file)
+    results = tmp_path / "out" / folder.relative_to(tmp_path / "alone") / "results.csv"
+    ours, theirs = (pd.read_csv(path).drop(columns="seconds") for path in (results, folder / "results.csv"))
+    pd.testing.assert_frame_equal(ours, theirs)
+
+
+def test_marks_give_the_table_of_one_process(tmp_path):
+    for name in ("shared", "alone"):
+        write_simulated_marks(tmp_path / name, ("a", "b"), (420, 420), 9, 9, "DHB", seed=60, angle_deg=4.0)
+    shutil.rmtree(tmp_path / "shared/source/b")
+    shutil.copytree(tmp_path / "shared/source/a", tmp_path / "shared/source/b")
+    (tmp_path / "shared/source/c").mkdir()  # a group without a picture
+    words = ["marks", "run", tmp_path / "shared", "--rows", 9, "--cols", 9, "--tile-size", 256, "--overlap", 64]
+    found = done_here(words, lost=[1])
+    assert list(found.failures) == ["c"] and found.n_done == 2
+    shutil.rmtree(tmp_path / "alone/source")
+    shutil.copytree(tmp_path / "shared/source", tmp_path / "alone/source")
+    settings = MarkSettings(rows=9, cols=9, tile_px=256, overlap_px=64)
+    alone = run_marks(tmp_path / "alone", None, settings, workers=1)
+    assert {name: reason.replace("alone", "shared") for name, reason in alone.failures.items()} == found.failures
+    assert (tmp_path / "shared/marks_summary.csv").read_bytes() == (tmp_path / "alone/marks_summary.csv").read_bytes()
+
+
+@pytest.mark.parametrize("verb", ["count", "slide"])
+def test_counts_and_slides_give_the_tables_of_one_process(verb, tmp_path):
+    if verb == "slide":
+        simulate_slide(tmp_path / "in.tif", (320, 400), 2.0, seed=900)
+    else:
+        write_image(tmp_path / "in.tif", simulate_nuclei((128, 160), 8, seed=3)[0], "YX")
+    options = ["--tile", 128, "--overlap", 32] if verb == "slide" else []
+    done_here([verb, tmp_path / "in.tif", "--out", tmp_path / "out", *options], lost=[0])
+    assert CliRunner().invoke(app, [str(one) for one in [verb, tmp_path / "in.tif", "--out", tmp_path / "alone", *options]]).exit_code == 0
+    for table in sorted((tmp_path / "alone").glob("*.csv")):
+        ours, theirs = (pd.read_csv(path).drop(columns="seconds", errors="ignore") for path in (tmp_path / "out" / table.name, table))
+        pd.testing.assert_frame_equal(ours, theirs)
+
+
+# Notebooks
+
+
+def test_a_notebook_is_a_job(tmp_path):
+    notebook = tmp_path / "sum.py"
+    notebook.write_text('# %% tags=["parameters"]\nn = 1\n\n# %%\nprint(10 / n)\n')
+    words = ["local", "--", "notebook", notebook, "--out", tmp_path / "results", "--experiment", "sums", "-p"]
+    code, said, err = ended(submit(*words, "n", 4))
+    assert code == 0, err
+    (done,) = (tmp_path / "results/sum").glob("*-sums-run/sum.ipynb")
+    assert said.endswith(f"notebook: {done}\n") and "2.5" in done.read_text()
+    code, _, err = ended(submit(*words, "n", 0))
+    place = done.parent.with_name(f"{done.parent.name}-2") / "sum.ipynb"
+    assert code == 2
+    assert err.splitlines()[-1] == f"error: sum.py: cell 2 (print(10 / n)): ZeroDivisionError: division by zero; as far as it came: {place}"
+    assert "ZeroDivisionError" in place.read_text()
+    with pytest.raises(ValueError, match="has no parameter 'm'; it has n"):
+        begin_submission([*map(str, words[2:]), "m", "0"])

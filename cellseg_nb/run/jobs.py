@@ -187,7 +187,10 @@ class MarksJob(Job):
     def do(self, name, facts):
         from cellseg_nb.run.marks import run_group
 
-        return run_group(self.out, name, self.settings, self.model, self.workers, self.overwrite)
+        try:
+            return run_group(self.out, name, self.settings, self.model, self.workers, self.overwrite)
+        except (ValueError, FileNotFoundError) as error:  # named as by `run_marks`
+            raise type(error)(one_line(error, self.out / "source" / name)) from error
 
     def merge(self, failures):
         from cellseg_nb.run.marks import run_marks

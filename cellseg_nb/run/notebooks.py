@@ -157,7 +157,7 @@ def failed_cell(notebook: Any) -> str:
     """Which cell failed, and how, in one line; empty = none."""
     number = 0
     for cell in notebook.cells:
-        if cell.cell_type != "code" or {"papermill-error-cell-tag"} & set(cell.metadata.get("tags", ())):
+        if cell.cell_type != "code" or {"papermill-error-cell-tag", "injected-parameters"} & set(cell.metadata.get("tags", ())):
             continue
         number += 1
         for output in cell.get("outputs", ()):

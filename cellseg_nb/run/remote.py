@@ -176,7 +176,7 @@ def answer(
     elif verb == "send":
         asked, folder = json.load(sys.stdin), place / more[0]
         here = {name: one for name, one in stamps(folder).items() if name not in asked or asked[name] != one}
-        write_tar(output, {name: folder / name for name in here if "/slurm/" not in name and not name.endswith("lock")})
+        write_tar(output, {name: folder / name for name in here if not (name.startswith(".cellseg/") or name.endswith("lock"))})
         output.flush()
 
 # %% ../../nbs/run/26_remote.ipynb #84799581
@@ -354,7 +354,7 @@ def fetch_results(line: Line, digest: str, there: str, here: Path) -> None:
     """Copy results that are not here yet; what was changed here since the last time stays."""
     record = here / ".cellseg" / f"remote-{digest}.json"
     before = read_json(record) if record.exists() else {}
-    have = stamps(here) if here.exists() else {}
+    have = {name: one for name, one in stamps(here).items() if not name.startswith(".cellseg/")}
     own = {name for name, one in have.items() if before.get(name) != one}
     got = line.ask(
         "send", digest, there, send=lambda stream: stream.write(json.dumps(have).encode()),

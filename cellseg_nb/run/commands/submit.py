@@ -32,10 +32,9 @@ class _Submit(TyperGroup):
         from cellseg_nb.run.remote import submit_there
 
         words = ctx.meta["cellseg.words"]
-        scheduler = [word for word in [*ctx.protected_args, *ctx.args][:1]]
-        if scheduler not in (["local"], ["slurm"], ["dask"]):
+        tail = words[_options_end(words) :]
+        if tail[0] not in ("local", "slurm", "dask"):
             raise ValueError("--remote goes with local, slurm or dask; to look at a submission there, use ssh")
-        tail = words[words.index(scheduler[0], _options_end(words)) :]
         code = submit_there(ctx.params["remote"], tail, ctx.params["remote_python"], ctx.params["there"], ctx.params["ssh"])
         if code:
             raise typer.Exit(code)
