@@ -1,6 +1,5 @@
 """Commands spread over processes, Slurm, Dask and another computer: killed workers, failing pictures, the same tables as on one computer."""
 
-import getpass
 import json
 import os
 import shutil

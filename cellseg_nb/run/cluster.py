@@ -11,7 +11,6 @@ __all__ = ['MOST_UNTRACKED', 'VERSIONS', 'ENDED', 'code_state', 'code_note', 'Su
 import json
 import os
 import platform
-import re
 import subprocess
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,8 +21,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from fastcore.basics import patch
+
 from cellseg_nb.core import (
-    atomic_path, claim, one_line, package_versions, read_json,
+    claim, one_line, package_versions, read_json,
 )
 from cellseg_nb.run.jobs import (
     Job, Merged, read_job,
@@ -75,11 +76,13 @@ def code_note(code: Mapping[str, Any]) -> str:
         parts.append(f"{counted(code['n_untracked'], 'file')} that git does not know (not kept: {names})")
     return f"the project has {' and '.join(parts)}" if parts else ""
 
-# %% ../../nbs/run/23_cluster.ipynb #0e6e8d10
+# %% ../../nbs/run/23_cluster.ipynb #98a11219
 VERSIONS = ("cellseg_nb", "numpy", "scipy", "scikit-image", "tifffile", "torch", "tensorflow", "stardist")
+
+
 ENDED = ("done", "failed")
 
-
+# %% ../../nbs/run/23_cluster.ipynb #d25ad323
 @dataclass(frozen=True)
 class Submission:
     """A command that is spread over workers.
@@ -93,6 +96,7 @@ class Submission:
     """
 
     folder: Path
+
     facts: dict[str, Any]
 
     @property
@@ -122,24 +126,28 @@ class Submission:
         write_text(self.folder / "states" / f"{number:05d}.json", json.dumps(facts, ensure_ascii=False))
         return facts
 
-    def ended(self, numbers: Iterable[int]) -> list[int]:
-        """Those that are done or have failed."""
-        return [number for number in numbers if self.state(number)["state"] in ENDED]
+# %% ../../nbs/run/23_cluster.ipynb #711a4d4d
+@patch
+def ended(self: Submission, numbers: Iterable[int]) -> list[int]:
+    """Those that are done or have failed."""
+    return [number for number in numbers if self.state(number)["state"] in ENDED]
 
-    @contextmanager
-    def there(self):
-        """Work where the command was given, for names of files are relative to that."""
-        try:
-            with chdir(self.facts["folder"]):
-                yield
-        except FileNotFoundError as error:
-            if Path(self.facts["folder"]).is_dir():
-                raise
-            raise ValueError(
-                f"{platform.node()} has no folder {self.facts['folder']}; all computers must see it under one name"
-            ) from error
 
-# %% ../../nbs/run/23_cluster.ipynb #6f1e2c3a
+@patch
+@contextmanager
+def there(self: Submission):
+    """Work where the command was given, for names of files are relative to that."""
+    try:
+        with chdir(self.facts["folder"]):
+            yield
+    except FileNotFoundError as error:
+        if Path(self.facts["folder"]).is_dir():
+            raise
+        raise ValueError(
+            f"{platform.node()} has no folder {self.facts['folder']}; all computers must see it under one name"
+        ) from error
+
+# %% ../../nbs/run/23_cluster.ipynb #eda15071
 def read_submission(
     folder: str | Path,  # of a submission, or of results: then the latest one
 ) -> Submission:
@@ -157,7 +165,7 @@ def read_submission(
         raise FileNotFoundError(f"{folder} has no submission; name the folder that 'cellseg submit' printed, or its results")
     return Submission(found[-1].parent.resolve(), read_json(found[-1]))
 
-
+# %% ../../nbs/run/23_cluster.ipynb #57d6b911
 def begin_submission(
     words: Sequence[str],  # a command without `cellseg`
     refuse_uncommitted: bool = False,  # True = only where a commit holds all code
@@ -195,13 +203,13 @@ def begin_submission(
     write_text(folder / "submission.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
     return Submission(folder, about)
 
-
+# %% ../../nbs/run/23_cluster.ipynb #6f3bf798
 def forget(submission: Submission) -> None:
     """Forget the states of pieces, so that they are looked at again; results stay."""
     for path in [*(submission.folder / "states").glob("*.json"), submission.folder / "merged.json"]:
         path.unlink(missing_ok=True)
 
-# %% ../../nbs/run/23_cluster.ipynb #f5a3ea7e
+# %% ../../nbs/run/23_cluster.ipynb #b6d61591
 @cache
 def _opened(folder: str, stamp: int) -> tuple[Submission, Job]:
     """Submission and job of this process: models are loaded once."""
@@ -212,7 +220,7 @@ def _opened(folder: str, stamp: int) -> tuple[Submission, Job]:
         raise ValueError(f"{platform.node()} has cellseg_nb {ours}, the submission was made with {theirs}; install the same there")
     return submission, submission.job()
 
-
+# %% ../../nbs/run/23_cluster.ipynb #7c22d160
 def work(
     folder: str | Path,  # of a submission
     number: int,  # of a piece

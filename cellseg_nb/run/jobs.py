@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import typer
+from fastcore.basics import patch
 
 from cellseg_nb.core import (
     one_line,
@@ -23,7 +24,7 @@ from cellseg_nb.run.registry import (
     LazyTask, find_task, task_lines,
 )
 
-# %% ../../nbs/run/22_jobs.ipynb #b7892aa8
+# %% ../../nbs/run/22_jobs.ipynb #eb88bbbf
 @dataclass
 class Merged:
     """What a job gave.
@@ -42,7 +43,7 @@ class Merged:
     n_done: int = 1
     failures: dict[str, str] = field(default_factory=dict)
 
-
+# %% ../../nbs/run/22_jobs.ipynb #e5775719
 class Job:
     """A command as pieces. Subclasses say what is theirs."""
 
@@ -100,7 +101,7 @@ def facts_row(facts: Mapping[str, Any]) -> Any:
     paths = {name: Path(facts[name]) for name in ("image", "mask", "weight", "table") if name in facts}
     return Row(**{**facts, **paths})
 
-# %% ../../nbs/run/22_jobs.ipynb #5d17c830
+# %% ../../nbs/run/22_jobs.ipynb #4456ebde
 class TaskJob(Job):
     """A task for many inputs: a piece is an item."""
 
@@ -144,19 +145,23 @@ class TaskJob(Job):
         settings = self.task.settings.model_dump(mode="json")
         return {"settings": settings, **self.task.identity(), "fingerprint": self.task.fingerprint()}
 
-    def use(self, snapshot):
-        now = self.task.fingerprint()
-        if now != snapshot["fingerprint"]:
-            raise ValueError(
-                "the worker has another version of cellseg_nb, or another model of this name, than the submission; "
-                "install the same there, and submit again"
-            )
+# %% ../../nbs/run/22_jobs.ipynb #1495d907
+@patch
+def use(self: TaskJob, snapshot):
+    now = self.task.fingerprint()
+    if now != snapshot["fingerprint"]:
+        raise ValueError(
+            "the worker has another version of cellseg_nb, or another model of this name, than the submission; "
+            "install the same there, and submit again"
+        )
 
-    def paths(self):
-        models = self.task.model if isinstance(self.task.model, list) else [self.task.model]
-        return [*self.inputs, *(Path(one) for one in models if isinstance(one, str) and Path(one).exists())]
 
-# %% ../../nbs/run/22_jobs.ipynb #fff76ad2
+@patch
+def paths(self: TaskJob):
+    models = self.task.model if isinstance(self.task.model, list) else [self.task.model]
+    return [*self.inputs, *(Path(one) for one in models if isinstance(one, str) and Path(one).exists())]
+
+# %% ../../nbs/run/22_jobs.ipynb #8685a8a1
 class MarksJob(Job):
     """`marks run`: a piece is a group."""
 
@@ -192,30 +197,38 @@ class MarksJob(Job):
         except (ValueError, FileNotFoundError) as error:  # named as by `run_marks`
             raise type(error)(one_line(error, self.out / "source" / name)) from error
 
-    def merge(self, failures):
-        from cellseg_nb.run.marks import run_marks
+# %% ../../nbs/run/22_jobs.ipynb #3e101afe
+@patch
+def merge(self: MarksJob, failures):
+    from cellseg_nb.run.marks import run_marks
 
-        done = [name for name in self.pieces() if name not in failures]
-        if not done:
-            return Merged("", 0, dict(failures))
-        found = run_marks(self.out, done, self.settings, self.model, 1)
-        shown = found.table.drop(columns="unlike_because").to_string(index=False) if len(found.table) else ""
-        text = f"{shown}\ntable: {self.out / 'marks_summary.csv'}"
-        return Merged(text, len(done) - len(found.failures), {**failures, **found.failures})
+    done = [name for name in self.pieces() if name not in failures]
+    if not done:
+        return Merged("", 0, dict(failures))
+    found = run_marks(self.out, done, self.settings, self.model, 1)
+    shown = found.table.drop(columns="unlike_because").to_string(index=False) if len(found.table) else ""
+    text = f"{shown}\ntable: {self.out / 'marks_summary.csv'}"
+    return Merged(text, len(done) - len(found.failures), {**failures, **found.failures})
 
-    def snapshot(self):
-        from cellseg_nb.segment.image import bundle_facts
 
-        return {"settings": self.settings.model_dump(mode="json"), "model": bundle_facts(self.model)[1]}
+@patch
+def snapshot(self: MarksJob):
+    from cellseg_nb.segment.image import bundle_facts
 
-    def use(self, snapshot):
-        if self.snapshot()["model"] != snapshot["model"]:
-            raise ValueError(f"the worker has another model {self.model!r} than the submission; bring the same there")
+    return {"settings": self.settings.model_dump(mode="json"), "model": bundle_facts(self.model)[1]}
 
-    def paths(self):
-        return [self.out, *([Path(self.model)] if Path(self.model).exists() else [])]
 
-# %% ../../nbs/run/22_jobs.ipynb #a67d0ee8
+@patch
+def use(self: MarksJob, snapshot):
+    if self.snapshot()["model"] != snapshot["model"]:
+        raise ValueError(f"the worker has another model {self.model!r} than the submission; bring the same there")
+
+
+@patch
+def paths(self: MarksJob):
+    return [self.out, *([Path(self.model)] if Path(self.model).exists() else [])]
+
+# %% ../../nbs/run/22_jobs.ipynb #63a142b3
 class TrainJob(Job):
     """`train`: a piece is the training, or with `--folds` one of the folds."""
 
@@ -256,36 +269,48 @@ class TrainJob(Job):
         else:
             train_fold(self.config, self.folds, facts["fold"], self.out / f"fold_{facts['fold']}")
 
-    def merge(self, failures):
-        if failures or self.folds is None:
-            n_done = (self.folds or 1) - len(failures)
-            text = "" if failures else f"model: {self.out / 'model'}"
-            return Merged(text, n_done, dict(failures))
-        from cellseg_nb.train.experiments import cross_validate
+# %% ../../nbs/run/22_jobs.ipynb #fdf489bd
+@patch
+def merge(self: TrainJob, failures):
+    if failures or self.folds is None:
+        n_done = (self.folds or 1) - len(failures)
+        text = "" if failures else f"model: {self.out / 'model'}"
+        return Merged(text, n_done, dict(failures))
+    from cellseg_nb.train.experiments import cross_validate
 
-        with redirect_stdout(StringIO()):  # what a training says
-            table = cross_validate(self.config, self.folds, self.out)
-        explained = "sd: standard deviation between the folds; pooled: all left-out images as one set"
-        return Merged(f"{table.to_string(index=False)}\n\n{explained}\ntable: {self.out / 'cross_validation.csv'}", self.folds)
+    with redirect_stdout(StringIO()):  # what a training says
+        table = cross_validate(self.config, self.folds, self.out)
+    explained = "sd: standard deviation between the folds; pooled: all left-out images as one set"
+    return Merged(f"{table.to_string(index=False)}\n\n{explained}\ntable: {self.out / 'cross_validation.csv'}", self.folds)
 
-    def snapshot(self):
-        return {"config": self.config.model_dump(mode="json")}
 
-    def use(self, snapshot):
-        from cellseg_nb.train.settings import make_config
+@patch
+def snapshot(self: TrainJob):
+    return {"config": self.config.model_dump(mode="json")}
 
-        self.config = make_config(snapshot["config"], "the snapshot of the submission")
 
-    def paths(self):
-        return [one for one in (self.file, self._dataset()) if one.exists()]
+@patch
+def use(self: TrainJob, snapshot):
+    from cellseg_nb.train.settings import make_config
 
-    def travelling_words(self, changed):
-        return [f"data.dataset={changed[self._dataset()]}"] if self._dataset() in changed else []
+    self.config = make_config(snapshot["config"], "the snapshot of the submission")
 
-    def _dataset(self):
-        return Path(getattr(getattr(self.config, "data", None), "dataset", None) or "none")
 
-# %% ../../nbs/run/22_jobs.ipynb #bf5bd144
+@patch
+def paths(self: TrainJob):
+    return [one for one in (self.file, self._dataset()) if one.exists()]
+
+
+@patch
+def travelling_words(self: TrainJob, changed):
+    return [f"data.dataset={changed[self._dataset()]}"] if self._dataset() in changed else []
+
+
+@patch
+def _dataset(self: TrainJob):
+    return Path(getattr(getattr(self.config, "data", None), "dataset", None) or "none")
+
+# %% ../../nbs/run/22_jobs.ipynb #848ea1a0
 class ExperimentJob(Job):
     """`experiment`: a piece is a training of a fold; in a release a training with all its folds."""
 
@@ -329,28 +354,36 @@ class ExperimentJob(Job):
         else:
             run_one_fold(config, self.asked.folds, facts["fold"], folder / "trainings" / facts["label"] / f"fold_{facts['fold']}")
 
-    def merge(self, failures):
-        from cellseg_nb.train.sweeps import failures_of, run_sweep, summary_of
+# %% ../../nbs/run/22_jobs.ipynb #86af8f7a
+@patch
+def merge(self: ExperimentJob, failures):
+    from cellseg_nb.train.sweeps import failures_of, run_sweep, summary_of
 
-        texts, failed, pieces = [], {}, self.pieces()
-        for sweep in self.sweeps:
-            lost = {(pieces[name]["label"], pieces[name]["fold"] or 1): why for name, why in failures.items() if pieces[name]["sweep"] == sweep}
-            with redirect_stdout(StringIO()):  # what a training says
-                folder = run_sweep(self.asked, sweep, self.mode, self.out, self.file, lost)
-            failed |= failures_of(folder)
-            texts.append(f"{summary_of(folder).to_string(index=False)}\n\nsd: standard deviation between the folds\nresults: {folder}")
-        return Merged("\n\n".join(texts), max(1, len(pieces) - len(failures)), failed)
+    texts, failed, pieces = [], {}, self.pieces()
+    for sweep in self.sweeps:
+        lost = {(pieces[name]["label"], pieces[name]["fold"] or 1): why for name, why in failures.items() if pieces[name]["sweep"] == sweep}
+        with redirect_stdout(StringIO()):  # what a training says
+            folder = run_sweep(self.asked, sweep, self.mode, self.out, self.file, lost)
+        failed |= failures_of(folder)
+        texts.append(f"{summary_of(folder).to_string(index=False)}\n\nsd: standard deviation between the folds\nresults: {folder}")
+    return Merged("\n\n".join(texts), max(1, len(pieces) - len(failures)), failed)
 
-    def snapshot(self):
-        return {"experiment": self.asked.model_dump(mode="json"), "mode": self.mode}
 
-    def use(self, snapshot):
-        from cellseg_nb.train.sweeps import SweepFile
+@patch
+def snapshot(self: ExperimentJob):
+    return {"experiment": self.asked.model_dump(mode="json"), "mode": self.mode}
 
-        self.asked = SweepFile(**snapshot["experiment"])
 
-    def paths(self):
-        return [self.file]
+@patch
+def use(self: ExperimentJob, snapshot):
+    from cellseg_nb.train.sweeps import SweepFile
+
+    self.asked = SweepFile(**snapshot["experiment"])
+
+
+@patch
+def paths(self: ExperimentJob):
+    return [self.file]
 
 # %% ../../nbs/run/22_jobs.ipynb #b9b535d7
 class NotebookJob(Job):

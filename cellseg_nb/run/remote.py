@@ -21,6 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import cellseg_nb
+
+from fastcore.basics import patch
+
 from cellseg_nb.core import (
     atomic_path, claim, read_json,
 )
@@ -34,7 +37,7 @@ from cellseg_nb.run.records import (
     facts_sha256,
 )
 
-# %% ../../nbs/run/26_remote.ipynb #316e81e0
+# %% ../../nbs/run/26_remote.ipynb #a1262f4e
 def stamps(
     folder: Path,
 ) -> dict[str, list[int]]:  # name of a file in it → size, time of the last change (s)
@@ -55,7 +58,7 @@ def write_tar(
         for name, path in files.items():
             tar.add(path, name, recursive=False)
 
-
+# %% ../../nbs/run/26_remote.ipynb #882ffc6c
 def read_tar(
     stream: Any,  # binary, to read from
     folder: Path,
@@ -179,11 +182,11 @@ def answer(
         write_tar(output, {name: folder / name for name in here if not (name.startswith(".cellseg/") or name.endswith("lock"))})
         output.flush()
 
-# %% ../../nbs/run/26_remote.ipynb #84799581
+# %% ../../nbs/run/26_remote.ipynb #5389700b
 class NoConnection(ConnectionError):
     """The line to the other computer is broken."""
 
-
+# %% ../../nbs/run/26_remote.ipynb #35f2cf73
 class Line:
     """Calls `answer` on another computer.
 
@@ -223,25 +226,27 @@ class Line:
             raise ValueError(f"{self.host}: {self.python} is not there or has no cellseg_nb; name another one with --remote-python")
         raise ValueError(f"{self.host}: {lines[-1]}")
 
-    def ask(self, *words: str, send: Callable[[Any], None] | None = None, receive: Callable[[Any], Any] = lambda stream: stream.read()) -> Any:
-        """Ask, and give what `receive` makes of the answer."""
-        process = self.open(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        with suppress(BrokenPipeError):
-            if send is not None:
-                send(process.stdin)
-            process.stdin.close()
-        try:
-            answered, broken = receive(process.stdout), None
-        except ValueError as error:
-            answered, broken = None, error
-        said = process.stderr.read()
-        process.wait()
-        process.stdout.close()
-        process.stderr.close()
-        self.check(process, said)
-        if broken is not None:
-            raise NoConnection(str(broken))
-        return answered
+# %% ../../nbs/run/26_remote.ipynb #01f1ed93
+@patch
+def ask(self: Line, *words: str, send: Callable[[Any], None] | None = None, receive: Callable[[Any], Any] = lambda stream: stream.read()) -> Any:
+    """Ask, and give what `receive` makes of the answer."""
+    process = self.open(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with suppress(BrokenPipeError):
+        if send is not None:
+            send(process.stdin)
+        process.stdin.close()
+    try:
+        answered, broken = receive(process.stdout), None
+    except ValueError as error:
+        answered, broken = None, error
+    said = process.stderr.read()
+    process.wait()
+    process.stdout.close()
+    process.stderr.close()
+    self.check(process, said)
+    if broken is not None:
+        raise NoConnection(str(broken))
+    return answered
 
 # %% ../../nbs/run/26_remote.ipynb #3a9c4405
 def follow(
@@ -366,7 +371,7 @@ def fetch_results(line: Line, digest: str, there: str, here: Path) -> None:
         say(f"{here}: {counted(len(own), 'file')} changed here stay as they are ({', '.join(sorted(own)[:3])})")
     say(f"{line.host}: {counted(len(got), 'file')} came back to {here}")
 
-# %% ../../nbs/run/26_remote.ipynb #6454bfb9
+# %% ../../nbs/run/26_remote.ipynb #1ffbca5f
 def submit_there(
     host: str,  # as ssh knows it
     words: Sequence[str],  # scheduler, its options, --, command
@@ -402,7 +407,7 @@ def submit_there(
         _persist(lambda: fetch_results(line, digest, results, here), host)
     return code
 
-
+# %% ../../nbs/run/26_remote.ipynb #80bef5ea
 def _watch(line: Line, digest: str) -> int:
     """Follow a submission to its end; Ctrl-C ends it there, too."""
     offset, code, breaks = 0, None, 0

@@ -22,6 +22,8 @@ from select import select
 from typing import Any
 from unittest.mock import patch as patched
 
+from fastcore.basics import patch
+
 from cellseg_nb.core import (
     read_json, require, thread_count,
 )
@@ -32,7 +34,7 @@ from cellseg_nb.run.outputs import (
     write_text,
 )
 
-# %% ../../nbs/run/24_schedulers.ipynb #9137c706
+# %% ../../nbs/run/24_schedulers.ipynb #a5cbb451
 def serve_pieces(
     folder: str,  # of a submission
 ) -> None:
@@ -75,7 +77,7 @@ class _Worker:
             self.process.stdin.close()
         self.process.stdout.close()
 
-
+# %% ../../nbs/run/24_schedulers.ipynb #578ed618
 @contextmanager
 def _shared_threads(workers: int):
     """Processors are shared by workers, unless OMP_NUM_THREADS says otherwise."""
@@ -162,7 +164,7 @@ def _leave(folder: str, numbers: Sequence[int]) -> list[str]:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     return work_all(folder, numbers)
 
-# %% ../../nbs/run/24_schedulers.ipynb #156012fe
+# %% ../../nbs/run/24_schedulers.ipynb #91dda140
 @dataclass
 class Slurm:
     """Array jobs of Slurm.
@@ -180,8 +182,11 @@ class Slurm:
     """
 
     options: dict[str, Any] = field(default_factory=dict)
+
     items_per_job: int = 1
+
     poll_s: float = 5
+
     wait: bool = True
 
     def run(self, submission: Submission, numbers: list[int], progress: Callable[[], Any]) -> dict[int, str]:
@@ -199,66 +204,78 @@ class Slurm:
             progress()
         return {number: self._why(submission, job) for job, some in jobs.items() for number in some if self.wait}
 
-    def _submit(self, submission: Submission, numbers: list[int]) -> dict[str, list[int]]:
-        """Submit pieces; job → its pieces."""
-        if not numbers:
-            return {}
-        submitit = require("submitit", "cluster")
-        groups = [numbers[at : at + self.items_per_job] for at in range(0, len(numbers), self.items_per_job)]
-        executor = submitit.SlurmExecutor(submission.folder / "slurm")
-        executor.update_parameters(job_name="cellseg", **{"time": 60, "additional_parameters": {"requeue": True}} | self.options)
-        try:
-            made = executor.map_array(_leave, [str(submission.folder)] * len(groups), groups)
-        except Exception as error:
-            if type(error).__name__ != "FailedJobError":
-                raise
-            raise ValueError(f"Slurm refused the job: {' '.join(str(error).split())[-300:]}") from error
-        return {one.job_id: some for one, some in zip(made, groups)}
+# %% ../../nbs/run/24_schedulers.ipynb #a0ec0920
+@patch
+def _submit(self: Slurm, submission: Submission, numbers: list[int]) -> dict[str, list[int]]:
+    """Submit pieces; job → its pieces."""
+    if not numbers:
+        return {}
+    submitit = require("submitit", "cluster")
+    groups = [numbers[at : at + self.items_per_job] for at in range(0, len(numbers), self.items_per_job)]
+    executor = submitit.SlurmExecutor(submission.folder / "slurm")
+    executor.update_parameters(job_name="cellseg", **{"time": 60, "additional_parameters": {"requeue": True}} | self.options)
+    try:
+        made = executor.map_array(_leave, [str(submission.folder)] * len(groups), groups)
+    except Exception as error:
+        if type(error).__name__ != "FailedJobError":
+            raise
+        raise ValueError(f"Slurm refused the job: {' '.join(str(error).split())[-300:]}") from error
+    return {one.job_id: some for one, some in zip(made, groups)}
 
-    def _ask(self, *words: str) -> str:
-        """What a tool of Slurm says; ValueError where it cannot be asked."""
-        try:
-            return subprocess.run([*words], capture_output=True, text=True, check=True, timeout=60).stdout
-        except FileNotFoundError as error:
-            raise ValueError(f"there is no {words[0]} here; submit from a computer of a Slurm cluster, or with 'local'") from error
-        except subprocess.CalledProcessError as error:
-            raise ValueError(f"{words[0]} says: {' '.join(error.stderr.split())}") from error
 
-    def _alive(self, submission: Submission) -> dict[str, list[int]]:
-        """Jobs of a submission that Slurm still has; job → its pieces. Where Slurm does not answer, all of them."""
-        try:
-            jobs = read_json(submission.folder / "jobs.json")
-        except FileNotFoundError:
-            return {}
-        try:
-            lines = self._ask("squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--format=%i").split()
-        except (ValueError, subprocess.TimeoutExpired):  # its controller starts anew; it is asked again
-            return jobs
-        return {job: numbers for job, numbers in jobs.items() if job in lines}
+@patch
+def _ask(self: Slurm, *words: str) -> str:
+    """What a tool of Slurm says; ValueError where it cannot be asked."""
+    try:
+        return subprocess.run([*words], capture_output=True, text=True, check=True, timeout=60).stdout
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no {words[0]} here; submit from a computer of a Slurm cluster, or with 'local'") from error
+    except subprocess.CalledProcessError as error:
+        raise ValueError(f"{words[0]} says: {' '.join(error.stderr.split())}") from error
 
-    def _why(self, submission: Submission, job: str) -> str:
-        """What a job said last, where it did not end well."""
-        logs = sorted((submission.folder / "slurm").glob(f"{job}_*_log.err"))
-        lines = logs[-1].read_text(encoding="utf-8", errors="replace").split("\n") if logs else []
-        said = [line.strip() for line in lines if "error:" in line.lower() or "Error" in line]
-        return f"its job {job} of Slurm did not end well" + (f": {said[-1][:200]}" if said else "")
 
-    def settle(self, submission: Submission) -> None:
-        """Note which pieces will not end any more: those whose jobs are gone."""
-        jobs, alive = read_json(submission.folder / "jobs.json") if (submission.folder / "jobs.json").exists() else {}, self._alive(submission)
-        for job, numbers in jobs.items():
-            for number in numbers:
-                if job not in alive and not submission.ended([number]):
-                    submission.note(number, **{**submission.state(number), "state": "failed", "reason": f"{self._why(submission, job)}; submit again"})
+@patch
+def _alive(self: Slurm, submission: Submission) -> dict[str, list[int]]:
+    """Jobs of a submission that Slurm still has; job → its pieces. Where Slurm does not answer, all of them."""
+    try:
+        jobs = read_json(submission.folder / "jobs.json")
+    except FileNotFoundError:
+        return {}
+    try:
+        lines = self._ask("squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--format=%i").split()
+    except (ValueError, subprocess.TimeoutExpired):  # its controller starts anew; it is asked again
+        return jobs
+    return {job: numbers for job, numbers in jobs.items() if job in lines}
 
-    def cancel(self, submission: Submission) -> None:
-        """Take all jobs out of the queue."""
-        jobs = self._alive(submission)
-        if jobs:
-            with suppress(subprocess.TimeoutExpired):
-                subprocess.run(["scancel", *jobs], capture_output=True, timeout=60)
+# %% ../../nbs/run/24_schedulers.ipynb #8e72c9d5
+@patch
+def _why(self: Slurm, submission: Submission, job: str) -> str:
+    """What a job said last, where it did not end well."""
+    logs = sorted((submission.folder / "slurm").glob(f"{job}_*_log.err"))
+    lines = logs[-1].read_text(encoding="utf-8", errors="replace").split("\n") if logs else []
+    said = [line.strip() for line in lines if "error:" in line.lower() or "Error" in line]
+    return f"its job {job} of Slurm did not end well" + (f": {said[-1][:200]}" if said else "")
 
-# %% ../../nbs/run/24_schedulers.ipynb #b68f7b59
+
+@patch
+def settle(self: Slurm, submission: Submission) -> None:
+    """Note which pieces will not end any more: those whose jobs are gone."""
+    jobs, alive = read_json(submission.folder / "jobs.json") if (submission.folder / "jobs.json").exists() else {}, self._alive(submission)
+    for job, numbers in jobs.items():
+        for number in numbers:
+            if job not in alive and not submission.ended([number]):
+                submission.note(number, **{**submission.state(number), "state": "failed", "reason": f"{self._why(submission, job)}; submit again"})
+
+
+@patch
+def cancel(self: Slurm, submission: Submission) -> None:
+    """Take all jobs out of the queue."""
+    jobs = self._alive(submission)
+    if jobs:
+        with suppress(subprocess.TimeoutExpired):
+            subprocess.run(["scancel", *jobs], capture_output=True, timeout=60)
+
+# %% ../../nbs/run/24_schedulers.ipynb #06950662
 @dataclass
 class Dask:
     """Workers of Dask.
@@ -274,8 +291,11 @@ class Dask:
     """
 
     workers: int = 1
+
     address: str | None = None
+
     timeout_s: float = 20
+
     _open: list[Any] = field(default_factory=list)
 
     def _client(self) -> Any:
@@ -291,26 +311,30 @@ class Dask:
             raise ValueError(f"no scheduler of Dask answers at {self.address}: {' '.join(str(error).split())}") from error
         return self._open[-1]
 
-    def run(self, submission: Submission, numbers: list[int], progress: Callable[[], Any]) -> dict[int, str]:
-        """Have pieces done; those whose workers died too often are left to the next round."""
-        distributed, client, known = require("distributed", "cluster"), self._client(), {}
-        if not client.scheduler_info()["workers"]:
-            print(f"the scheduler {self.address} has no workers yet; waiting for them", file=sys.stderr, flush=True)
-        futures = {client.submit(work, str(submission.folder), number, pure=False): number for number in numbers}
-        with client.as_current():
-            for future in distributed.as_completed(futures):
-                if future.status != "finished":
-                    known[futures[future]] = _reason(future)
-                progress()
-        self.cancel(submission)
-        return known
-
-    def cancel(self, submission: Submission) -> None:
-        """Give up what was not begun, and end workers of one's own."""
-        while self._open:
-            self._open.pop().close()
+# %% ../../nbs/run/24_schedulers.ipynb #237fb6e8
+@patch
+def run(self: Dask, submission: Submission, numbers: list[int], progress: Callable[[], Any]) -> dict[int, str]:
+    """Have pieces done; those whose workers died too often are left to the next round."""
+    distributed, client, known = require("distributed", "cluster"), self._client(), {}
+    if not client.scheduler_info()["workers"]:
+        print(f"the scheduler {self.address} has no workers yet; waiting for them", file=sys.stderr, flush=True)
+    futures = {client.submit(work, str(submission.folder), number, pure=False): number for number in numbers}
+    with client.as_current():
+        for future in distributed.as_completed(futures):
+            if future.status != "finished":
+                known[futures[future]] = _reason(future)
+            progress()
+    self.cancel(submission)
+    return known
 
 
+@patch
+def cancel(self: Dask, submission: Submission) -> None:
+    """Give up what was not begun, and end workers of one's own."""
+    while self._open:
+        self._open.pop().close()
+
+# %% ../../nbs/run/24_schedulers.ipynb #e71a712a
 def _reason(future: Any) -> str:
     """Why Dask gave a piece up."""
     error = future.exception() if future.status == "error" else None

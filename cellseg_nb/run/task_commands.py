@@ -66,7 +66,7 @@ def chosen_settings(
             chosen[one.name] = options[one.name]
     return checked_settings(kind, chosen, names)
 
-# %% ../../nbs/run/17_task_commands.ipynb #491c15cb
+# %% ../../nbs/run/17_task_commands.ipynb #309a5e4c
 OVERWRITE = "Compute again what is finished; replace what others made in --out."
 
 
@@ -105,7 +105,7 @@ def chosen_task(
         model = model[0]
     return task(chosen_settings(task.Settings, options), model)
 
-
+# %% ../../nbs/run/17_task_commands.ipynb #f5a2726e
 def task_command(
     task: type[Task],  # registered or not
 ) -> Callable:  # for `typer.Typer.command`

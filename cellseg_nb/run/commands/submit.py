@@ -61,10 +61,16 @@ def _where(
 ) -> None:
     pass
 
-# %% ../../../nbs/run/commands/12_submit.ipynb #d800e6a5
+# %% ../../../nbs/run/commands/12_submit.ipynb #30883a19
 Words = argument(list[str], "-- COMMAND ...", "The command, without 'cellseg'.")
+
+
 OutToo = option(Path, "DIR", "Folder for the results, where the command does not name one.")
+
+
 Retries = option(int, "N", "How often a piece is tried again whose worker was lost.", min=0)
+
+
 Strict = flag("--refuse-uncommitted", "Only where git has a commit with all code of this folder.")
 
 
@@ -81,7 +87,7 @@ def _begin(words: list[str], out: Optional[Path], strict: bool) -> Any:
         say(f"note: {note}")
     return submission
 
-
+# %% ../../../nbs/run/commands/12_submit.ipynb #c9a839f0
 def _drive(submission: Any, scheduler: Any, retries: int) -> None:
     """Have all done, show how far it is, and say what came out."""
     from tqdm import tqdm
