@@ -91,6 +91,14 @@ class SlurmCluster:
         """What programs need to find it."""
         return {"SLURM_CONF": str(self.folder / "slurm.conf")}
 
+    def stop(self) -> None:
+        """End jobs that a failed test left, then the servers."""
+        subprocess.run(["scancel", f"--user={getpass.getuser()}"], env=os.environ | self.variables, capture_output=True, timeout=20)
+        try:
+            wait_for(lambda: not self.ask("squeue", "--noheader").strip(), 15, "the end of all jobs")
+        finally:
+            stop(self.processes)
+
     def ask(self, *words: str) -> str:
         return subprocess.run(words, env=os.environ | self.variables, capture_output=True, text=True, check=True).stdout
 
