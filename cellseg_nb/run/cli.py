@@ -36,7 +36,7 @@ def _show_warning(message, *_) -> None:
 
 ORDER = (
     "demo segment count slide marks evaluate train experiment tune segment3d graph graph-train patches "
-    "init verify data model pipeline points tiles serve"
+    "init verify data model pipeline points tiles submit notebook serve"
 ).split()
 
 
@@ -75,7 +75,7 @@ class Verbs(TyperGroup):
         except KeyboardInterrupt:
             say(
                 "stopped; what was finished is kept: 'cellseg segment', 'cellseg segment3d', "
-                "'cellseg graph', 'cellseg count', 'cellseg tiles create' and 'cellseg experiment' go on when they are called again, "
+                "'cellseg graph', 'cellseg count', 'cellseg tiles create', 'cellseg experiment' and 'cellseg submit' go on when they are called again, "
                 "'cellseg train' goes on with --resume"
             )
             raise typer.Exit(130) from None

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['COMMAND', 'STEPS', 'STEP_VERSION', 'FOLDERS', 'OVERLAY_PX', 'SHOWN', 'MATRICES', 'MOST_WORKERS', 'Step', 'Painters',
            'Group', 'normalise_group', 'TilesOf', 'tile_group', 'segment_group', 'stitch_group', 'number_picture',
-           'number_group', 'MarksRun', 'find_groups', 'matrix_model', 'run_marks', 'paint_group', 'join_group']
+           'number_group', 'MarksRun', 'find_groups', 'matrix_model', 'run_marks', 'group_lock', 'run_group',
+           'paint_group', 'join_group']
 
 # %% ../../nbs/run/21_marks.ipynb #ec4c2b48
 import json
@@ -555,6 +556,9 @@ def run_marks(
     work = [Group(dataset, name, specification, facts, settings, overwrite) for name in names]
     rows = []
     with claim(folder_lock(dataset), dataset):
+        for lock in group_lock(dataset, "x").parent.glob("*.lock"):  # of `run_group`; one that nobody holds goes
+            with claim(lock, dataset):
+                pass
         places = [dataset / folder / name for folder in FOLDERS for name in names]
         clear_temporaries([one for place in places for one in (place, *place.glob("*/"))])
         try:
@@ -571,6 +575,43 @@ def run_marks(
         found = MarksRun(dataset, pd.DataFrame(rows), watches, done, failures, tracebacks)
         _write_facts(found, settings, model, facts)
     return found
+
+# %% ../../nbs/run/21_marks.ipynb #e3592708
+def group_lock(
+    dataset: Path,  # data set
+    name: str,  # of a group
+) -> Path:
+    """Say which file claims one group of a data set."""
+    return record_path(dataset, name, ".lock", COMMAND)
+
+
+def run_group(
+    dataset: str | Path,  # with source/<group>/
+    name: str,  # of the group
+    settings: MarkSettings = MarkSettings(),  # rows and columns, tiles, threshold
+    model: str | Path = "marks",  # name of a model that paints masks, or its folder
+    workers: int = 1,  # processes that paint
+    overwrite: bool = False,  # True = make everything again
+) -> list[str]:  # steps that did something
+    """Go through all steps for one group, beside other processes that do other groups; no table is written.
+
+    Raises
+    ------
+    ValueError
+        A step is refused, as where a numbering is not sure.
+    """
+    dataset = Path(dataset)
+    group = Group(dataset, name, *bundle_facts(model), settings, overwrite)
+    painters = Painters(str(model), settings, workers)
+    with claim(group_lock(dataset, name), f"{dataset}: {name}", wait=True):
+        with claim(folder_lock(dataset), dataset, wait=True):
+            pass  # a run that has the data set ends first
+        try:
+            plans = paint_group(group, painters)
+        finally:
+            painters.close()
+        join_group(group, plans)
+    return group.done
 
 # %% ../../nbs/run/21_marks.ipynb #f7ccd74e
 MOST_WORKERS = 8  # each needs about 400 MB

@@ -6,7 +6,8 @@
 __all__ = ['Values', 'MODES', 'SCORES', 'FAILURES', 'Sweep', 'SweepFile', 'read_sweeps', 'Training', 'with_changes',
            'training_label', 'combinations', 'plan_trainings', 'run_one_fold', 'swept_keys', 'value_of',
            'results_table', 'summarise', 'plot_setting', 'keys_of', 'write_plots', 'write_picture', 'experiment_folder',
-           'run_sweep', 'read_results', 'failures_of', 'summary_of', 'check_mode', 'chosen_sweeps', 'release_model']
+           'run_sweep', 'run_training', 'read_results', 'failures_of', 'summary_of', 'check_mode', 'chosen_sweeps',
+           'release_model']
 
 # %% ../../nbs/train/08_sweeps.ipynb #2227a048
 import copy
@@ -414,6 +415,7 @@ def run_sweep(
     mode: str = "draft",  # "draft": one split; "crossval": all folds; "release": also all pictures
     out: str | Path = "results",  # folder of all results
     place: str | Path = "experiment",  # file, for messages
+    failed: Mapping[tuple[str, int], str] | None = None,  # (label, fold) → why it failed elsewhere; it is not tried again
 ) -> Path:  # folder of this experiment
     """Run all trainings of a sweep, score and draw them; what is finished is not done again.
 
@@ -429,19 +431,19 @@ def run_sweep(
     folder = experiment_folder(Path(out), experiment, sweep, mode, trainings)
     with claim(folder_lock(folder), folder):
         clear_temporaries([folder, folder / "plots"])
-        _run_trainings(experiment, trainings, mode, folder)
+        _run_trainings(experiment, trainings, mode, folder, failed or {})
     return folder
 
 
 def _run_trainings(
-    experiment: SweepFile, trainings: Sequence[Training], mode: str, folder: Path
+    experiment: SweepFile, trainings: Sequence[Training], mode: str, folder: Path, failed: Mapping[tuple[str, int], str]
 ) -> None:
     """Run what is not finished, in a folder that nobody else uses."""
     scores, failures = {}, []
     for number, one in enumerate(trainings, start=1):
         print(f"{one.label} ({number} of {len(trainings)})", flush=True)
         try:
-            for fold, found in _run_training(one, experiment.folds, mode, folder):
+            for fold, found in run_training(one, experiment.folds, mode, folder, failed):
                 scores[one.label, fold] = found
                 write_csv(folder / "results.csv", results_table(trainings, scores))
         except (ValueError, RuntimeError) as error:
@@ -458,13 +460,15 @@ def _run_trainings(
 FAILURES = "failures.csv"
 
 
-def _run_training(
-    one: Training, folds: int, mode: str, folder: Path
+def run_training(
+    one: Training, folds: int, mode: str, folder: Path, failed: Mapping[tuple[str, int], str] | None = None
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """Train, draw and perhaps release one training; give the scores of each fold."""
     inside, tables = folder / "trainings" / one.label, []
     for fold in range(1, 2 if mode == "draft" else folds + 1):
         print(f"fold {fold}", flush=True)
+        if (one.label, fold) in (failed or {}):
+            raise ValueError(failed[one.label, fold])
         rows, scores = run_one_fold(one.config, folds, fold, inside / f"fold_{fold}")
         tables.append(rows)
         yield fold, scores
