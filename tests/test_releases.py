@@ -134,8 +134,20 @@ def test_missing_version(stranger):
         fetch_model("v1", "../x", REPO)
 
 
-def test_nothing_here(stranger):
-    with pytest.raises(FileNotFoundError, match="nuclei, stars"):
+def test_none_takes_what_is_here_and_else_the_latest(stranger, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="no release 'latest'; it has none of this model"):
+        init_model(None, NAME, REPO)
+    publish(stranger, "v1.0")
+    assert init_model(None, NAME, REPO).folder.name == "v1.0"
+    publish(stranger, "v1.1")
+    assert init_model(None, NAME, REPO).folder.name == "v1.0"  # it is here
+    assert init_model("latest", NAME, REPO).folder.name == "v1.1"
+
+
+def test_none_without_anything_here_and_without_a_network(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("GITHUB_API_URL", "http://127.0.0.1:9")
+    with pytest.raises(ConnectionError, match="no release of .* is on this computer.*nuclei, stars"):
         init_model(None, NAME, REPO)
 
 

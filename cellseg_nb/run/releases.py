@@ -319,7 +319,7 @@ def _unpack(archive: Path, folder: Path) -> Path:
 
 # %% ../../nbs/run/12_releases.ipynb #eb177443
 def fetch_model(
-    version: str | None = "latest",  # or a number such as "v1.2"; None = the newest that is here
+    version: str | None = "latest",  # or "v1.2"; None = the newest that is here, else the latest
     model: str = "count-cells",  # name of the model
     repo: str | None = None,  # OWNER/NAME; None = the repository of this package
     api: str | None = None,  # address of the API; None = GITHUB_API_URL, else that of GitHub
@@ -329,7 +329,7 @@ def fetch_model(
     Raises
     ------
     FileNotFoundError
-        There is no such version, or with None: nothing is on this computer.
+        There is no such version.
     ValueError
         The download has another checksum, or a newer version of this package is needed.
     ConnectionError
@@ -338,10 +338,9 @@ def fetch_model(
         The token in GITHUB_TOKEN is not valid.
     """
     at, cached = find_repository(repo, api), cached_models(model, repo, api)
-    if version is None:
-        if not cached:
-            raise FileNotFoundError(_nothing_here(model, at))
+    if version is None and cached:
         return next(iter(cached.values()))
+    version = version or "latest"
     for known, folder in cached.items():
         if version_key(known) == version_key(version):
             return folder
@@ -356,7 +355,7 @@ def fetch_model(
 
 
 def _nothing_here(model: str, at: Repository) -> str:
-    """Why None gives nothing."""
+    """What there is without a network."""
     packaged = ", ".join(list_bundles())
     return (
         f"no release of {model} from {at.name} is on this computer: with a network, 'cellseg model "
@@ -365,7 +364,7 @@ def _nothing_here(model: str, at: Repository) -> str:
 
 # %% ../../nbs/run/12_releases.ipynb #b2adb7dc
 def init_model(
-    version: str | Path | None = "latest",  # or "v1.2"; None = the newest here; or a folder
+    version: str | Path | None = "latest",  # or "v1.2", or a folder; None = the newest here, else latest
     model: str = "count-cells",  # name of the model, for all but a folder
     repo: str | None = None,  # OWNER/NAME; None = the repository of this package
     api: str | None = None,  # address of the API; None = GITHUB_API_URL, else that of GitHub
@@ -375,7 +374,7 @@ def init_model(
     Raises
     ------
     FileNotFoundError
-        There is no such version or folder, or with None: nothing is on this computer.
+        There is no such version or folder.
     ValueError
         The model is damaged, has another checksum, or needs a newer version of this package.
     ConnectionError
