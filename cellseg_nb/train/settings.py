@@ -82,7 +82,8 @@ Channels = Annotated[tuple[int | str, ...], Field(min_length=1)]
 class StackDataSettings(DataSettings):
     """Which stacks."""
 
-    dataset: str = setting("simulated-germline", 'A CSV table of stacks, or "simulated-germline".')
+    dataset: str = setting("simulated-germline",
+        'A CSV table with the columns image, mask and perhaps weight, split and train (rows of 0 choose the best epoch), or "simulated-germline".')
     channel: int | str | Channels | None = setting(None,
         "Channel that is learned from, by number from 0 or by name. Of several each patch shows "
         "one, drawn anew, so that one network learns to read any of them.",
