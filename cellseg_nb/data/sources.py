@@ -170,7 +170,7 @@ def _read_address(address: str, settings: PlaneSettings, name: str) -> np.ndarra
         raise kind(f"{address} cannot be read: {error or type(error).__name__}") from error
     return _read_file(BytesIO(content), name, settings)
 
-
+# %% ../../nbs/data/39_sources.ipynb #2f1d3eca
 def read_source(
     source: Any,  # path, address, open file, bytes, array, or picture of Pillow
     settings: PlaneSettings = PlaneSettings(),  # of files: which channel, plane, time point

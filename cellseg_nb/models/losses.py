@@ -50,7 +50,7 @@ def smooth_labels(
     """Label smoothing of two classes (Szegedy et al. 2016, section 7)."""
     return targets * (1 - smoothing) + smoothing / 2
 
-
+# %% ../../nbs/models/01_losses.ipynb #646203f7
 class BCEDiceLoss(nn.Module):
     """Sum of binary cross-entropy and Dice loss on logits, averaged over channels.
 
@@ -212,7 +212,7 @@ def spread_heat(
     mean = (known * targets).sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True).clamp_min(1)
     return (1 - smoothing) * targets + smoothing * mean
 
-
+# %% ../../nbs/models/01_losses.ipynb #a74b1653
 class HeatmapLoss(nn.Module):
     """Loss of heat maps; the count and MESA parts look at the first channel, the density.
 

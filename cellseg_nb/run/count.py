@@ -37,8 +37,32 @@ from cellseg_nb.segment.image import (
 )
 
 # %% ../../nbs/run/11_count.ipynb #163303a6
+class _ByImage:
+    """Looked up by the name of an image."""
+
+    found: dict[str, Counted]
+
+    def __getitem__(self, name: str) -> Counted:
+        return self.found[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.found
+
+    def keys(self):
+        """Names of the images."""
+        return self.found.keys()
+
+    def values(self):
+        """What was counted in each."""
+        return self.found.values()
+
+    def items(self):
+        """Names, and what was counted."""
+        return self.found.items()
+
+# %% ../../nbs/run/11_count.ipynb #ce40f9c5
 @dataclass(frozen=True, eq=False)
-class Counts:
+class Counts(_ByImage):
     """What was counted, by image: `found["a"]` is a `segment.count.Counted`; `counts, plots = found`.
 
     Parameters
@@ -52,27 +76,9 @@ class Counts:
     found: dict[str, Counted]
     pictures: dict[str, np.ndarray] = field(repr=False)
 
-    def __getitem__(self, name: str) -> Counted:
-        return self.found[name]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.found
-
     def __iter__(self) -> Iterator[dict]:
         yield self.counts
         yield self.plots
-
-    def keys(self):
-        """Names of the images."""
-        return self.found.keys()
-
-    def values(self):
-        """What was counted in each."""
-        return self.found.values()
-
-    def items(self):
-        """Names, and what was counted."""
-        return self.found.items()
 
     @property
     def counts(self) -> dict[str, float]:

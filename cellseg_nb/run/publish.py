@@ -202,7 +202,7 @@ def _scores_text(model: str | Path) -> str:
 def _say(step: str, what: Any) -> None:
     print(f"{step:9} {what}", flush=True)
 
-
+# %% ../../nbs/run/22_publish.ipynb #42a37d40
 def publish(
     source: str | Path,  # name or folder of a model, or a YAML file of a training or an experiment
     version: str,  # such as "1.2"; never used before

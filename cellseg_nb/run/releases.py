@@ -300,7 +300,7 @@ def _fetch_alone(at: Repository, release: Release, folder: Path) -> Path:
     finally:
         archive.unlink(missing_ok=True)
 
-
+# %% ../../nbs/run/12_releases.ipynb #67c047e1
 def unpack_model(
     archive: Path,  # zip file from `pack_model`
     folder: Path,  # of the model; replaced when it is there

@@ -64,7 +64,7 @@ def hyperparameters(
             values[key] = value
     return values
 
-
+# %% ../../nbs/run/23_sagemaker.ipynb #8602509b
 def check_job(
     root: str | Path = ROOT,  # folder of the job
 ) -> None:

@@ -148,7 +148,7 @@ def describe_unet3d(
     first = network.encoders[0].basic_module.SingleConv1.conv
     return {"in_channels": first.in_channels, "f_maps": network.final_conv.in_channels, "levels": len(network.encoders)}
 
-
+# %% ../../nbs/train/17_own_training.ipynb #33394473
 @dataclass(frozen=True, eq=False)
 class Trained:
     """What `fit` gives.
@@ -230,6 +230,37 @@ def _restored(out: Path, resume: bool, network: torch.nn.Module, parts: Mapping[
         raise ValueError(f"{out} holds a training of another network or optimiser: {str(error).splitlines()[0]}") from error
     return start
 
+# %% ../../nbs/train/17_own_training.ipynb #163900e2
+def _check_words(each: str, best: str, metrics: Mapping[str, Callable]) -> None:
+    """Refuse words that mean nothing."""
+    if each not in ("epoch", "batch"):
+        raise ValueError(f"each must be 'epoch' or 'batch'; it is {each!r}")
+    if best not in ("valid_loss", *metrics):
+        raise ValueError(f"best is {best!r}; it must be one of: {', '.join(['valid_loss', *metrics])}")
+
+
+def _batches(loaders: Any, inputs: Taken, targets: Taken, weights: Taken | None) -> DataLoaders:
+    """Loaders as the loop of fastai takes them."""
+    taken = [inputs, targets, *([weights] if weights is not None else [])]
+    pair = loaders if isinstance(loaders, (tuple, list)) else (loaders, [])
+    data = DataLoaders(*(ByKey(one, taken) for one in pair))
+    data.n_inp = 1  # what follows the input goes to the loss
+    return data
+
+
+def _loop(network, data, loss, optimiser, epochs: int, callbacks: list) -> None:
+    """The loop of fastai, with the rates that the optimiser has."""
+    if not epochs:
+        return
+    rates = [group["lr"] for group in optimiser.param_groups]
+    learner = Learner(
+        data, network, loss, lambda *_, **__: OptimWrapper(opt=optimiser), lr=rates, cbs=callbacks, train_bn=False, wd_bn_bias=True
+    )
+    learner.remove_cb(learner.progress)
+    run_loop(learner, epochs)
+    kept = f"The checkpoint is that of epoch {learner.keep.done - 1}" if learner.keep.done else "No epoch was finished"
+    check_loss(learner.watch_loss.last, learner.keep.done, kept)
+
 # %% ../../nbs/train/17_own_training.ipynb #40d119e4
 def fit(
     network: torch.nn.Module,  # yours
@@ -262,15 +293,9 @@ def fit(
         network, or the loss is no number any more.
     """
     out, metrics, place = Path(out), dict(metrics or {}), choose_device(device)
-    if each not in ("epoch", "batch"):
-        raise ValueError(f"each must be 'epoch' or 'batch'; it is {each!r}")
-    if best not in ("valid_loss", *metrics):
-        raise ValueError(f"best is {best!r}; it must be one of: {', '.join(['valid_loss', *metrics])}")
     plan = SimpleNamespace(epochs=epochs, early_stopping=early_stopping, best=best, higher=higher)
-    taken = [inputs, targets, *([weights] if weights is not None else [])]
-    pair = loaders if isinstance(loaders, (tuple, list)) else (loaders, [])
-    data = DataLoaders(*(ByKey(one, taken) for one in pair))
-    data.n_inp = 1  # what follows the input goes to the loss
+    _check_words(each, best, metrics)
+    data = _batches(loaders, inputs, targets, weights)
     network.to(place)
     parts = {"optimiser": _made_optimiser(network, optimiser)}
     if scheduler is not None:
@@ -286,17 +311,3 @@ def fit(
         chosen = torch.load(out / "best.pt", "cpu", weights_only=True)
     network.to("cpu").load_state_dict(chosen["network"])
     return Trained(network.eval(), out, keep.best, data.train.dataset)
-
-
-def _loop(network, data, loss, optimiser, epochs: int, callbacks: list) -> None:
-    """The loop of fastai, with the rates that the optimiser has."""
-    if not epochs:
-        return
-    rates = [group["lr"] for group in optimiser.param_groups]
-    learner = Learner(
-        data, network, loss, lambda *_, **__: OptimWrapper(opt=optimiser), lr=rates, cbs=callbacks, train_bn=False, wd_bn_bias=True
-    )
-    learner.remove_cb(learner.progress)
-    run_loop(learner, epochs)
-    kept = f"The checkpoint is that of epoch {learner.keep.done - 1}" if learner.keep.done else "No epoch was finished"
-    check_loss(learner.watch_loss.last, learner.keep.done, kept)

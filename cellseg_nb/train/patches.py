@@ -148,16 +148,12 @@ class StackPatches(torch.utils.data.Dataset):
         Of patches of the grid; share of the patch, 0..1.
     targets : tuple of str
         Names in `data.targets.edge_targets`; they are the channels of the key `target`.
-    weights : bool
-        True = add `weight_map`: that of the table, else `data.targets.border_weights` of the patch.
-    w0, sigma_px : float
-        Arguments of `border_weights`.
+    weights, w0, sigma_px : bool, float, float
+        True = add `weight_map`: that of the table, else `border_weights` of the patch with these arguments.
     normalisation : Normalisation or None
         How brightness is stretched, by percentiles of the whole stack; None = not at all.
-    channel, axes, pixel_size_um, t
-        As in `data.volumes.read_stack`; no channel = all of them.
-    seed : int
-        Decides what is drawn by chance, with `epoch`, which may be set.
+    channel, axes, pixel_size_um, t, seed
+        As in `data.volumes.read_stack`; no channel = all. The seed and `epoch` decide what is drawn.
     """
 
     def __init__(
@@ -179,30 +175,37 @@ class StackPatches(torch.utils.data.Dataset):
         self.length, self.seed, self.epoch, self._open = length, seed, 0, {}
         self.plan = [(n, tile) for n, row in enumerate(self.rows) for tile in self._tiles(row, overlap)]
 
-    def _tiles(self, row: Row, overlap: float) -> list:
-        """The patches of a stack; only its description is read."""
-        with open_stack(row.image, self.how["axes"] or row.columns.get("axes"), self.how["channel"] or 0, self.how["t"]) as file:
-            try:
-                return plan_patches(file.shape, self.size, overlap)
-            except ValueError as error:
-                raise ValueError(f"{row.place}: {error}") from error
-
     def __len__(self) -> int:
         return len(self.plan) if self.length is None else self.length
 
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_open": {}}  # every worker opens the files itself
-
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        if not 0 <= number < len(self):
-            raise IndexError(f"there are {len(self)} patches; {number} is none of them")
-        with drawn_from((self.seed, self.epoch, number)) as rng:
-            item = self.read(*self._place(number, rng))
-            for transform in self.transforms:
-                item = _transformed(item, transform, rng)
-        return {key: _as_tensor(value) for key, value in item.items()}
-
 # %% ../../nbs/train/16_patches.ipynb #f1469945
+@patch
+def _tiles(self: StackPatches, row: Row, overlap: float) -> list:
+    """The patches of a stack; only its description is read."""
+    axes = self.how["axes"] or row.columns.get("axes")
+    with open_stack(row.image, axes, self.how["channel"] or 0, self.how["t"]) as file:
+        try:
+            return plan_patches(file.shape, self.size, overlap)
+        except ValueError as error:
+            raise ValueError(f"{row.place}: {error}") from error
+
+
+@patch
+def __getstate__(self: StackPatches) -> dict:
+    return self.__dict__ | {"_open": {}}  # every worker opens the files itself
+
+
+@patch
+def __getitem__(self: StackPatches, number: int) -> dict[str, Any]:
+    if not 0 <= number < len(self):
+        raise IndexError(f"there are {len(self)} patches; {number} is none of them")
+    with drawn_from((self.seed, self.epoch, number)) as rng:
+        item = self.read(*self._place(number, rng))
+        for transform in self.transforms:
+            item = _transformed(item, transform, rng)
+    return {key: _as_tensor(value) for key, value in item.items()}
+
+# %% ../../nbs/train/16_patches.ipynb #17057b96
 @patch
 def _files(self: StackPatches, number: int) -> _Opened:
     """The files of a row, opened once in this process."""

@@ -65,7 +65,7 @@ def _picture_array(path, indices=False):
         pixels = Turned(pixels, orientation)[:, :]
     return pixels, False
 
-
+# %% ../../../nbs/data/formats/03_pictures.ipynb #e5d01fc2
 def _frames(path, picture, n_frames, indices):
     """The pictures of an animation."""
     if indices:
