@@ -212,6 +212,16 @@ def spread_heat(
     mean = (known * targets).sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True).clamp_min(1)
     return (1 - smoothing) * targets + smoothing * mean
 
+
+def _of_counts(densities: list, count_weight: float, mesa_weight: float) -> torch.Tensor | float:
+    """The losses that look at counts."""
+    loss = 0.0
+    if count_weight:
+        loss = loss + count_weight * count_difference(*densities).mean()
+    if mesa_weight:
+        loss = loss + mesa_weight * mesa_distance(*densities).mean()
+    return loss
+
 # %% ../../nbs/models/01_losses.ipynb #a74b1653
 class HeatmapLoss(nn.Module):
     """Loss of heat maps; the count and MESA parts look at the first channel, the density.
@@ -232,12 +242,10 @@ class HeatmapLoss(nn.Module):
     """
 
     def __init__(
-        self, kind="mse", count_weight=0.0, mesa_weight=0.0, factor=100.0, activation="identity",
-        smoothing=0.0,
+        self, kind="mse", count_weight=0.0, mesa_weight=0.0, factor=100.0, activation="identity", smoothing=0.0
     ):
         super().__init__()
-        self.smoothing = smoothing
-        self.parts = _pixel_losses(kind, activation)
+        self.parts, self.smoothing = _pixel_losses(kind, activation), smoothing
         self.factor, self.activation = factor, activation
         self.count_weight, self.mesa_weight = count_weight, mesa_weight + (kind == "mesa")
 
@@ -263,8 +271,4 @@ class HeatmapLoss(nn.Module):
         loss = sum(weighted_mean(part(outputs, maps, soft), weights) for part in self.parts)
         densities = [one[:, 0] / self.factor for one in (maps, targets)]
         densities += [None if weights is None else weights[:, 0].float()]
-        if self.count_weight:
-            loss = loss + self.count_weight * count_difference(*densities).mean()
-        if self.mesa_weight:
-            loss = loss + self.mesa_weight * mesa_distance(*densities).mean()
-        return loss
+        return loss + _of_counts(densities, self.count_weight, self.mesa_weight)
