@@ -431,6 +431,30 @@ def test_one_command_from_training_to_release(github, tmp_path, monkeypatch):
 STEPS = ("train", "evaluate", "pack", "check", "upload", "verify")
 
 
+COUNTING = """
+name: colonies
+folds: 2
+defaults:
+  task: count
+  licence: CC0-1.0
+  network: {encoder: resnet18, encoder_depth: 3, decoder_channels: [16, 8, 8]}
+  data: {dataset: simulated-nuclei, simulated: 12, split: null, validation_fraction: 0}
+  training: {epochs: 1, steps_per_epoch: 1, batch_size: 2, crop_px: 64, device: cpu}
+"""
+
+
+def test_an_experiment_becomes_a_release_with_intervals(github, tmp_path):
+    """Folds give scores and intervals, and a model is trained on all pictures."""
+    config = tmp_path / "colonies.yml"
+    config.write_text(COUNTING)
+    line = ["model", "release", config, "--version", "0.1", "--repo", REPO, "--out", tmp_path / "runs"]
+    shown = cellseg(*line).stdout
+    assert "evaluate  cross-validation: folds 2, MAE " in shown and "| cross-validation | MAE |" in shown
+    about = init_model("v0.1", "colonies", REPO).specification
+    assert len(about.calibration["residuals"]) == 2 and about.scores["cross-validation"]["folds"] == 2
+    assert "is an experiment; change it there" in cellseg(*line, "training.epochs=2", code=2).stderr
+
+
 def test_a_release_with_a_wrong_argument(github, tmp_path):
     config = tmp_path / "tiny.yml"
     config.write_text(TINY)

@@ -38,7 +38,7 @@ def trained_model(
     source: str | Path,  # YAML file of a training, or of an experiment
     changes: Sequence[str] = (),  # such as "training.epochs=3"; of a training
     out: str | Path | None = None,  # folder of the training; None = runs/NAME-release
-) -> tuple[Path, Any]:  # folder of the model, and all its settings
+) -> tuple[Path, Any, dict]:  # folder of the model, all its settings, scores over the folds of an experiment
     """Train what a file asks for, or go on with it; an experiment is cross-validated first.
 
     Raises
@@ -50,7 +50,7 @@ def trained_model(
     """
     from cellseg_nb.train.learner import train
     from cellseg_nb.train.settings import has_checkpoint, read_config, read_yaml
-    from cellseg_nb.train.sweeps import plan_trainings, read_sweeps, run_sweep
+    from cellseg_nb.train.sweeps import plan_trainings, read_sweeps, run_sweep, summary_of
 
     source = Path(source)
     if not source.is_file():
@@ -61,11 +61,12 @@ def trained_model(
         experiment = read_sweeps(source)
         (one,) = plan_trainings(experiment, None, place=source)
         folder = run_sweep(experiment, None, "release", out or "runs", source)
-        return folder / "trainings" / one.label / "all" / "model", one.config
+        scores = summary_of(folder).iloc[0].drop(["training", "seconds"]).to_dict()
+        return folder / "trainings" / one.label / "all" / "model", one.config, scores
     config = read_config(source, list(changes))
     out = Path(out or Path("runs") / f"{config.name}-release")
     begun = has_checkpoint(out) or (out / "config.yml").is_file()
-    return train(config, out, resume=begun), config
+    return train(config, out, resume=begun), config, {}
 
 # %% ../../nbs/run/22_publish.ipynb #d5a60478
 def score_split(
@@ -107,6 +108,8 @@ def add_scores(
 ) -> None:
     """Keep scores in `model.json`."""
     about = read_specification(model)
+    if about.scores.get(split) == scores:
+        return
     write_specification(model, about.model_copy(update={"scores": about.scores | {split: scores}}))
 
 # %% ../../nbs/run/22_publish.ipynb #3e455965
@@ -176,8 +179,11 @@ def _note(path: Path, step: str, key: Any, result: Any) -> None:
 
 def _trained_and_scored(source, changes, out, split, say) -> Path:
     """The steps train and evaluate."""
-    model, config = trained_model(source, changes, out)
+    model, config, over_folds = trained_model(source, changes, out)
     say("train", model)
+    if over_folds:
+        add_scores(model, "cross-validation", over_folds)
+        say("evaluate", _in_words("cross-validation", over_folds))
     if split is None:
         return model
     path, key = model.parent / "release.json", [split, file_sha256(model / "weights.safetensors")]
@@ -185,17 +191,20 @@ def _trained_and_scored(source, changes, out, split, say) -> Path:
     if scores is None:
         scores = score_split(config, model, split)
         _note(path, "evaluate", key, scores)
-    if read_specification(model).scores.get(split) != scores:
-        add_scores(model, split, scores)
-    say("evaluate", f"{split}: " + ", ".join(f"{name} {value:g}" for name, value in scores.items()))
+    add_scores(model, split, scores)
+    say("evaluate", _in_words(split, scores))
     return model
+
+
+def _in_words(split: str, scores: dict[str, float]) -> str:
+    return f"{split}: " + ", ".join(f"{name} {value:g}" for name, value in scores.items())
 
 # %% ../../nbs/run/22_publish.ipynb #b2d035b2
 def _scores_text(model: str | Path) -> str:
     """The scores of a model as a table in Markdown; empty = it has none."""
     scores = read_specification(model).scores
     rows = [f"| {part} | {name} | {value} |" for part, some in scores.items() for name, value in some.items()
-            if isinstance(value, (int, float))] if isinstance(scores, dict) else []
+            if isinstance(value, (int, float)) and name != "epoch"] if isinstance(scores, dict) else []
     return "\n".join(["| scored on | score | |", "| --- | --- | --- |", *rows]) if rows else ""
 
 
