@@ -72,7 +72,7 @@ def _names_of(source: Any, number: int) -> Iterator[tuple[str, Any]]:
         yield from ((image_stem(file), file) for file in find_images([source]))
     else:
         raise TypeError(
-            f"image {number} is a {type(source).__name__}; images are paths, addresses, open files, bytes, "
+            f"image {number} is of type {type(source).__name__}; images are paths, addresses, open files, bytes, "
             "arrays (Y, X) or (Y, X, 3), or pictures of Pillow"
         )
 
