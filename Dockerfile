@@ -4,9 +4,11 @@
 #   docker build --target predict -t cellseg_nb:predict .
 #   docker run --rm -p 127.0.0.1:8000:8000 -e CELLSEG_TOKEN=$(openssl rand -hex 24) -v cellseg:/data cellseg_nb:predict
 #
-# train: training from a configuration, into a folder of this computer
+# train: training from a configuration, into a folder of this computer; the same image trains in SageMaker, which starts it with
+# the word train (see nbs/run/23_sagemaker.ipynb), and serves on ECS (cellseg_nb/run/service/deploy/ecs-task.json)
 #   docker build --target train -t cellseg_nb:train .
 #   docker run --rm -v "$PWD/runs:/work" cellseg_nb:train cellseg train nuclei --out runs/nuclei
+# Where the folders below /opt/ml belong to root and nobody else may write there: --build-arg RUN_AS=root
 #
 # lab: JupyterLab with everything in it
 #   docker build -t cellseg_nb .
@@ -42,9 +44,15 @@ CMD ["cellseg", "serve", "--host", "0.0.0.0", "--data", "/data"]
 
 
 FROM base AS train
-RUN pip install --no-cache-dir --constraint /tmp/pins.txt '.[monai,tensorflow,pipelines]'
-USER cellseg
+RUN pip install --no-cache-dir --constraint /tmp/pins.txt '.[service,s3,monai,tensorflow,pipelines]'
+RUN printf '#!/bin/sh\nexec cellseg sagemaker train "$@"\n' > /usr/local/bin/train \
+ && chmod 755 /usr/local/bin/train \
+ && mkdir -p /opt/ml \
+ && chown cellseg:cellseg /opt/ml
+ARG RUN_AS=cellseg
+USER ${RUN_AS}
 WORKDIR /work
+ENV OMP_NUM_THREADS=1 NUMBA_CACHE_DIR=/tmp/numba
 VOLUME /work
 CMD ["cellseg", "--help"]
 

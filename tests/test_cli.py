@@ -667,7 +667,7 @@ def test_segment3d_goes_on_past_bad_stacks(germline, out, tmp_path):
     assert "in 1 stack:" in result.stdout
     gone, broken, deeper = result.stderr.strip().split("\n")
     table = tmp_path / "stacks.csv"
-    assert gone == f"error: {table}, row 5: there is no file {tmp_path / 'gone.tif'}"
+    assert gone == f"error: {table}, row 5, column image: there is no file {tmp_path / 'gone.tif'}"
     assert broken.startswith(f"error: {table}, row 3: {tmp_path / 'broken.ome.tif'} is cut off")
     assert deeper == (
         f"error: {table}, row 4: the mask {tmp_path / 'deeper.tif'} is (24, 72, 80) and the stack "

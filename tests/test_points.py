@@ -111,6 +111,45 @@ def test_a_twin_of_an_image_is_an_error_and_changes_nothing(tmp_path, images, ex
     assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
 
 
+def test_files_named_after_their_annotators(tmp_path, images, export):
+    """Everybody is number 1 on a computer of their own; the name of the file says who it was."""
+    cells = np.mgrid[10:110:20, 10:150:20].reshape(2, -1).T
+    files = []
+    for who, points in {"ANNA": cells, "BEN": cells[3:] + 1}.items():
+        files.append(tmp_path / f"plate 3..{who}.json")
+        files[-1].write_text(json.dumps([task(1, "one.png", **{"1": points})]), encoding="utf-8")
+    rois = tmp_path / "two..EVA.csv"
+    rois.write_text("image,x,y\ntwo,5,6\n")
+    out = tmp_path / "project"
+    run("import", *files, rois, "--images", images, "--out", out)
+    looked = json.loads((out / "annotators.json").read_text())
+    assert looked == {"ANNA": {"one": 35}, "BEN": {"one": 32}, "EVA": {"two": 1}}
+    run("agree", out)
+    people = pd.read_csv(out / "agreement" / "annotators.csv").set_index("annotator")
+    np.testing.assert_allclose(people.loc[["ANNA", "BEN"], "miss_rate"], [0, 3 / 35], atol=1e-5)
+    both = tmp_path / "plate 3..EVA.json"  # a file that names several people keeps their names
+    both.write_text(export.read_text())
+    run("import", both, "--images", images, "--out", tmp_path / "second")
+    looked = json.loads((tmp_path / "second" / "annotators.json").read_text())
+    assert list(looked) == ["anna", "ben"]
+
+
+def test_other_spellings_of_a_status(tmp_path, images, export):
+    """Tables of CellNet say NISSING; what is written is MISSING."""
+    out = tmp_path / "project"
+    run("import", export, "--images", images, "--out", out)
+    path = out / "data_quality.csv"
+    path.write_text(path.read_text().replace("two,empty", "two,NISSING"))
+    printed = run("import", export, "--images", images, "--out", out).stdout
+    assert "kept as entered by hand: two is MISSING" in printed
+    status = pd.read_csv(path).set_index("image")["annotation_status"]
+    assert status["two"] == "MISSING" and "NISSING" not in path.read_text()
+    path.write_text(path.read_text().replace("two,MISSING", "two,MISING"))
+    assert "annotation_status is 'MISING'; it must be" in error_of(
+        "import", export, "--images", images, "--out", out
+    )
+
+
 def test_agree_says_who_misses_what(tmp_path, images, export):
     out = tmp_path / "project"
     run("import", export, "--images", images, "--out", out)

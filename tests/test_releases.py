@@ -134,8 +134,20 @@ def test_missing_version(stranger):
         fetch_model("v1", "../x", REPO)
 
 
-def test_nothing_here(stranger):
-    with pytest.raises(FileNotFoundError, match="nuclei, stars"):
+def test_none_takes_what_is_here_and_else_the_latest(stranger, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="no release 'latest'; it has none of this model"):
+        init_model(None, NAME, REPO)
+    publish(stranger, "v1.0")
+    assert init_model(None, NAME, REPO).folder.name == "v1.0"
+    publish(stranger, "v1.1")
+    assert init_model(None, NAME, REPO).folder.name == "v1.0"  # it is here
+    assert init_model("latest", NAME, REPO).folder.name == "v1.1"
+
+
+def test_none_without_anything_here_and_without_a_network(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("GITHUB_API_URL", "http://127.0.0.1:9")
+    with pytest.raises(ConnectionError, match="no release of .* is on this computer.*nuclei, stars"):
         init_model(None, NAME, REPO)
 
 
@@ -358,7 +370,11 @@ def test_commands(github, tmp_path):
     assert "membranes3d-v1.0.zip  " in shown and "*thin* walls" in shown and "dry run" in shown
     assert github.asked == [] and github.releases == []
     assert f"published: {github.api}/{REPO}/releases/tag/membranes3d-v1.0" in cellseg(*line).stdout
-    again = cellseg(*line, code=2).stderr
+    assert "upload    published before" in cellseg(*line).stdout
+    copy = shutil.copytree(find_bundle("nuclei"), tmp_path / "copy")
+    fields = json.loads((copy / "model.json").read_text()) | {"name": NAME}
+    (copy / "model.json").write_text(json.dumps(fields))
+    again = cellseg("model", "release", copy, *line[3:], code=2).stderr
     assert again.startswith("error: ") and "already" in again and again.count("\n") == 1
     fetched = cellseg("model", "fetch", "--name", NAME, "--repo", REPO).stdout
     folder = Path(fetched.strip().splitlines()[-1])
@@ -373,3 +389,81 @@ def test_commands_with_a_wrong_argument(github, tmp_path):
     assert "OWNER/NAME" in cellseg("model", "fetch", "--repo", "models", code=2).stderr
     shown = cellseg("model", "fetch", "v9", "--name", NAME, "--repo", REPO, code=2).stderr
     assert "has no release 'v9'; it has none of this model" in shown
+
+
+# --- from a configuration to a release ---------------------------------------------------------------
+
+TINY = """
+name: tiny
+licence: CC0-1.0
+network: {encoder: resnet18, encoder_depth: 3, decoder_channels: [16, 8, 8]}
+data: {dataset: simulated-nuclei, images: 4}
+targets: [foreground, boundary]
+training: {epochs: 2, crops_per_epoch: 4, batch_size: 2, crop_px: 64, device: cpu}
+"""
+
+
+def test_one_command_from_training_to_release(github, tmp_path, monkeypatch):
+    """Broken off in the upload; the same command goes on, trains nothing again, and sends the same bytes."""
+    config, out = tmp_path / "tiny.yml", tmp_path / "run"
+    config.write_text(TINY)
+    line = ["model", "release", config, "training.crops_per_epoch=6", "--version", "0.1"]
+    line += ["--repo", REPO, "--out", out, "--evaluate", "val"]
+    shown = cellseg(*line, "--dry-run").stdout
+    steps = [one.split()[0] for one in shown.splitlines() if one.split()[:1] and one.split()[0] in STEPS]
+    assert steps == ["train", "evaluate", "pack", "check"] and not github.releases
+    assert "| val | AP@.5 |" in shown
+    weights = (out / "model" / "weights.safetensors").read_bytes()
+    github.upload_breaks = ".sha256"
+    assert "nothing was published" in cellseg(*line, code=2).stderr
+    github.upload_breaks = ""
+    monkeypatch.setattr("cellseg_nb.run.publish.score_split", None)  # what is scored is not scored again
+    monkeypatch.setattr("cellseg_nb.train.learner.fit", None)  # nor trained
+    done = cellseg(*line).stdout
+    assert f"published: {github.api}/{REPO}/releases/tag/tiny-v0.1" in done and "verify " in done
+    assert (out / "model" / "weights.safetensors").read_bytes() == weights
+    monkeypatch.delenv("GITHUB_TOKEN")
+    bundle = init_model("v0.1", "tiny", REPO)
+    assert bundle.specification.scores["val"]["pictures"] > 1
+    assert "published before" in cellseg(*line).stdout and len(github.releases) == 1
+
+
+STEPS = ("train", "evaluate", "pack", "check", "upload", "verify")
+
+
+COUNTING = """
+name: colonies
+folds: 2
+defaults:
+  task: count
+  licence: CC0-1.0
+  network: {encoder: resnet18, encoder_depth: 3, decoder_channels: [16, 8, 8]}
+  data: {dataset: simulated-nuclei, simulated: 12, split: null, validation_fraction: 0}
+  training: {epochs: 1, steps_per_epoch: 1, batch_size: 2, crop_px: 64, device: cpu}
+"""
+
+
+def test_an_experiment_becomes_a_release_with_intervals(github, tmp_path):
+    """Folds give scores and intervals, and a model is trained on all pictures."""
+    config = tmp_path / "colonies.yml"
+    config.write_text(COUNTING)
+    line = ["model", "release", config, "--version", "0.1", "--repo", REPO, "--out", tmp_path / "runs"]
+    shown = cellseg(*line).stdout
+    assert "evaluate  cross-validation: folds 2, MAE " in shown and "| cross-validation | MAE |" in shown
+    about = init_model("v0.1", "colonies", REPO).specification
+    assert len(about.calibration["residuals"]) == 2 and about.scores["cross-validation"]["folds"] == 2
+    assert "is an experiment; change it there" in cellseg(*line, "training.epochs=2", code=2).stderr
+
+
+def test_a_release_with_a_wrong_argument(github, tmp_path):
+    config = tmp_path / "tiny.yml"
+    config.write_text(TINY)
+    line = ["model", "release", config, "--version", "0.1", "--out", tmp_path / "run"]
+    assert "epoch" in cellseg(*line, "training.epoch=1", code=2).stderr
+    shown = cellseg("model", "release", NAME, "--version", "1", "--evaluate", "test", code=2).stderr
+    assert "are for a YAML file; membranes3d is a model already" in shown
+    assert "there is no file" in cellseg("model", "release", tmp_path / "no.yml", "--version", "1", code=2).stderr
+    assert not (tmp_path / "run").exists()
+    config.write_text(TINY.replace("images: 4", "images: 4, split: val"))
+    shown = cellseg(*line, "--evaluate", "val", "training.epochs=1", "training.crops_per_epoch=2", code=2).stderr
+    assert "was trained on the split 'val'; evaluate on another one" in shown

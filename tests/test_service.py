@@ -411,7 +411,8 @@ def test_container_has_its_stages():
     stages = [line.split(" AS ")[1] for line in lines if line.startswith("FROM")]
     assert stages == ["base", "predict", "train", "lab"]  # the last is what `docker build .` makes
     assert sum(line.startswith("CMD") or line.startswith("ENTRYPOINT") for line in lines) == 3
-    assert sum(line == "USER cellseg" for line in lines) == 3  # none runs as root
+    assert sum(line == "USER cellseg" for line in lines) == 2  # none runs as root, but for who asks for it
+    assert lines[lines.index("ARG RUN_AS=cellseg") + 1] == "USER ${RUN_AS}"
 
 
 def test_compose_file_fits_the_command():

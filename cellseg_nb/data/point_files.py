@@ -8,6 +8,7 @@ __all__ = ['POINT_READERS', 'from_percent', 'to_percent', 'read_point_file']
 # %% ../../nbs/data/18_point_files.ipynb #a272027e
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from cellseg_nb.data.io import (
 )
 from cellseg_nb.data.point_base import (
     CLASS, IMAGE_NAME, UNKNOWN, ImageAnnotation, address_names, address_paths, check_folders,
-    coordinates, find_name, names_like, read_csv_table,
+    annotator_of, coordinates, find_name, names_like, read_csv_table,
 )
 from cellseg_nb.data.point_formats import (
     complete_table, is_coco, is_geojson, read_coco, read_cvat, read_geojson_points,
@@ -296,9 +297,9 @@ POINT_READERS: dict[str, Callable] = {  # suffix → reader(path, image sizes, a
 def read_point_file(
     path: Path,  # Label Studio, table, QuPath, COCO, CVAT, dot picture, ImageJ .roi or .zip
     shapes: Mapping[str, tuple[int, int]],  # image → (Y, X), as far as they are known
-    annotator: str | None,  # where the file names none; None = "unknown"
+    annotator: str | None,  # where neither the file nor its name names one; None = "unknown"
 ) -> Iterator[ImageAnnotation]:
-    """Read what a file says.
+    """Read what a file says. One that is called name..ANNOTATOR.json is by that annotator.
 
     Raises
     ------
@@ -316,7 +317,16 @@ def read_point_file(
             "a spreadsheet as CSV), QuPath (.geojson), COCO (.json), CVAT (.xml), ImageJ (.roi, .zip) "
             f"and dot pictures ({', '.join(IMAGE_SUFFIXES)})"
         )
-    return POINT_READERS.get(suffix, _read_dots)(path, shapes, annotator)
+    named = annotator_of(path, shapes)
+    found = POINT_READERS.get(suffix, _read_dots)(path, shapes, named or annotator)
+    return iter(_by_one(found, named)) if named else found
+
+
+def _by_one(found: Iterator[ImageAnnotation], annotator: str) -> list[ImageAnnotation]:
+    """Annotations under the name that their file has, unless they name several people."""
+    found = list(found)
+    several = len({one.annotator for one in found} - {None}) > 1
+    return [one if several or one.annotator is None else replace(one, annotator=annotator) for one in found]
 
 # %% ../../nbs/data/18_point_files.ipynb #6ca2a97f
 __getattr__ = moved(

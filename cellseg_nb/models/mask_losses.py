@@ -145,15 +145,24 @@ class MaskLoss(nn.Module):
         Name in `MASK_LOSSES`.
     deep_weight : float
         Weight of the mean loss of the coarse masks beside that of the fine one.
+    smoothing : float
+        Label smoothing; 0..1.
     """
 
-    def __init__(self, name: str = "sym_lovasz_focal_dice", deep_weight: float = 0.5):
+    def __init__(
+        self, name: str = "sym_lovasz_focal_dice", deep_weight: float = 0.5, smoothing: float = 0.0
+    ):
         super().__init__()
         import_all("cellseg_nb.models.additions")
         if name not in MASK_LOSSES:
             known = ", ".join(MASK_LOSSES)
             raise ValueError(f"unknown loss of masks {name!r}; known: {known}")
-        self.compare, self.deep_weight = MASK_LOSSES[name], deep_weight
+        self.loss, self.deep_weight, self.smoothing = MASK_LOSSES[name], deep_weight, smoothing
+
+    def compare(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The loss of masks that are right with the probability 1 - smoothing / 2."""
+        loss, wrong = self.loss(logits, targets), self.smoothing / 2
+        return (1 - wrong) * loss + wrong * self.loss(logits, 1 - targets) if wrong else loss
 
     def forward(
         self,

@@ -6,7 +6,7 @@
 __all__ = ['Counts', 'count', 'count_files']
 
 # %% ../../nbs/run/11_count.ipynb #f7a32960
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,11 +20,8 @@ from matplotlib.figure import Figure
 from cellseg_nb.core import (
     moved,
 )
-from cellseg_nb.data.io import (
-    find_images, image_stem,
-)
-from cellseg_nb.data.planes import (
-    read_plane,
+from cellseg_nb.data.sources import (
+    named_sources, read_source,
 )
 from cellseg_nb.run.runner import (
     Summary, run,
@@ -40,9 +37,33 @@ from cellseg_nb.segment.image import (
 )
 
 # %% ../../nbs/run/11_count.ipynb #163303a6
+class _ByImage:
+    """Looked up by the name of an image."""
+
+    found: dict[str, Counted]
+
+    def __getitem__(self, name: str) -> Counted:
+        return self.found[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.found
+
+    def keys(self):
+        """Names of the images."""
+        return self.found.keys()
+
+    def values(self):
+        """What was counted in each."""
+        return self.found.values()
+
+    def items(self):
+        """Names, and what was counted."""
+        return self.found.items()
+
+# %% ../../nbs/run/11_count.ipynb #ce40f9c5
 @dataclass(frozen=True, eq=False)
-class Counts(Mapping):
-    """What was counted, by image: `counts["a"]` is a `segment.count.Counted`.
+class Counts(_ByImage):
+    """What was counted, by image: `found["a"]` is a `segment.count.Counted`; `counts, plots = found`.
 
     Parameters
     ----------
@@ -55,14 +76,9 @@ class Counts(Mapping):
     found: dict[str, Counted]
     pictures: dict[str, np.ndarray] = field(repr=False)
 
-    def __getitem__(self, name: str) -> Counted:
-        return self.found[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.found)
-
-    def __len__(self) -> int:
-        return len(self.found)
+    def __iter__(self) -> Iterator[dict]:
+        yield self.counts
+        yield self.plots
 
     @property
     def counts(self) -> dict[str, float]:
@@ -86,7 +102,7 @@ class Counts(Mapping):
 
 # %% ../../nbs/run/11_count.ipynb #1b78817f
 def count(
-    images: Any,  # files, folders or pictures (Y, X) or (Y, X, 3): one, a list, or a dict by name
+    images: Any,  # see `data.sources`: paths, addresses, open files, bytes, arrays; one, a list, a dict
     model: Model = DEFAULT_MODEL,  # name, folder, bundle, several of them, or a folder of folds
     settings: CountSettings | None = None,  # None = the model's own
 ) -> Counts:
@@ -99,34 +115,20 @@ def count(
     ValueError
         A picture cannot be read or has several channels and none is named, two have one name, or
         the model does not count.
+    TypeError
+        Something is no image.
+    ConnectionError
+        An address cannot be reached.
     """
-    settings, named = settings or CountSettings(), _named_images(images)
+    settings, named = settings or CountSettings(), named_sources(images)
     bundles, found, pictures = load_counters(model), {}, {}
     for name, one in named.items():
-        in_memory = isinstance(one, np.ndarray)
-        pictures[name] = one if in_memory else read_plane(one, settings).pixels
+        pictures[name] = read_source(one, settings, name)
         try:
             found[name] = count_image(pictures[name], bundles, **settings.how)
         except ValueError as error:
             raise ValueError(f"image {name!r}: {error}") from error
     return Counts(found, pictures)
-
-
-def _named_images(images: Any) -> dict[str, Any]:
-    """Name → file or picture."""
-    if isinstance(images, Mapping):
-        return dict(images)
-    named = {}
-    several = [images] if isinstance(images, (str, Path, np.ndarray)) else images
-    for number, one in enumerate(several):
-        in_memory = isinstance(one, np.ndarray)
-        files = [] if in_memory else find_images([one])
-        pairs = [(str(number), one)] if in_memory else [(image_stem(file), file) for file in files]
-        for name, file in pairs:
-            if name in named:
-                raise ValueError(f"two images are called {name!r}; give a dict of names and images")
-            named[name] = file
-    return named
 
 # %% ../../nbs/run/11_count.ipynb #ff3adc9a
 def count_files(

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['version_key', 'version_text', 'Release', 'list_releases', 'choose_release', 'cached_models', 'unpack_model',
-           'fetch_model', 'init_model', 'pack_model', 'Shipment', 'pack_release', 'release']
+           'fetch_model', 'fetch_into', 'find_published', 'init_model', 'pack_model', 'Shipment', 'pack_release',
+           'release']
 
 # %% ../../nbs/run/12_releases.ipynb #4167b87b
 import hashlib
@@ -299,12 +300,18 @@ def _fetch_alone(at: Repository, release: Release, folder: Path) -> Path:
     finally:
         archive.unlink(missing_ok=True)
 
-
+# %% ../../nbs/run/12_releases.ipynb #67c047e1
 def unpack_model(
-    archive: Path,  # zip file of a model
-    folder: Path,  # of the model
+    archive: Path,  # zip file from `pack_model`
+    folder: Path,  # of the model; replaced when it is there
 ) -> Path:  # the folder
-    """Unpack a model; the folder appears only when the model is whole and its format known."""
+    """Unpack a model; the folder appears only when the model is whole and its format known.
+
+    Raises
+    ------
+    ValueError
+        The archive is damaged or too large, or holds no model of a known format.
+    """
     working = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(working, ignore_errors=True)  # left by a process that was killed
     inside = working / "model"
@@ -322,7 +329,7 @@ def unpack_model(
 
 # %% ../../nbs/run/12_releases.ipynb #eb177443
 def fetch_model(
-    version: str | None = "latest",  # or a number such as "v1.2"; None = the newest that is here
+    version: str | None = "latest",  # or "v1.2"; None = the newest that is here, else the latest
     model: str = "count-cells",  # name of the model
     repo: str | None = None,  # OWNER/NAME; None = the repository of this package
     api: str | None = None,  # address of the API; None = GITHUB_API_URL, else that of GitHub
@@ -332,7 +339,7 @@ def fetch_model(
     Raises
     ------
     FileNotFoundError
-        There is no such version, or with None: nothing is on this computer.
+        There is no such version.
     ValueError
         The download has another checksum, or a newer version of this package is needed.
     ConnectionError
@@ -341,10 +348,9 @@ def fetch_model(
         The token in GITHUB_TOKEN is not valid.
     """
     at, cached = find_repository(repo, api), cached_models(model, repo, api)
-    if version is None:
-        if not cached:
-            raise FileNotFoundError(_nothing_here(model, at))
+    if version is None and cached:
         return next(iter(cached.values()))
+    version = version or "latest"
     for known, folder in cached.items():
         if version_key(known) == version_key(version):
             return folder
@@ -359,16 +365,42 @@ def fetch_model(
 
 
 def _nothing_here(model: str, at: Repository) -> str:
-    """Why None gives nothing."""
+    """What there is without a network."""
     packaged = ", ".join(list_bundles())
     return (
         f"no release of {model} from {at.name} is on this computer: with a network, 'cellseg model "
         f"fetch' brings it. Without one, these come with the package: {packaged}"
     )
 
+# %% ../../nbs/run/12_releases.ipynb #6a8de30d
+def fetch_into(
+    folder: str | Path,  # new folder for the model
+    version: str,  # such as "v1.2"
+    model: str,  # its name
+    repo: str | None = None,  # OWNER/NAME; None = the repository of this package
+    api: str | None = None,  # address of the API; None = GITHUB_API_URL, else that of GitHub
+) -> Path:  # the folder
+    """Fetch and check a release, also where this computer has it. Raises as `fetch_model`."""
+    at = find_repository(repo, api)
+    chosen = choose_release(list_releases(model, repo, api), version, f"{model} in {at.name}")
+    return _fetch_alone(at, chosen, Path(folder))
+
+
+def find_published(
+    shipment: "Shipment",  # from `pack_release`
+    repo: str | None = None,  # OWNER/NAME; None = the repository of this package
+    api: str | None = None,  # address of the API; None = GITHUB_API_URL, else that of GitHub
+) -> str | None:  # page of the release; None = not published, or with another content
+    """Find out whether exactly these bytes are published under this version already."""
+    own = _facts(shipment.notes).get("sha256")
+    for item in all_releases(find_repository(repo, api)):
+        if item.get("tag_name") == shipment.tag and not item.get("draft"):
+            return item["html_url"] if _facts(item.get("body")).get("sha256") == own else None
+    return None
+
 # %% ../../nbs/run/12_releases.ipynb #b2adb7dc
 def init_model(
-    version: str | Path | None = "latest",  # or "v1.2"; None = the newest here; or a folder
+    version: str | Path | None = "latest",  # or "v1.2", or a folder; None = the newest here, else latest
     model: str = "count-cells",  # name of the model, for all but a folder
     repo: str | None = None,  # OWNER/NAME; None = the repository of this package
     api: str | None = None,  # address of the API; None = GITHUB_API_URL, else that of GitHub
@@ -378,7 +410,7 @@ def init_model(
     Raises
     ------
     FileNotFoundError
-        There is no such version or folder, or with None: nothing is on this computer.
+        There is no such version or folder.
     ValueError
         The model is damaged, has another checksum, or needs a newer version of this package.
     ConnectionError

@@ -297,8 +297,19 @@ def read_pictures(
             each_channel(picture, shown)  # says what is missing
             if picture.n_channels > 1 and data.channel is None and not drawn:
                 raise ValueError(_which_channel(picture))
-    train, aside, _ = split(pictures, deal_keys(pictures), data)
+    train, aside = _parted(pictures, data)
     return train, [one for picture in aside for one in each_channel(picture, shown)]
+
+
+def _parted(pictures: list[Picture], data: DataSettings) -> tuple[list[Picture], list[Picture]]:
+    """For training and for validation: as the column train of a table says, else by shares."""
+    said = [getattr(one.sample, "row", None) and one.sample.row.train for one in pictures]
+    if data.folds is not None or False not in said:
+        return split(pictures, deal_keys(pictures), data)[:2]
+    train = [one for one, trains in zip(pictures, said) if trains is not False]
+    if not train:
+        raise ValueError(f"{data.dataset}, column train: no row is 1, so nothing is learned from")
+    return train, [one for one, trains in zip(pictures, said) if trains is False]
 
 
 def _which_channel(picture: Picture) -> str:

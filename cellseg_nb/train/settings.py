@@ -82,7 +82,8 @@ Channels = Annotated[tuple[int | str, ...], Field(min_length=1)]
 class StackDataSettings(DataSettings):
     """Which stacks."""
 
-    dataset: str = setting("simulated-germline", 'A CSV table of stacks, or "simulated-germline".')
+    dataset: str = setting("simulated-germline",
+        'A CSV table with the columns image, mask and perhaps weight, split and train (rows of 0 choose the best epoch), or "simulated-germline".')
     channel: int | str | Channels | None = setting(None,
         "Channel that is learned from, by number from 0 or by name. Of several each patch shows "
         "one, drawn anew, so that one network learns to read any of them.",
@@ -146,6 +147,8 @@ class TrainingSettings(LoopSettings):
         "uniform: any place of any picture; kinds: every kind of picture equally often; counts: "
         "pictures as often as they have many objects, which is how pooled scores count them; "
         "objects: centred on an object, every class of object size equally often.")
+    label_smoothing: float = setting(0.0,
+        "Label smoothing of the cross-entropy: targets of 0 and 1 become half of this, and 1 less half of it.", ge=0, lt=1)
     workers: int = setting(0, "Extra processes that prepare crops.", ge=0)
 
 # %% ../../nbs/train/00_settings.ipynb #1a5357f1

@@ -41,7 +41,7 @@ def _open_nd2(path, axes, series):
             frame = file.read_frame(sum(at[a] * step for a, step in zip(loops, steps)))
             frame = frame.reshape([sizes[a] for a in inner])
             frame = frame[at["C"]] if "C" in inner else frame
-            return frame[rows, columns]
+            return np.array(frame[rows, columns])  # the frame lies in the file, which will be closed
 
         n_outer = len(outer) + ("C" in inner)
         pixels = PlanesOnDemand([sizes[a] for a in kept], file.dtype, n_outer, read)

@@ -9,6 +9,7 @@ __all__ = ['app', 'StarFolder', 'NewFolder', 'Repo', 'Models', 'model_list', 'mo
 # %% ../../../nbs/run/commands/06_models.ipynb #ff52e83f
 import json
 from pathlib import Path
+from typing import Optional
 
 from cellseg_nb.run.options import (
     argument, commands, flag, option,
@@ -75,22 +76,27 @@ Repo = option(str, "OWNER/NAME", "Repository on GitHub.  [default: that of this 
 
 @app.command("release")
 def model_release(
-    bundle: argument(str, None, "Name of a model, or its folder."),
+    source: argument(str, "MODEL|FILE", "Name or folder of a model, or a YAML file: it is trained first."),
     version: option(str, "V", "Version, as 1.2; never used before."),
+    changes: argument(
+        Optional[list[str]], "[KEY=VALUE]...", "Changes to the YAML file, as training.epochs=3."
+    ) = None,
+    out: option(Path, "DIR", "Folder of the training.  [default: runs/NAME-release]") = None,
+    evaluate: option(str, "SPLIT", "Score what is trained on this split, and say so in the notes.") = None,
     repo: Repo = None,
     notes: option(Path, "FILE", "What is new, as Markdown.") = None,
-    dry_run: flag("--dry-run", "Print what would be sent; needs no network.") = False,
+    dry_run: flag("--dry-run", "All but sending; needs no network.") = False,
 ) -> None:
-    """Publish a model as a release on GitHub.
+    """Publish a model as a release on GitHub: train, evaluate, pack, check, upload, verify.
 
-    The token in GITHUB_TOKEN must have the permission 'Contents: read and write'. Nothing is
-    public before all files are uploaded; a published version is never changed. GITHUB_API_URL
-    names the API of another server.
+    The same command goes on where it stopped. The token in GITHUB_TOKEN must have the permission
+    'Contents: read and write'. Nothing is public before all files are uploaded; a published version
+    is never changed. GITHUB_API_URL names the API of another server.
     """
-    from cellseg_nb.run.releases import release
+    from cellseg_nb.run.publish import publish
 
-    sent = release(bundle, version, dry_run, repo, notes or "")
-    print(sent)
+    sent = publish(source, version, changes or [], out, evaluate, repo, notes or "", dry_run=dry_run)
+    print(f"\n{sent}")
     print("dry run: nothing was sent" if sent.page is None else f"published: {sent.page}")
 
 

@@ -43,7 +43,8 @@ def points_import(
 ) -> None:
     """Bring points of any format and their images into one project folder.
 
-    Writes points.csv, annotators.json and data_quality.csv. Clicks of one annotator within --radius
+    A file called name..ANNOTATOR.json is by that annotator. Writes points.csv, annotators.json and
+    data_quality.csv. Clicks of one annotator within --radius
     are one cell. What you enter in data_quality.csv by
     hand is kept by later imports.
     """

@@ -103,6 +103,8 @@ class CountTrainingSettings(LoopSettings):
         "What compares heat maps: mse, bce, mse+bce, mesa, or another of `models.losses.HeatmapLoss`.")
     count_weight: float = setting(0.0, "Weight of the count loss beside it.", ge=0)
     mesa_weight: float = setting(0.0, "Weight of the MESA distance beside it.", ge=0)
+    label_smoothing: float = setting(0.0,
+        "Share of each spot that is spread evenly over the crop for the losses of pixels; the count stays.", ge=0, lt=1)
     average: float = setting(0.995,
         "Decay of the running average of weights, which is validated and saved.", ge=0, lt=1)
     sampling: Literal["area", "pictures"] = setting("area",
@@ -183,7 +185,8 @@ class CountRecipe(Recipe):
 
         how, target = config.training, config.target
         weights = (how.count_weight, how.mesa_weight)
-        return HeatmapLoss(how.loss, *weights, target.factor, target.activation)
+        smoothing = how.label_smoothing
+        return HeatmapLoss(how.loss, *weights, target.factor, target.activation, smoothing)
 
     def validation_scores(self, scores: dict[str, float], parts: Parts) -> dict[str, float]:
         if not parts.validation:

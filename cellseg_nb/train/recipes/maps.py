@@ -162,6 +162,11 @@ class MapsRecipe(LabelRecipe):
         crops = DataLoader(Crops(parts.train, config), bs=how.batch_size, num_workers=how.workers)
         return crops, DataLoader(WholePictures(pictures, config), bs=1, num_workers=0)
 
+    def loss(self, config: Settings) -> Any:
+        from cellseg_nb.models.losses import BCEDiceLoss
+
+        return BCEDiceLoss(smoothing=config.training.label_smoothing)
+
     def scorer(self, config: Settings, parts: Parts, device: Any) -> Scorer:
         from cellseg_nb.train.crops import middle_part
 

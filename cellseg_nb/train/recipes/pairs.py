@@ -92,6 +92,8 @@ class PairTrainingSettings(LoopSettings):
     loss: str = setting("sym_lovasz_focal_dice",
         "What compares masks: a name in `models.mask_losses`.")
     deep_weight: float = setting(0.5, "Weight of the coarse masks of deep supervision.", ge=0)
+    label_smoothing: float = setting(0.0,
+        "Masks are taken to be wrong with half of this probability, so that being too certain does not pay.", ge=0, lt=1)
     sampling: Literal["uniform", "foreground", "area"] = setting("area",
         "uniform: every picture as often as any other; foreground: as often one with foreground as one without; area: "
         "equally often one without, with little and with much of it, in classes.")
@@ -165,7 +167,8 @@ class PairRecipe(Recipe):
     def loss(self, config: Settings) -> Any:
         from cellseg_nb.models.mask_losses import MaskLoss
 
-        return MaskLoss(config.training.loss, config.training.deep_weight)
+        how = config.training
+        return MaskLoss(how.loss, how.deep_weight, how.label_smoothing)
 
     def validation_scores(self, scores: dict[str, float], parts: Parts) -> dict[str, float]:
         if not parts.validation:
