@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['TEMPLATE', 'PLACE', 'LAYERS', 'PYPROJECT', 'SETTINGS_PY', 'REGISTRY_PY', 'PROJECT_README', 'LOGGING_YML', 'Source',
            'DataSection', 'ProcessingSection', 'ModelSection', 'TrainingSection', 'EvaluationSection',
-           'PicturesSection', 'ProjectSettings', 'used_as_is', 'training_config', 'is_project', 'parameter_files',
-           'check_settings', 'CatalogEntry', 'catalog_paths', 'check_catalog', 'read_project', 'init_project']
+           'PicturesSection', 'ProjectSettings', 'used_as_is', 'training_config', 'is_project', 'read_settings_file',
+           'parameter_files', 'home_file', 'check_settings', 'CatalogEntry', 'read_catalog', 'catalog_paths',
+           'check_catalog', 'read_project', 'init_project']
 
 # %% ../../nbs/run/07_project.ipynb #02a068f1
 import importlib.util
@@ -203,8 +204,16 @@ def is_project(
         return False
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    """What a file of a project says."""
+def read_settings_file(
+    path: Path,  # a YAML file
+) -> dict[str, Any]:
+    """Read a YAML file of a project.
+
+    Raises
+    ------
+    ValueError
+        It is not YAML, or holds no keys and values.
+    """
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -231,8 +240,18 @@ def parameter_files(
     found = {}
     for folder in dict.fromkeys(("base", environment)):
         for path in sorted((project / "conf" / folder).glob("**/parameters*.yml")):
-            found[path.relative_to(project)] = _read_yaml(path)
+            found[path.relative_to(project)] = read_settings_file(path)
     return found
+
+
+def home_file(
+    files: dict[Path, dict[str, Any]],  # from `parameter_files`
+    name: str,  # a section, or a dotted name in it
+) -> Path | None:  # None = no file in conf/base has the section
+    """The first file in `conf/base` that says something about a section."""
+    section = name.partition(".")[0]
+    found = [path for path, fields in files.items() if section in fields]
+    return next((path for path in found if path.parts[:2] == ("conf", "base")), None)
 
 
 def _files_of(files: dict[Path, dict], section: str) -> str:
@@ -277,10 +296,10 @@ class CatalogEntry(Settings):
     metadata: dict | None = None
 
 # %% ../../nbs/run/07_project.ipynb #73b2a603
-def catalog_paths(
+def read_catalog(
     project: Path,  # folder of the project
     environment: str = "local",  # folder in conf/ beside base
-) -> dict[str, str]:  # result → path in the project
+) -> dict[str, dict[str, Any]]:  # result → its entry; those of other types than `Place` as they stand
     """Read the catalog of a project, and check it.
 
     Raises
@@ -291,17 +310,32 @@ def catalog_paths(
     found = {}
     for folder in dict.fromkeys(("base", environment)):
         for path in sorted((project / "conf" / folder).glob("**/catalog*.yml")):
-            for name, fields in _read_yaml(path).items():
-                if not isinstance(fields, dict) or fields.get("type") != PLACE:
-                    found[name] = ""  # an entry that the owner of the project added
-                    continue
+            for name, fields in read_settings_file(path).items():
+                found[name] = fields if isinstance(fields, dict) else {}
+                if found[name].get("type") != PLACE:
+                    continue  # an entry that the owner of the project added
                 try:
-                    found[name] = CatalogEntry(**fields).filepath
+                    CatalogEntry(**fields)
                 except ValidationError as error:
                     reason = explain_settings(error, CatalogEntry)
                     file = path.relative_to(project).as_posix()
                     raise ValueError(f"{file}, entry {name}: {reason}") from error
     return found
+
+
+def catalog_paths(
+    project: Path,  # folder of the project
+    environment: str = "local",  # folder in conf/ beside base
+) -> dict[str, str]:  # result → path in the project; empty = the entry of another type
+    """Where each result of a project lies.
+
+    Raises
+    ------
+    ValueError
+        An entry has an unknown key.
+    """
+    entries = read_catalog(project, environment).items()
+    return {name: one["filepath"] if one.get("type") == PLACE else "" for name, one in entries}
 
 # %% ../../nbs/run/07_project.ipynb #2fcbc60d
 def check_catalog(
@@ -316,7 +350,7 @@ def check_catalog(
         An entry has an unknown key, or is missing; its result would be lost.
     """
     known = catalog_paths(project, environment)
-    missing = [name for name in _read_yaml(TEMPLATE / "catalog.yml") if name not in known]
+    missing = [name for name in read_settings_file(TEMPLATE / "catalog.yml") if name not in known]
     if missing:
         raise ValueError(f"conf/base/catalog.yml: the entry {missing[0]} is missing")
 
@@ -377,7 +411,7 @@ os.environ["DO_NOT_TRACK"] = os.environ["KEDRO_DISABLE_TELEMETRY"] = "1"  # noth
 from cellseg_nb.run.workflow import ProjectHooks  # noqa: E402
 
 HOOKS = (ProjectHooks(),)
-DISABLE_HOOKS_FOR_PLUGINS = ("kedro-telemetry",)
+DISABLE_HOOKS_FOR_PLUGINS = ("kedro-telemetry", "kedro-viz")
 RUNNER_MODULE_ALLOWLIST = ("cellseg_nb.run.workflow",)
 CONFIG_LOADER_ARGS = {
     "base_env": "base",
@@ -448,8 +482,9 @@ def init_project(
         "pyproject.toml": PYPROJECT.format(**names),
         "README.md": PROJECT_README.format(**names),
         ".telemetry": "consent: false\n",
-        ".gitignore": "/data/\n/conf/local/\n/.cellseg/\n__pycache__/\n",
+        ".gitignore": "/data/\n/conf/local/*\n!/conf/local/.gitkeep\n/.cellseg/\n/.viz/\n__pycache__/\n",
         "conf/logging.yml": LOGGING_YML,
+        "conf/local/.gitkeep": "",  # Kedro wants the folder, in a clone too
         "conf/local/parameters.yml": "# Parameters that differ on this computer alone.\n",
         f"src/{package}/__init__.py": f'"""The project {package}."""\n',
         f"src/{package}/settings.py": SETTINGS_PY,

@@ -320,6 +320,7 @@ def score_test(
     path: Path,  # a JSON file
     prepared: Path,  # from `process_data`
     predicted: Path,  # from `segment_test`
+    evaluation: Mapping[str, Any] = {},  # `EvaluationSection`
 ) -> None:
     """Score the segmentations against the truth, by group and over all, with intervals.
 
