@@ -13,13 +13,14 @@ import json
 import logging
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import chdir, contextmanager
+from contextlib import chdir, contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -693,11 +694,14 @@ def show_viz(
         command = viz_command(name, port, browser)
     except OSError as error:
         raise ValueError(f"port {port} is in use; choose another one, or none") from error
-    running = subprocess.Popen(command, cwd=project)
+    running = subprocess.Popen(command, cwd=project, start_new_session=os.name == "posix")
     try:
         return running.wait()
     except KeyboardInterrupt:
         return 0
-    finally:
+    finally:  # it has a process of its own, which does not end with it
+        if os.name == "posix":
+            with suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGTERM)
         running.terminate()
         running.wait()

@@ -69,7 +69,8 @@ def star_targets(
     thinned = [crop.labels[:: grid[0], :: grid[1]].astype(np.int32) for crop in crops]
     probability = np.stack([edt_prob(labels) for labels in thinned])[..., None]
     distances = np.stack([star_distances(crop.labels, n_rays, grid) for crop in crops])
-    return (inputs[..., None],), (probability, np.concatenate([distances, probability], axis=-1))
+    inputs = inputs if inputs.ndim == 4 else inputs[..., None]
+    return (inputs,), (probability, np.concatenate([distances, probability], axis=-1))
 
 
 def _solid_targets(crops: Sequence[Picture], config: StartSettings) -> tuple:
@@ -129,7 +130,7 @@ def middle_crop(
 ) -> Picture:  # smaller pictures are continued by reflection
     """Cut the middle out of a picture."""
     margins = [(0, max(0, edge - length)) for edge, length in zip(size, picture.labels.shape)]
-    arrays = [np.pad(one, margins, mode="symmetric") for one in picture[:2]]
+    arrays = [np.pad(one, margins + [(0, 0)] * (one.ndim - len(size)), mode="symmetric") for one in picture[:2]]
     starts = [(length - edge) // 2 for edge, length in zip(size, arrays[0].shape)]
     window = tuple(slice(start, start + edge) for start, edge in zip(starts, size))
     return Picture(*(one[window] for one in arrays))
