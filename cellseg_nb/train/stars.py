@@ -44,10 +44,13 @@ from cellseg_nb.settings import (
     Settings,
 )
 from cellseg_nb.train.callbacks import (
-    check_loss, write_row,
+    check_loss, shown_crops, write_row,
 )
 from cellseg_nb.train.crops import (
     Crops, Picture,
+)
+from cellseg_nb.train.events import (
+    write_epoch,
 )
 from cellseg_nb.train.recipe import (
     Parts, recipe_of,
@@ -275,7 +278,10 @@ def learn_stars(
             for inputs, targets in validation:
                 aside_scores = model.test_on_batch(inputs, targets, return_dict=True)
             scores |= {f"val_{name}": value for name, value in aside_scores.items()}
-            _log(out / "log.csv", epoch, scores, time.perf_counter() - started)
+            row = _log(out / "log.csv", epoch, scores, time.perf_counter() - started)
+            if training.tensorboard:
+                rate = {"learning_rate": float(np.asarray(model.optimizer.learning_rate))}
+                write_epoch(out, row | rate, shown_crops(crops, epoch))
             save_checkpoint(checkpoint, network, epoch)
 
 
@@ -297,12 +303,14 @@ def _epoch(model: Any, crops: Crops, epoch: int, ahead: ThreadPoolExecutor) -> d
 SHOWN = ("epoch", "loss", "val_loss", "val_dist_dist_iou_metric", "seconds")  # columns of the log
 
 
-def _log(path: Path, epoch: int, scores: dict[str, float], seconds: float) -> None:
+def _log(path: Path, epoch: int, scores: dict[str, float], seconds: float) -> dict[str, Any]:
     """Add a row to the log, and print it."""
     row = {"epoch": epoch, **{name: round(float(one), 5) for name, one in scores.items()}}
     kept = f"The checkpoint is that of epoch {epoch - 1}" if epoch else "No epoch was finished"
     check_loss(row["loss"] + row["val_loss"], epoch, kept)
-    write_row(path, row | {"seconds": round(seconds, 1)}, SHOWN)
+    row["seconds"] = round(seconds, 1)
+    write_row(path, row, SHOWN)
+    return row
 
 
 def bundle_checkpoint(

@@ -65,6 +65,7 @@ class StarTrainingSettings(Settings):
     precision: Literal["auto", "float32", "bfloat16"] = setting("auto",
         "auto takes bfloat16 where the processor has it.")
     device: Literal["auto"] = setting("auto", "TensorFlow chooses the device.")
+    tensorboard: bool = setting(False, "Write event files for TensorBoard, beside the log.")
 
     @field_validator("patch_size", mode="before")
     @classmethod
