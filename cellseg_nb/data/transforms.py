@@ -406,7 +406,7 @@ def _ordered_range(pair: tuple[float, float]) -> tuple[float, float]:
 
 FromTo = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_ordered_range)]
 
-# %% ../../nbs/data/04_transforms.ipynb #06661e7f
+# %% ../../nbs/data/04_transforms.ipynb #9b053e74
 STRENGTHS = {  # transform → how its strengths are called beside `p`, and in `Augmentation`
     "flip_turn": {},
     "scale": {"strength": "scale"},
@@ -448,7 +448,7 @@ class Probabilities(BaseModel):
     elastic: Share = 1
     illumination: Share = 1
 
-
+# %% ../../nbs/data/04_transforms.ipynb #afe2d0b6
 def _together(fields: dict) -> dict:
     """Take `rotation: {p: 0.3, degrees: 30}` and `flip_turn: 0.5` apart into strengths and probabilities."""
     fields = dict(fields)
@@ -472,7 +472,7 @@ def _together(fields: dict) -> dict:
         found |= {name: one["p"]} if "p" in one else {}
     return fields | ({"probability": found} if found else {})
 
-
+# %% ../../nbs/data/04_transforms.ipynb #72b3b3f0
 class Augmentation(BaseModel):
     """How strongly training pictures are varied; `Augmentation()` has the default strengths.
 

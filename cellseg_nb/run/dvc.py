@@ -27,7 +27,7 @@ from cellseg_nb.run.records import (
     facts_sha256,
 )
 
-# %% ../../nbs/run/30_dvc.ipynb #e149b2aa
+# %% ../../nbs/run/30_dvc.ipynb #65fdcd0f
 STATE = "conf/state.yml"
 SCORES = "data/08_reporting/scores.json"
 
@@ -45,7 +45,7 @@ def _part(fields: Any, name: str) -> Any:
         fields = fields.get(key) if isinstance(fields, dict) else None
     return fields
 
-
+# %% ../../nbs/run/30_dvc.ipynb #9a13e4b8
 def step_states(
     project: str | Path = ".",  # folder of the project
 ) -> dict[str, dict[str, str]]:  # step → code, elsewhere (settings), outside (folders and models)
@@ -156,7 +156,7 @@ def pipeline_stages(
     plots = [{log: {"x": "epoch", "y": losses, "title": "losses"}}]
     return {"stages": stages | {"scores": scores}, "plots": plots}
 
-# %% ../../nbs/run/30_dvc.ipynb #a8cb8f6e
+# %% ../../nbs/run/30_dvc.ipynb #0ab2545a
 IGNORED_BY_GIT = """/conf/local/*
 !/conf/local/.gitkeep
 /.cellseg/lock
@@ -186,7 +186,7 @@ def _ours(stage: Any) -> bool:
     """Whether a stage was written here."""
     return isinstance(stage, dict) and str(stage.get("cmd", "")).startswith("cellseg pipeline ")
 
-
+# %% ../../nbs/run/30_dvc.ipynb #741e21ae
 def write_stages(
     project: str | Path,  # folder of the project
 ) -> Path:  # dvc.yaml
@@ -213,7 +213,7 @@ class _Plain(yaml.SafeDumper):
     def ignore_aliases(self, data):
         return True
 
-# %% ../../nbs/run/30_dvc.ipynb #2794b05b
+# %% ../../nbs/run/30_dvc.ipynb #ff8ec9fb
 def check_dvc() -> None:
     """Refuse before anything is written, where Git or DVC is not installed.
 
@@ -257,7 +257,7 @@ def _init_dvc(project: Path, remote: str | None) -> None:
     except DvcException as error:
         raise ValueError(f"DVC: {one_line(error, project)}") from error
 
-
+# %% ../../nbs/run/30_dvc.ipynb #ecbe0697
 def add_dvc(
     project: str | Path,  # folder of a project
     remote: str | None = None,  # where `dvc push` stores: s3://bucket/prefix, or a folder; None = as configured

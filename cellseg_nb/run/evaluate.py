@@ -104,7 +104,7 @@ def label_files(
         found[name] = one
     return found
 
-# %% ../../nbs/run/03_evaluate.ipynb #abc73342
+# %% ../../nbs/run/03_evaluate.ipynb #eb88060e
 ALL = "all"  # the group of all images
 
 
@@ -149,13 +149,13 @@ def _table(index: str | Path) -> pd.DataFrame:
     except ValueError as error:
         raise ValueError(f"{index} cannot be read as a CSV table: {error}") from error
 
-
+# %% ../../nbs/run/03_evaluate.ipynb #640c09a2
 def _listed(names: list[str], most: int = 10) -> str:
     """Names for a message; a long list is cut, and says so."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f"{len(names)} image{'s' if len(names) > 1 else ''}: {', '.join(names[:most])}{more}"
 
-# %% ../../nbs/run/03_evaluate.ipynb #cbce0400
+# %% ../../nbs/run/03_evaluate.ipynb #9dc55c61
 Metric = Literal[
     "ap", "f1", "precision", "recall", "pq", "iou", "mean_ap", "count_mae", "pixel_f1", "pixel_iou"
 ]
@@ -196,7 +196,7 @@ def score_columns(
     found = {f"{one}_{100 * level:g}": (one, level) for one in chosen if one in AT_IOU for level in levels}
     return found | {one: (one, None) for one in dict.fromkeys([*chosen, "mean_ap"]) if one not in AT_IOU}
 
-
+# %% ../../nbs/run/03_evaluate.ipynb #bb7cad30
 def _value(metric: str, threshold: float | None, pooled: Matching, masks: Any, wrong: Any) -> Any:
     """A score of pooled counts, or one for each draw of the images."""
     if metric in PIXEL_SCORES:
@@ -221,7 +221,7 @@ class _Scored(NamedTuple):
     classes: dict[str, Matching] | None = None
     known: float = 1.0  # share of the pixels that are not ignored
 
-
+# %% ../../nbs/run/03_evaluate.ipynb #dd04f616
 def _score_files(
     truth: Path,
     pred: Path | None,
@@ -376,18 +376,14 @@ def evaluate_folders(
 
     Raises
     ------
-    FileNotFoundError
-        A path is missing.
-    ValueError
-        Predictions are missing, no image can be scored, the index does not fit, limits do not
-        rise, or there is no such score or threshold; the message names the files.
+    FileNotFoundError, ValueError
+        A path or predictions are missing, no image can be scored, the index does not fit, limits do
+        not rise, or there is no such score or threshold; the message names the files.
     """
     columns = score_columns(metrics, thresholds)
     names = size_names(size_edges_px, "voxels") if size_edges_px else []
     if (index is None) != (by is None):
-        raise ValueError(
-            "an index needs the column to group by, and a column to group by needs an index"
-        )
+        raise ValueError("an index needs the column to group by, and a column to group by needs an index")
     truths, preds = label_files(truth), label_files(pred)
     if Path(truth).is_file() and Path(pred).is_file():
         preds = dict(zip(truths, preds.values()))
@@ -396,8 +392,7 @@ def evaluate_folders(
         raise ValueError(f"{pred} has no prediction for {_listed(missing)}")
     groups = {} if by is None else _groups(index, by, list(truths))
     how = {"size_edges_px": size_edges_px, "ignore": ignore, "label_parts": label_parts}
-    levels = {level for _, level in columns.values() if level is not None}
-    how["thresholds"] = tuple(sorted({*THRESHOLDS, *levels}))
+    how["thresholds"] = sorted({*THRESHOLDS, *(one for _, one in columns.values() if one)})
     scored, failures = _score_all(truths, preds, partial(_score_files, **how))
     counts = {name: (groups.get(name, ALL), *one[:2]) for name, one in scored.items()}
     stacks = {name: one for name, one in scored.items() if one.volume is not None}

@@ -71,7 +71,7 @@ class DataSection(Settings):
             raise ValueError("name at least one data set or folder")
         return sources
 
-# %% ../../nbs/run/07_project.ipynb #9fcbba07
+# %% ../../nbs/run/07_project.ipynb #f7edb018
 Interpolation = Literal["nearest", "linear", "cubic"]
 
 
@@ -101,7 +101,7 @@ class Operation(Settings):
             raise ValueError("interpolation is for rescale and magnification")
         return self
 
-
+# %% ../../nbs/run/07_project.ipynb #29b0908e
 class ProcessingSection(Settings):
     """What the images are for: `parameters_processing.yml`."""
 
@@ -195,7 +195,7 @@ class ProjectSettings(Settings):
     evaluation: EvaluationSection = setting(EvaluationSection(), "How it is tested.")
     pictures: PicturesSection = setting(PicturesSection(), "What is drawn.")
 
-# %% ../../nbs/run/07_project.ipynb #cb880b98
+# %% ../../nbs/run/07_project.ipynb #ecc483d5
 def used_as_is(
     settings: ProjectSettings,  # of the project
     place: str = "the project",  # what to call the files in an error
@@ -219,7 +219,7 @@ def used_as_is(
         )
     return find_bundle(model)
 
-
+# %% ../../nbs/run/07_project.ipynb #414fd78f
 def training_config(
     settings: ProjectSettings,  # of the project
     dataset: str | Path,  # folder of training images and label images
@@ -285,7 +285,7 @@ def _merged(below: dict, above: dict) -> dict:
         both[key] = _merged(both[key], value) if nested else value
     return both
 
-# %% ../../nbs/run/07_project.ipynb #1cd3ad0b
+# %% ../../nbs/run/07_project.ipynb #6bdce02c
 def parameter_files(
     project: Path,  # folder of the project
     environment: str = "local",  # folder in conf/ beside base
@@ -313,7 +313,7 @@ def _files_of(files: dict[Path, dict], section: str) -> str:
     named = [path.as_posix() for path, fields in files.items() if section in fields]
     return " and ".join(named) or f"conf/base/parameters_{section}.yml"
 
-
+# %% ../../nbs/run/07_project.ipynb #4f100cc0
 def check_settings(
     fields: dict[str, Any],  # all parameters, sections by name
     files: dict[Path, dict[str, Any]],  # what each file says, to name it in an error

@@ -7,7 +7,7 @@ __all__ = ['SAMPLES', 'NUMBERS', 'ORDERS', 'STILL', 'in_classes', 'download_data
            'apply_operation', 'process_data', 'set_augmentations', 'draw_augmentations', 'train_model', 'segment_test',
            'score_test', 'tabulate_scores', 'draw_scores', 'draw_results']
 
-# %% ../../nbs/run/08_steps.ipynb #13ef9e32
+# %% ../../nbs/run/08_steps.ipynb #9b0a9738
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+# %% ../../nbs/run/08_steps.ipynb #5a63c0ca
 from cellseg_nb.core import (
     cell_values, read_json, surviving_ids, write_csv,
 )
@@ -59,7 +60,7 @@ from cellseg_nb.run.project import (
     training_config, used_as_is,
 )
 
-# %% ../../nbs/run/08_steps.ipynb #e7fa8696
+# %% ../../nbs/run/08_steps.ipynb #fe048f50
 SAMPLES = "samples.csv"  # table of the images of a folder
 
 
@@ -103,7 +104,7 @@ def _of_classes(source: Source, found: list[Sample], number: int) -> list[Sample
     wanted = in_classes(values, source.classes, f"{key}.classes")
     return [one for one, yes in zip(found, wanted) if yes]
 
-
+# %% ../../nbs/run/08_steps.ipynb #f27f2006
 def _chosen(section: DataSection) -> list[Sample]:
     """All images of all sources, each under a name of its own."""
     found = []
@@ -161,7 +162,7 @@ def download_data(
     table = pd.DataFrame(rows)
     write_csv(folder / SAMPLES, table)
 
-# %% ../../nbs/run/08_steps.ipynb #f12fe306
+# %% ../../nbs/run/08_steps.ipynb #2ac9a15f
 NUMBERS = ("magnification", "pixel_size_y_um", "pixel_size_x_um")  # columns that may be empty
 
 
@@ -191,7 +192,7 @@ def _select(table: pd.DataFrame, wanted: tuple[str, ...], key: str) -> pd.Series
         raise ValueError(f"processing.{key} names no image")
     return chosen
 
-
+# %% ../../nbs/run/08_steps.ipynb #c94f49b7
 def split_samples(
     table: pd.DataFrame,  # samples.csv of the downloaded images
     section: ProcessingSection,  # which are learned from, which are tested on
@@ -221,7 +222,7 @@ def split_samples(
         )
     return {key: table[rows] for key, rows in chosen.items()}
 
-# %% ../../nbs/run/08_steps.ipynb #66e36c48
+# %% ../../nbs/run/08_steps.ipynb #225cd944
 ORDERS = {"nearest": 0, "linear": 1, "cubic": 3}
 
 
@@ -242,7 +243,7 @@ class _Prepared(NamedTuple):
         edges = self.edges and tuple(edge / factor for edge in self.edges)
         return _Prepared(image, rescale(self.labels, factor, 0), self.magnification * factor, edges)
 
-
+# %% ../../nbs/run/08_steps.ipynb #e14de5ad
 def apply_operation(
     one: _Prepared,  # image, labels, magnification and pixel size
     operation: Operation,  # what is done

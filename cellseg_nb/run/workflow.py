@@ -143,63 +143,24 @@ def _begin(place: Place) -> Path:
 
 # %% ../../nbs/run/06_workflow.ipynb #b86d75f6
 STEPS = (  # step, pipeline, what it reads, the place that it fills, tags
-    ("download_data", "data_download", "params:data", "raw", "data data_download"),
-    (
-        "process_data",
-        "data_processing",
-        "raw params:processing",
-        "prepared",
-        "data data_processing preprocessing",
-    ),
-    (
-        "set_augmentations",
-        "data_augmentations",
-        "params:augmentations",
-        "augmentations",
-        "data augmentation",
-    ),
-    (
-        "draw_augmentations",
-        "data_augmentations",
-        "prepared augmentations params:model",
-        "augmentation_examples",
-        "data augmentation report",
-    ),
-    (
-        "train_model",
-        "model_training",
-        "prepared augmentations params:model params:training",
-        "trained",
-        "model model_training",
-    ),
-    (
-        "segment_test",
-        "model_evaluation",
-        "prepared trained params:evaluation",
-        "predicted",
-        "model scores model_validation",
-    ),
-    (
-        "score_test",
-        "model_evaluation",
-        "prepared predicted params:evaluation",
-        "metrics",
-        "model scores model_validation",
-    ),
-    (
-        "tabulate_scores",
-        "model_evaluation",
-        "metrics",
-        "metrics_table",
-        "scores report model_validation",
-    ),
-    (
-        "draw_results",
-        "results_visualization",
-        "prepared trained predicted metrics params:pictures",
-        "pictures",
-        "report results_visualization",
-    ),
+    ("download_data", "data_download",
+     "params:data", "raw", "data data_download"),
+    ("process_data", "data_processing",
+     "raw params:processing", "prepared", "data data_processing preprocessing"),
+    ("set_augmentations", "data_augmentations",
+     "params:augmentations", "augmentations", "data augmentation"),
+    ("draw_augmentations", "data_augmentations",
+     "prepared augmentations params:model", "augmentation_examples", "data augmentation report"),
+    ("train_model", "model_training",
+     "prepared augmentations params:model params:training", "trained", "model model_training"),
+    ("segment_test", "model_evaluation",
+     "prepared trained params:evaluation", "predicted", "model scores model_validation"),
+    ("score_test", "model_evaluation",
+     "prepared predicted params:evaluation", "metrics", "model scores model_validation"),
+    ("tabulate_scores", "model_evaluation",
+     "metrics", "metrics_table", "scores report model_validation"),
+    ("draw_results", "results_visualization",
+     "prepared trained predicted metrics params:pictures", "pictures", "report results_visualization"),
 )
 
 # %% ../../nbs/run/06_workflow.ipynb #e9458a68
@@ -237,7 +198,7 @@ def _is_setting(name: str) -> bool:
     """Whether an input of a step is a section of the YAML files, or all of them."""
     return name == "parameters" or name.startswith("params:")
 
-# %% ../../nbs/run/06_workflow.ipynb #a73c0943
+# %% ../../nbs/run/06_workflow.ipynb #a83d843f
 def step_facts(
     step: Any,  # node of a pipeline
     catalog: Any,  # of the project
@@ -278,7 +239,7 @@ def step_code(
         return code_version()
     return f"{code_version()} {facts_sha256(content(Path(project) / 'src', ('**/*.py',)))[:16]}"
 
-
+# %% ../../nbs/run/06_workflow.ipynb #d57290b6
 def _model_files(model: str) -> dict[str, str]:
     """The files of a model with their checksums; nothing for what is not there."""
     if Path(model).is_file():
@@ -652,7 +613,7 @@ def pipeline_drawing(
     paths = catalog_paths(project)
     return pipeline_page(name, drawn, paths) if page else draw_pipeline(drawn, paths)
 
-# %% ../../nbs/run/06_workflow.ipynb #41c5377e
+# %% ../../nbs/run/06_workflow.ipynb #9cc786a8
 def viz_command(
     name: str = "__default__",  # pipeline; "__default__" is the whole
     port: int | None = None,  # None = a free one
@@ -673,7 +634,7 @@ def viz_command(
     command += [] if name == "__default__" else ["--pipeline", name]
     return command + ([] if browser else ["--no-browser"])
 
-
+# %% ../../nbs/run/06_workflow.ipynb #c0c97ea1
 def show_viz(
     project: str | Path = ".",  # folder of the project
     name: str = "__default__",  # pipeline; "__default__" is the whole

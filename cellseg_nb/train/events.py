@@ -20,10 +20,10 @@ from cellseg_nb.core import (
     require,
 )
 
-# %% ../../nbs/train/16_events.ipynb #91c35b94
+# %% ../../nbs/train/16_events.ipynb #a9d167fc
 FOLDER = "tensorboard"  # in the folder of a run
 
-
+# %% ../../nbs/train/16_events.ipynb #473e929a
 class EventWriter:
     """Writes event files of TensorBoard; one file for each time that a training begins or goes on.
 

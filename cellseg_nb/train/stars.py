@@ -7,7 +7,7 @@ __all__ = ['ATTEMPTS', 'ROUGH', 'EXACT_LAYERS', 'SHOWN', 'star_targets', 'draw_c
            'learning_rate', 'first_stars', 'save_checkpoint', 'load_checkpoint', 'epochs_done', 'learn_stars',
            'bundle_checkpoint', 'choose_thresholds']
 
-# %% ../../nbs/train/06_stars.ipynb #56ece4ca
+# %% ../../nbs/train/06_stars.ipynb #a3d07be1
 import os
 import time
 from collections.abc import Sequence
@@ -22,6 +22,7 @@ import torch
 
 from stardist.utils import edt_prob
 
+# %% ../../nbs/train/06_stars.ipynb #07850c9b
 from cellseg_nb.core import (
     atomic_path, require, write_csv,
 )
@@ -245,7 +246,7 @@ def epochs_done(path: Path) -> int:
     with np.load(path) as stored:
         return int(stored["epoch"]) + 1
 
-# %% ../../nbs/train/06_stars.ipynb #3715a915
+# %% ../../nbs/train/06_stars.ipynb #4308b5e4
 def learn_stars(
     config: StartSettings,  # all settings
     out: Path,  # folder of the run
@@ -284,7 +285,7 @@ def learn_stars(
                 write_epoch(out, row | rate, shown_crops(crops, epoch))
             save_checkpoint(checkpoint, network, epoch)
 
-
+# %% ../../nbs/train/06_stars.ipynb #096c8703
 def _epoch(model: Any, crops: Crops, epoch: int, ahead: ThreadPoolExecutor) -> dict[str, Any]:
     """Learn from one epoch; the next batch is made while the network learns from this one."""
     training = crops.config.training
