@@ -472,8 +472,27 @@ def _together(fields: dict) -> dict:
         found |= {name: one["p"]} if "p" in one else {}
     return fields | ({"probability": found} if found else {})
 
-# %% ../../nbs/data/04_transforms.ipynb #72b3b3f0
-class Augmentation(BaseModel):
+# %% ../../nbs/data/04_transforms.ipynb #b7503829
+class _Checked(BaseModel):
+    """What is checked of an `Augmentation`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_by_one(cls, fields):
+        return _together(fields) if isinstance(fields, dict) else fields
+
+    @field_validator("elastic_px", check_fields=False)
+    @classmethod
+    def _folds_nothing(cls, elastic_px: float, others: ValidationInfo) -> float:
+        most = 0.48 * others.data.get("elastic_grid_px", math.inf)
+        if elastic_px > most:
+            raise ValueError(f"would fold the picture; at most .48 elastic_grid_px, {most:g}")
+        return elastic_px
+
+# %% ../../nbs/data/04_transforms.ipynb #03b966c8
+class Augmentation(_Checked):
     """How strongly training pictures are varied; `Augmentation()` has the default strengths.
 
     Parameters
@@ -503,8 +522,6 @@ class Augmentation(BaseModel):
         How often a crop gets each of them. `rotation: {p: 0.3, degrees: 30}` says both at once.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
     flip_turn: bool = True
     scale: FromTo = (0.7, 1.4)
     gamma: FromTo = (0.6, 1.6)
@@ -518,19 +535,6 @@ class Augmentation(BaseModel):
     elastic_px: float = Field(0, ge=0)
     illumination: float = Field(0, ge=0, le=1)
     probability: Probabilities = Probabilities()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_by_one(cls, fields):
-        return _together(fields) if isinstance(fields, dict) else fields
-
-    @field_validator("elastic_px")
-    @classmethod
-    def _folds_nothing(cls, elastic_px: float, others: ValidationInfo) -> float:
-        most = 0.48 * others.data.get("elastic_grid_px", math.inf)
-        if elastic_px > most:
-            raise ValueError(f"would fold the picture; at most .48 elastic_grid_px, {most:g}")
-        return elastic_px
 
 # %% ../../nbs/data/04_transforms.ipynb #f14e1848
 def random_warp(
