@@ -11,6 +11,7 @@ import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.request import urlopen
 from xml.etree import ElementTree
 
 import pandas as pd
@@ -19,6 +20,7 @@ import yaml
 from test_cli import error_of, run
 
 from cellseg_nb.core import file_sha256
+from cellseg_nb.data.io import read_labels
 from cellseg_nb.data.sbsst265 import simulate_sbsst265
 
 START = [sys.executable, "-c", "from cellseg_nb.run.cli import main; main()"]
@@ -296,7 +298,7 @@ def test_verify_repeats_the_scores_and_names_what_changed(study):
 
 def test_list_and_show(study):
     shown = run("pipeline", "list", "--project", study).stdout
-    assert "model_evaluation\n    segment_test         model scores\n" in shown
+    assert "model_evaluation\n    segment_test         model model_validation scores\n" in shown
     run("pipeline", "show", "--project", study)
     page = (study / "data/08_reporting/pipeline.html").read_text()
     assert page.count('class="step"') == len(ORDER) and "data/03_primary" in page
@@ -314,7 +316,7 @@ def test_errors_are_one_line_each(study, tmp_path):
     assert "there is no pipeline 'all'; there are __default__, data_" in error_of(
         "pipeline", "run", "all", *at
     )
-    assert "has the tag 'scor'; there are data, model" in error_of(
+    assert "has the tag 'scor'; there are augmentation, data" in error_of(
         "pipeline", "run", "--tags", "scor", *at
     )
     assert "has no step 'train'; it has" in error_of("pipeline", "run", "--from", "train", *at)
@@ -371,3 +373,63 @@ def test_missing_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "meta_path", [Hidden(), *sys.meta_path])
     for line in (["init", tmp_path / "study"], ["pipeline", "list"]):
         assert "pip install 'cellseg_nb[pipelines]'" in error_of(*line)
+
+
+def test_chosen_operations_scores_classes_and_curves(study):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    changes = [
+        "processing.train_operations=[fill_holes, {rescale: 0.5, interpolation: cubic}]",
+        "processing.test_operations=[{min_area_px: 20}]",
+        "processing.class_column=kind",
+        "processing.test_classes=[fluorescence]",
+        "augmentations.rotation={p: 0.3, degrees: 30}",
+        "evaluation.metrics=[f1, iou]",
+        "evaluation.thresholds=[0.5, 0.75]",
+        "training.tensorboard=true",
+    ]
+    words = [word for one in changes for word in ("--params", one)]
+    result = run("pipeline", "run", "--project", study, "--resume", *words)
+    assert "IoU@.75" in result.stdout
+    table = pd.read_csv(study / "data/08_reporting/metrics.csv")
+    assert {"f1_50", "f1_75", "iou_50", "iou_75", "mean_ap"} <= set(table) and "ap_50" not in table
+    masks = study / "data/03_primary"
+    shapes = {part: read_labels(masks / part / f"masks/{part}-000.tif").shape for part in ("train", "test")}
+    assert shapes == {"train": (128, 128), "test": (256, 256)}
+    events = EventAccumulator(str(study / "data/06_models/trained/tensorboard")).Reload()
+    assert {"loss/train_loss", "score/valid_ap50", "training/learning_rate"} <= set(events.Tags()["scalars"])
+    assert len(events.Tags()["images"]) == 3
+    wrong = ("--params", "processing.test_classes=[NB-I]")
+    assert "there is no class 'NB-I'; there are fluorescence" in error_of(
+        "pipeline", "run", "data_processing", "--project", study, *wrong
+    )
+
+
+def test_steps_are_chosen_by_the_tags_of_the_original(study):
+    result = run("pipeline", "run", "--project", study, "--tag", "model_validation")
+    assert ran(result) == {"segment_test", "score_test", "tabulate_scores"}
+
+
+def test_kedro_viz_shows_the_project(study):
+    from cellseg_nb.run.workflow import viz_command
+
+    command = viz_command(browser=False)
+    address = f"http://127.0.0.1:{command[command.index('--port') + 1]}/api/main"
+    log = (study / "viz.log").open("w")
+    running = subprocess.Popen(command, cwd=study, stdout=log, stderr=log, start_new_session=True)
+    try:
+        until = time.monotonic() + 120
+        while True:
+            assert running.poll() is None and time.monotonic() < until
+            try:
+                with urlopen(address, timeout=5) as answer:
+                    shown = json.load(answer)
+                break
+            except OSError:
+                time.sleep(0.3)
+    finally:
+        os.killpg(running.pid, signal.SIGTERM)
+        running.wait()
+        log.close()
+    assert {one["name"] for one in shown["nodes"] if one["type"] == "task"} == set(ORDER)
+    assert {"data_download", "model_training", "results_visualization"} <= {one["name"] for one in shown["tags"]}

@@ -24,7 +24,7 @@ from cellseg_nb.models.kinds.stacks import (
     StackMethod, StackNetworkSettings, StackPostprocessing, StackSpecification, StackTarget,
 )
 from cellseg_nb.models.kinds.stars import (
-    STAR_DEFAULTS, StarNetworkSettings, StarPostprocessing, StarSpecification,
+    STAR_DEFAULTS, StarNetworkSettings, StarNormalisation, StarPostprocessing, StarSpecification,
 )
 from cellseg_nb.models.specification import (
     Bundle, NetworkSettings, Normalisation, Scale, Scales, SegmentationSetting, Specification, Target,

@@ -319,7 +319,7 @@ def verify(
     with TemporaryDirectory() as folder:
         predicted, metrics = Path(folder) / "predicted", Path(folder) / "metrics.json"
         segment_test(predicted, prepared, trained, settings)
-        score_test(metrics, prepared, predicted)
+        score_test(metrics, prepared, predicted, settings)
         scores = compare_scores(card["metrics"], _scores(metrics), card["tolerance"])
     threads = _trained_with(trained / "model"), thread_count(_library(card["settings"]))
     return Verification(changed, scores, card["tolerance"], threads)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BY_THEMSELVES', 'ONLY_HERE', 'Out', 'Device', 'Channel', 'StackAxes', 'LabelParts', 'VoxelEdges', 'HEADINGS',
-           'PIXEL_HEADINGS', 'POOLED', 'commands', 'option', 'argument', 'flag', 'given', 'upper', 'say', 'error_line',
-           'report_failures', 'print_scores']
+           'AT_IOU', 'PIXEL_HEADINGS', 'POOLED', 'commands', 'option', 'argument', 'flag', 'given', 'upper', 'say',
+           'error_line', 'report_failures', 'heading', 'print_scores']
 
 # %% ../../nbs/run/16_options.ipynb #1c6e6c6f
 import inspect
@@ -203,6 +203,19 @@ HEADINGS = {
     "pq_50": "PQ@.5",
     "count_mae": "count MAE",
 }
+AT_IOU = {"ap": "AP", "f1": "F1", "pq": "PQ", "iou": "IoU"}
+
+
+def heading(
+    name: str,  # column of a table of scores, such as "recall_75"
+) -> str:  # "recall@.75"
+    """What a score is called above its column; names that are no scores stay."""
+    score, _, percent = name.rpartition("_")
+    if name in HEADINGS or name in PIXEL_HEADINGS or not percent.replace(".", "").isdigit():
+        return (HEADINGS | PIXEL_HEADINGS).get(name, name)
+    return f"{AT_IOU.get(score, score)}@{float(percent) / 100:g}".replace("@0.", "@.")
+
+
 PIXEL_HEADINGS = {"pixel_f1": "pixel F1", "pixel_iou": "pixel IoU"}
 POOLED = (
     "AP@t = TP/(TP+FP+FN) at IoU t, mean AP over t = .5, .55, ... .95; objects are pooled over the "
@@ -215,7 +228,8 @@ def print_scores(
     pixels: bool = False,  # also scores of pixels
 ) -> None:
     """Print a table of scores, and what they mean."""
-    headings = HEADINGS | PIXEL_HEADINGS
+    headings = {name: heading(name) for name in scores}
+    headings = {name: text for name, text in headings.items() if text != name}
     shown = scores if pixels else scores[[name for name in scores if name not in PIXEL_HEADINGS]]
     formats = {name: "{:.3f}".format for name in headings.values()} | {"count MAE": "{:.2f}".format}
     print(shown.rename(columns=headings).to_string(index=False, formatters=formats))

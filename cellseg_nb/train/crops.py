@@ -118,7 +118,7 @@ def _read_labelled(sample):
 class Picture(NamedTuple):
     """A picture or a stack that training reads once and keeps."""
 
-    image: np.ndarray  # normalised, objects bright; float32; (Y, X), (Z, Y, X) or (C, Z, Y, X)
+    image: np.ndarray  # normalised, objects bright; float32; (Y, X), (Y, X, 3), (Z, Y, X) or (C, Z, Y, X)
     labels: np.ndarray  # integer; (Y, X) or (Z, Y, X); 0 = background
     sample: Sample | StackSample | None = None  # where it comes from
     weights: np.ndarray | None = None  # weight map; float32; as `labels`; None = there is none
@@ -127,14 +127,15 @@ class Picture(NamedTuple):
     @property
     def n_channels(self) -> int:
         """Channels of a stack; 1 where the image has no axis for them."""
-        return len(self.image) if self.image.ndim > self.labels.ndim else 1
+        return len(self.image) if self.image.ndim > self.labels.ndim == 3 else 1
 
 
 def prepare(
     sample: Sample | StackSample,  # from the catalog, or a table of stacks
     normalisation: Normalisation,  # percentiles; dark objects made bright
+    colours: bool = False,  # of a picture: True = red, green and blue; False = their brightness
 ) -> Picture:
-    """Read a sample as one normalised channel, or those of a stack, and its labels.
+    """Read a sample as one normalised channel or three colours, or those of a stack, and its labels.
 
     Raises
     ------
@@ -152,6 +153,9 @@ def prepare(
         raise ValueError(
             f"{sample.name}: the picture is {image.shape[:2]} px and its label image {labels.shape}"
         )
+    if colours:
+        image = image if image.ndim == 3 else np.stack([image] * 3, axis=-1)
+        return Picture(normalisation.prepare(image, channels_last=True), labels, sample)
     if image.ndim == 3:
         image = luminance(image)
     return Picture(normalisation.prepare(image), labels, sample)
@@ -264,7 +268,7 @@ def each_channel(
     count, sample = picture.n_channels, picture.sample
     if max(channels or [0]) >= count:
         raise ValueError(f"{sample.name}: channels {channels} are asked for; it has {count}")
-    if picture.image.ndim == picture.labels.ndim:
+    if picture.image.ndim == picture.labels.ndim or picture.labels.ndim == 2:
         return [picture]
     divided = []
     for number in range(count) if channels is None else channels:
@@ -289,8 +293,10 @@ def read_pictures(
         there are too few pictures.
     """
     data, shown = config.data, None
-    pictures = [prepare(sample, config.normalisation) for sample in chosen_samples(data)]
-    if isinstance(data, StackDataSettings):
+    stacks = isinstance(data, StackDataSettings)
+    colours = not stacks and config.network.in_channels == 3
+    pictures = [prepare(sample, config.normalisation, colours) for sample in chosen_samples(data)]
+    if stacks:
         shown = config.augmentation.channels
         drawn = config.augmentation.single_channel or shown is not None
         for picture in pictures:
@@ -474,6 +480,8 @@ def crop_around(
 ) -> Picture:  # varied crop
     """Cut a random crop that has the place in its middle, as far as the picture reaches."""
     settings = config.augmentation
+    if picture.labels.ndim == 2:
+        settings = settings.drawn(rng)
     factor = float(np.exp(rng.uniform(*np.log(settings.scale))))
     sizes = np.broadcast_to(config.training.crop_px, picture.labels.ndim)
     window = []

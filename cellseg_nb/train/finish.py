@@ -147,7 +147,8 @@ def segment_sample(
 ) -> tuple[Picture, np.ndarray]:  # prepared picture; label image
     """Read a sample and segment it with all settings of the model."""
     if isinstance(bundle.specification, StarSpecification):
-        picture = prepare(sample, bundle.specification.normalisation)
+        colours = bundle.specification.network.in_channels == 3
+        picture = prepare(sample, bundle.specification.normalisation, colours)
         return picture, predict_stars(picture.image, bundle, prepared=True).labels
     picture, maps = predict_sample(sample, bundle, device)
     return picture, cut_maps(maps, bundle.specification.postprocessing, picture.pixel_size_um)
@@ -255,7 +256,7 @@ def describe_pictures(
     described = []
     for sample in (samples[number] for number in np.unique(chosen)):
         picture, labels = segment_sample(sample, bundle, device)
-        gray = picture.image if picture.image.ndim == labels.ndim else picture.image.mean(axis=0)
+        gray = picture.image if picture.image.ndim == labels.ndim else picture.image.mean(axis=0 if labels.ndim == 3 else -1)
         described.append(describe(gray, labels, bundle.specification.diameter_px))
     return learn_pictures(described)
 

@@ -283,7 +283,7 @@ def build_learner(
     recipe, learner = recipe_of(config), bare_learner(config, parts, out)
     scorer = recipe.scorer(config, parts, choose_device(config.training.device))
     keep = Keep(out, config, parts, specify(config, parts), start)
-    log = WriteLog(out / "log.csv", recipe.log)
+    log = WriteLog(out / "log.csv", recipe.log, getattr(config.training, "tensorboard", False))
     average = AverageWeights(config.training.average)
     learner.add_cbs([WatchLoss(), average, Score(scorer), keep, log])
     fill_learner(learner, start)

@@ -136,6 +136,7 @@ class LoopSettings(Settings):
     precision: Literal["auto", "float32", "bfloat16"] = setting("auto",
         "auto takes bfloat16 where the processor has it.")
     device: str = setting("auto", '"auto", "cpu", "cuda" or "mps".')
+    tensorboard: bool = setting(False, "Write event files for TensorBoard, beside the log.")
 
 # %% ../../nbs/train/00_settings.ipynb #4933ff5b
 class TrainingSettings(LoopSettings):
@@ -292,7 +293,7 @@ def _differences(now: dict, before: dict, above: str = "") -> list[str]:
     for key, value in now.items():
         if isinstance(value, dict):
             found += _differences(value, before.get(key, {}), f"{above}{key}.")
-        elif value != before.get(key) and key not in ("device", "workers"):
+        elif value != before.get(key) and key not in ("device", "workers", "tensorboard"):
             found.append(f"{above}{key} was {before.get(key)!r} and is {value!r}")
     return found
 

@@ -7,7 +7,7 @@ __all__ = ['ATTEMPTS', 'ROUGH', 'EXACT_LAYERS', 'SHOWN', 'star_targets', 'draw_c
            'learning_rate', 'first_stars', 'save_checkpoint', 'load_checkpoint', 'epochs_done', 'learn_stars',
            'bundle_checkpoint', 'choose_thresholds']
 
-# %% ../../nbs/train/06_stars.ipynb #56ece4ca
+# %% ../../nbs/train/06_stars.ipynb #a3d07be1
 import os
 import time
 from collections.abc import Sequence
@@ -22,6 +22,7 @@ import torch
 
 from stardist.utils import edt_prob
 
+# %% ../../nbs/train/06_stars.ipynb #07850c9b
 from cellseg_nb.core import (
     atomic_path, require, write_csv,
 )
@@ -44,10 +45,13 @@ from cellseg_nb.settings import (
     Settings,
 )
 from cellseg_nb.train.callbacks import (
-    check_loss, write_row,
+    check_loss, shown_crops, write_row,
 )
 from cellseg_nb.train.crops import (
     Crops, Picture,
+)
+from cellseg_nb.train.events import (
+    write_epoch,
 )
 from cellseg_nb.train.recipe import (
     Parts, recipe_of,
@@ -69,7 +73,8 @@ def star_targets(
     thinned = [crop.labels[:: grid[0], :: grid[1]].astype(np.int32) for crop in crops]
     probability = np.stack([edt_prob(labels) for labels in thinned])[..., None]
     distances = np.stack([star_distances(crop.labels, n_rays, grid) for crop in crops])
-    return (inputs[..., None],), (probability, np.concatenate([distances, probability], axis=-1))
+    inputs = inputs if inputs.ndim == 4 else inputs[..., None]
+    return (inputs,), (probability, np.concatenate([distances, probability], axis=-1))
 
 
 def _solid_targets(crops: Sequence[Picture], config: StartSettings) -> tuple:
@@ -129,7 +134,7 @@ def middle_crop(
 ) -> Picture:  # smaller pictures are continued by reflection
     """Cut the middle out of a picture."""
     margins = [(0, max(0, edge - length)) for edge, length in zip(size, picture.labels.shape)]
-    arrays = [np.pad(one, margins, mode="symmetric") for one in picture[:2]]
+    arrays = [np.pad(one, margins + [(0, 0)] * (one.ndim - len(size)), mode="symmetric") for one in picture[:2]]
     starts = [(length - edge) // 2 for edge, length in zip(size, arrays[0].shape)]
     window = tuple(slice(start, start + edge) for start, edge in zip(starts, size))
     return Picture(*(one[window] for one in arrays))
@@ -241,7 +246,7 @@ def epochs_done(path: Path) -> int:
     with np.load(path) as stored:
         return int(stored["epoch"]) + 1
 
-# %% ../../nbs/train/06_stars.ipynb #3715a915
+# %% ../../nbs/train/06_stars.ipynb #4308b5e4
 def learn_stars(
     config: StartSettings,  # all settings
     out: Path,  # folder of the run
@@ -274,10 +279,13 @@ def learn_stars(
             for inputs, targets in validation:
                 aside_scores = model.test_on_batch(inputs, targets, return_dict=True)
             scores |= {f"val_{name}": value for name, value in aside_scores.items()}
-            _log(out / "log.csv", epoch, scores, time.perf_counter() - started)
+            row = _log(out / "log.csv", epoch, scores, time.perf_counter() - started)
+            if training.tensorboard:
+                rate = {"learning_rate": float(np.asarray(model.optimizer.learning_rate))}
+                write_epoch(out, row | rate, shown_crops(crops, epoch))
             save_checkpoint(checkpoint, network, epoch)
 
-
+# %% ../../nbs/train/06_stars.ipynb #096c8703
 def _epoch(model: Any, crops: Crops, epoch: int, ahead: ThreadPoolExecutor) -> dict[str, Any]:
     """Learn from one epoch; the next batch is made while the network learns from this one."""
     training = crops.config.training
@@ -296,12 +304,14 @@ def _epoch(model: Any, crops: Crops, epoch: int, ahead: ThreadPoolExecutor) -> d
 SHOWN = ("epoch", "loss", "val_loss", "val_dist_dist_iou_metric", "seconds")  # columns of the log
 
 
-def _log(path: Path, epoch: int, scores: dict[str, float], seconds: float) -> None:
+def _log(path: Path, epoch: int, scores: dict[str, float], seconds: float) -> dict[str, Any]:
     """Add a row to the log, and print it."""
     row = {"epoch": epoch, **{name: round(float(one), 5) for name, one in scores.items()}}
     kept = f"The checkpoint is that of epoch {epoch - 1}" if epoch else "No epoch was finished"
     check_loss(row["loss"] + row["val_loss"], epoch, kept)
-    write_row(path, row | {"seconds": round(seconds, 1)}, SHOWN)
+    row["seconds"] = round(seconds, 1)
+    write_row(path, row, SHOWN)
+    return row
 
 
 def bundle_checkpoint(

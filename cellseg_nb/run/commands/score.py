@@ -25,6 +25,11 @@ def _limits(text: Optional[str]) -> Optional[list[float]]:
         raise ValueError(f"--sizes takes voxels with commas, as 1000,3000, not {text!r}") from None
 
 
+def _words(text: Optional[str]) -> Optional[list[str]]:
+    """Words with commas between them."""
+    return None if text is None else [part.strip() for part in text.split(",")]
+
+
 def _print_intervals(intervals, pixels: bool) -> None:
     """A row per group, each score with its interval."""
     names = ("ap_50", "mean_ap", "f1_50", "count_mae")
@@ -110,6 +115,8 @@ def evaluate(
     sizes: Sizes = None,
     ignore: Ignore = None,
     label_parts: LabelParts = None,
+    metrics: option(str, "NAME,NAME", "Which scores: ap, f1, precision, recall, pq, iou, mean_ap, count_mae, ...") = None,
+    thresholds: option(str, "T,T", "IoU thresholds of these scores, as .5,.75.") = None,
     json_file: option(Path, "FILE", "Write the scores, also per image.", "--json") = None,
 ) -> None:
     """Score label images against the truth.
@@ -121,9 +128,9 @@ def evaluate(
 
     limits = _limits(sizes)
     evaluation = evaluate_folders(
-        truth, pred, index, by, allow_missing, limits, ignore, label_parts
+        truth, pred, index, by, allow_missing, limits, ignore, label_parts, _words(metrics), _words(thresholds)
     )
-    print_scores(evaluation.groups, pixels)
+    print_scores(evaluation.groups, pixels or metrics is not None)
     spread = score_intervals(evaluation) if intervals else None
     if intervals:
         _print_intervals(spread, pixels)

@@ -18,7 +18,8 @@ from cellseg_nb.data.transforms3d import (
     Augmentation3D,
 )
 from cellseg_nb.models.bundle import (
-    STAR_DEFAULTS, Normalisation, Scale, StarNetworkSettings, StarPostprocessing, StarSpecification,
+    STAR_DEFAULTS, Scale, StarNetworkSettings, StarNormalisation, StarPostprocessing,
+    StarSpecification,
 )
 from cellseg_nb.models.specification import (
     architecture,
@@ -64,6 +65,7 @@ class StarTrainingSettings(Settings):
     precision: Literal["auto", "float32", "bfloat16"] = setting("auto",
         "auto takes bfloat16 where the processor has it.")
     device: Literal["auto"] = setting("auto", "TensorFlow chooses the device.")
+    tensorboard: bool = setting(False, "Write event files for TensorBoard, beside the log.")
 
     @field_validator("patch_size", mode="before")
     @classmethod
@@ -80,8 +82,9 @@ class StarTrainConfig(StartSettings):
     """All settings of the training of a StarDist model; it starts from another StarDist model."""
 
     data: DataSettings = setting(DataSettings(), "Which pictures.")
-    network: StarNetworkSettings = setting(StarNetworkSettings(), "Which network.")
-    normalisation: Normalisation = setting(Normalisation(), "How pictures are prepared.")
+    network: StarNetworkSettings = setting(StarNetworkSettings(),
+        "Which network; `in_channels: 3` learns from red, green and blue.")
+    normalisation: StarNormalisation = setting(StarNormalisation(), "How pictures are prepared.")
     augmentation: Augmentation = setting(Augmentation(), "How crops are varied.")
     training: StarTrainingSettings = setting(StarTrainingSettings(), "How long and how fast.")
     scales: tuple[Scale] = setting((1.0,), "The enlargement at which the finished model predicts.")
@@ -91,8 +94,8 @@ class StarTrainConfig(StartSettings):
     @model_validator(mode="after")
     def _fits_together(self):
         size, step_px = self.training.patch_size, self.network.step_px
-        if self.network.in_channels != 1:
-            raise ValueError("network.in_channels must be 1: images are read as one channel")
+        if self.network.in_channels not in ((1, 3) if self.network.n_axes == 2 else (1,)):
+            raise ValueError("network.in_channels must be 1, or for colour pictures 3")
         if len(size) != len(step_px) or (len(size) == 2 and size[0] != size[1]):
             shape = "one number" if len(step_px) == 2 else "three numbers (z, y, x)"
             raise ValueError(f"training.patch_size must be {shape} for {self.network.architecture}")
