@@ -50,11 +50,12 @@ def engine_difference(
     network: EngineNetwork,  # from `models.engines`
     picture: np.ndarray,  # prepared; float32; (C, Y, X) or (C, Z, Y, X)
     activation: str = "sigmoid",  # last step of the network; name in `models.losses.ACTIVATIONS`
-) -> float:  # of a probability, or of whatever the network gives
+) -> float:  # of a probability; of larger numbers, as a fraction of the largest
     """The largest difference between an engine and PyTorch in full precision."""
     place = torch.device("cpu")
     exact = run_network(network.network.to(place), picture, place, "float32", activation)
-    return float(np.abs(run_network(network, picture, place, "float32", activation) - exact).max())
+    found = run_network(network, picture, place, "float32", activation)
+    return float(np.abs(found - exact).max() / max(1.0, np.abs(exact).max()))
 
 # %% ../../nbs/segment/23_engines.ipynb #d7e8822a
 TOLERANCE = 1e-4  # of a probability: full precision in another order
