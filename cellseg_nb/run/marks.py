@@ -186,15 +186,21 @@ def sums(self: Step) -> str:
 _bundle = None  # of this process
 
 
-def _load(model: str) -> None:
+def _load(model: str, settings: MarkSettings) -> None:
     """Load the model of a process."""
     global _bundle
     import torch
 
-    from cellseg_nb.models.bundle import load_bundle
-
     torch.set_num_threads(1)
-    _bundle = load_bundle(model)
+    _bundle = _painter(model, settings)
+
+
+def _painter(model: str, settings: MarkSettings) -> "Bundle":
+    """The model, computed by the engine that the settings name."""
+    from cellseg_nb.models.bundle import load_bundle
+    from cellseg_nb.segment.engines import with_engine
+
+    return with_engine(load_bundle(model), settings.engine, settings.device)
 
 
 def _paint_tile(job: tuple[str, str], threshold: float | None, device: str, bundle: Any = None) -> str:
@@ -220,14 +226,12 @@ class Painters:
         how = (self.settings.threshold, self.settings.device)
         if self.workers == 1:
             if self.bundle is None:
-                from cellseg_nb.models.bundle import load_bundle
-
-                self.bundle = load_bundle(self.model)
+                self.bundle = _painter(self.model, self.settings)
             for job in jobs:
                 wrote(_paint_tile(job, *how, self.bundle))
             return
         if self.pool is None:
-            self.pool = ProcessPoolExecutor(self.workers, get_context("spawn"), _load, (self.model,))
+            self.pool = ProcessPoolExecutor(self.workers, get_context("spawn"), _load, (self.model, self.settings))
         futures = []
         try:
             futures += (self.pool.submit(_paint_tile, job, *how) for job in jobs)

@@ -309,6 +309,7 @@ def _compute(batch: Batch, plan: dict[str, int], fingerprint: str, unit: str) ->
             item, until = batch.items[name], bar.n + amount
             item.watch, item.advance = Stopwatch(), bar.update
             try:
+                item.record |= {"engines": [one.facts for one in task.engines]}
                 keep(item, _work(task, item)(item), fingerprint)
                 batch.records[name] = item.record
                 spent = {part: s for part, s in item.record["seconds"].items() if part != "rest"}
@@ -402,6 +403,7 @@ def _run_facts(batch: Batch) -> dict[str, Any]:
         **task.facts(),
         "settings": task.settings.model_dump(mode="json"),
         "device": device,
+        **({"engines": [one.facts for one in task.engines]} if task.engines else {}),
         "threads": thread_count(),
         "versions": package_versions(task.libraries),
         "platform": platform.platform(),
@@ -434,7 +436,7 @@ def _write_report(batch: Batch, tables: "dict[str, pd.DataFrame]", facts: dict[s
     task, model = batch.task, facts.get("model")
     names = [model["name"]] if model else [one["name"] for one in facts.get("models", ())]
     with_model = f"model {' + '.join(dict.fromkeys(names))} · " if names else ""
-    shown = ("model", "models", "settings", "device", "versions")
+    shown = ("model", "models", "settings", "device", "engines", "versions")
     page = {
         "table": tables[task.table].drop(columns="file"),
         "heading": headline(task, tables),
@@ -604,7 +606,8 @@ def _run_here(task, inputs, out, overwrite, say, done):
         _refuse_shared(batch)
         clear_temporaries(_folders(batch))
         tables = _work_through(batch, overwrite, say, done)
-        for note in (*task.notes(batch), _edited_note(batch), _other_items_note(batch)):
+        own = {one.advice: None for one in task.engines}
+        for note in (*task.notes(batch), *own, _edited_note(batch), _other_items_note(batch)):
             if note:
                 warnings.warn(note, stacklevel=4)
     return Summary(

@@ -6,7 +6,7 @@
 __all__ = ['Item', 'Result', 'Task', 'unlike_note']
 
 # %% ../../nbs/run/19_task.ipynb #e90636df
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -40,6 +40,8 @@ if TYPE_CHECKING:  # loaded where they are needed: a command must show its help 
     import pandas as pd
 
     from cellseg_nb.data.volumes import Row
+    from cellseg_nb.models.bundle import Bundle
+    from cellseg_nb.segment.engines import EngineChoice
     from cellseg_nb.segment.familiarity import Familiarity
 
 # %% ../../nbs/run/19_task.ipynb #70efaaf0
@@ -205,6 +207,7 @@ class Task:
     cumulative: ClassVar[bool] = False  # whether tables also hold items of earlier runs
     libraries: ClassVar[tuple[str, ...]] = ("cellseg_nb", "numpy", "scipy")  # versions that count
     no_result: ClassVar[frozenset[str]] = frozenset({"device"})  # settings that change no result
+    engines: "Sequence[EngineChoice]" = ()  # by what each network is computed, once they are loaded
 
     def __init__(self, settings: Settings | None = None, model: Any = None):
         self.settings = settings or self.Settings()
@@ -236,6 +239,18 @@ def import_libraries(self: Task) -> None:
 @patch
 def load(self: Task, watch: Stopwatch) -> None:
     """Load models; called once, and only when there is something to do."""
+
+
+@patch
+def with_engines(self: Task, bundles: "Sequence[Bundle]", watch: Stopwatch) -> "list[Bundle]":
+    """Have networks computed by what the settings say, and remember it for the record."""
+    with watch("imports"):
+        from cellseg_nb.segment.engines import choose_engine, with_engine
+    how = self.settings.engine, self.settings.device, getattr(self.settings, "precision", "auto")
+    with watch("network"):
+        made = [with_engine(one, *how) for one in bundles]
+        self.engines = [choose_engine(one, *how) for one in bundles]
+    return made
 
 
 @patch

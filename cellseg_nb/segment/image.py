@@ -23,6 +23,9 @@ from cellseg_nb.core import (
 from cellseg_nb.data.planes import (
     BrightnessSettings, PlaneSettings, Positive,
 )
+from cellseg_nb.models.engines import (
+    INT8_FILES, ComputeSettings,
+)
 from cellseg_nb.models.specification import (
     MOST_SCALE,
 )
@@ -56,7 +59,7 @@ def check_tiles(
         )
 
 # %% ../../nbs/segment/12_image.ipynb #afce32bb
-class SegmentSettings(BrightnessSettings, PlaneSettings):
+class SegmentSettings(ComputeSettings, BrightnessSettings, PlaneSettings):
     """How a file becomes a picture (see `PlaneSettings`), and a picture becomes objects."""
 
     diameter_px: Positive | None = setting(
@@ -95,7 +98,6 @@ class SegmentSettings(BrightnessSettings, PlaneSettings):
             "disagreement": "Also write where several models disagree.",
         },
     )
-    device: str = setting("auto", "auto, cpu, cuda or mps.", metavar="NAME")
 
     @model_validator(mode="after")
     def _fits_together(self):
@@ -414,10 +416,12 @@ def segment_image(
     Raises
     ------
     ValueError
-        The picture is not (Y, X), a setting does not fit the model, models cannot be averaged, or
-        an area in µm² is asked for without a pixel size.
+        The picture is not (Y, X), a setting does not fit the model, models cannot be averaged,
+        the engine cannot compute one, or an area in µm² is asked for without a pixel size.
     FileNotFoundError
         There is no such model.
+    ImportError
+        The library of the engine that is named is not installed.
     """
     image = np.asarray(image)
     if image.ndim != 2 and not (image.ndim == 3 and sees_colours(model)):
@@ -430,8 +434,11 @@ def segment_image(
     image, settings = without_offset(image)[(slice(None),) * image.ndim], settings or SegmentSettings()
     if is_classical(model):
         return _segment_classically(image, settings)
+    from cellseg_nb.segment.engines import with_engine
+
     bundles = load_models(model, settings)
     check_flat(bundles[0])
+    bundles = [with_engine(one, settings.engine, settings.device) for one in bundles]
     return _segment_with(bundles, image, settings)
 
 # %% ../../nbs/segment/12_image.ipynb #759abe1d
@@ -453,6 +460,7 @@ def bundle_facts(
     for path in files:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing; the bundle is incomplete")
+    files += [folder / name for name in INT8_FILES if (folder / name).is_file()]
     facts = {"name": specification.name, "files": {path.name: file_sha256(path) for path in files}}
     return specification, facts
 

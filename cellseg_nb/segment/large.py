@@ -518,6 +518,7 @@ def _facts(picture, bundle, settings, precision, how, measure, edges) -> dict[st
     """Everything that decides the pieces."""
     facts = asdict(settings) | {
         "precision": precision,
+        "engine": getattr(bundle.network, "engine", "torch"),
         "postprocessing": how,
         "pixel_size_um": edges,
     }

@@ -28,11 +28,14 @@ from cellseg_nb.data.tiles import (
 from cellseg_nb.segment.image import (
     check_tiles,
 )
+from cellseg_nb.models.engines import (
+    ComputeSettings,
+)
 from cellseg_nb.segment.slide_settings import (
     Share,
 )
 from cellseg_nb.settings import (
-    Settings, setting,
+    setting,
 )
 
 if TYPE_CHECKING:  # PyTorch is loaded where a network is asked
@@ -43,7 +46,7 @@ if TYPE_CHECKING:  # PyTorch is loaded where a network is asked
 TILE_PX, OVERLAP_PX = 512, 96
 
 
-class MarkSettings(Settings):
+class MarkSettings(ComputeSettings):
     """How marks are found and numbered."""
 
     rows: int | None = setting(None, "Rows of the grid.", metavar="N", usual="estimated", ge=1)
@@ -55,7 +58,6 @@ class MarkSettings(Settings):
     min_area_px: int = setting(6, "Smaller parts are no marks; pixels.", metavar="PX", ge=0)
     tile_px: int = setting(TILE_PX, "Edge of a tile, in pixels.", metavar="PX", ge=64)
     overlap_px: int = setting(OVERLAP_PX, "Overlap of neighbouring tiles, in pixels.", metavar="PX", ge=0)
-    device: str = setting("auto", "auto, cpu, cuda or mps.", metavar="NAME")
 
     @model_validator(mode="after")
     def _tiles_advance(self):

@@ -36,6 +36,9 @@ from cellseg_nb.data.transforms import (
 from cellseg_nb.models.bundle import (
     Bundle, PairSpecification, needs_maps,
 )
+from cellseg_nb.models.engines import (
+    EngineNetwork,
+)
 from cellseg_nb.models.losses import (
     ACTIVATIONS, activate,
 )
@@ -103,7 +106,7 @@ def choose_precision(
     device: str = "auto",  # where to compute
     precision: str = "auto",  # "auto", "float32" or "bfloat16"
     tolerance: float | None = None,  # largest change of a probability; None = 0.01; stacks: 0.02
-) -> str:  # "float32" or "bfloat16"
+) -> str:  # "float32" or "bfloat16"; of a network that an engine computes, how it was made
     """Choose bfloat16 on a CPU that has it if no probability of a simulated picture changes much.
 
     Raises
@@ -114,6 +117,8 @@ def choose_precision(
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r} is unknown; known: {', '.join(PRECISIONS)}")
     place = choose_device(device)
+    if isinstance(bundle.network, EngineNetwork):
+        return bundle.network.precision
     if precision != "auto":
         return precision
     if place.type != "cpu" or not has_bfloat16(place) or not network_axes(bundle.network):
@@ -165,6 +170,11 @@ def _ready(
             break
     return network.eval()
 
+
+def _place(network: torch.nn.Module, device: str) -> torch.device:
+    """Where a network is computed; an engine does it on the CPU."""
+    return torch.device("cpu") if isinstance(network, EngineNetwork) else choose_device(device)
+
 # %% ../../nbs/segment/00_predict.ipynb #b9b75fed
 def orient(
     image: np.ndarray,  # (..., Y, X) or (..., Z, Y, X)
@@ -203,7 +213,7 @@ def predict_parts(
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation {activation!r} is unknown; known: {', '.join(ACTIVATIONS)}")
-    place, n_axes = choose_device(device), len(image.shape) - 1
+    place, n_axes = _place(network, device), len(image.shape) - 1
     if network_axes(network) not in (0, n_axes):
         raise ValueError(
             f"the network takes pictures with {network_axes(network)} axes, and the image has "
@@ -519,7 +529,7 @@ def seconds_per_window(
 
     A small window is run twice, because the first time takes longer.
     """
-    place = choose_device(device)
+    place = _place(bundle.network, device)
     precision = choose_precision(bundle, device, precision)
     network = _ready(bundle.network, place, len(window_px), precision)
     (tile,) = plan_windows(window_px, window_px, 0, bundle.specification.network.step_px)

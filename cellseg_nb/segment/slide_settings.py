@@ -10,11 +10,14 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from cellseg_nb.models.engines import (
+    ComputeSettings,
+)
 from cellseg_nb.segment.image import (
     check_tiles,
 )
 from cellseg_nb.settings import (
-    Settings, setting,
+    setting,
 )
 
 # %% ../../nbs/segment/16_slide_settings.ipynb #917a2484
@@ -23,7 +26,7 @@ Positive = Annotated[float, Field(gt=0)]
 TILE_PX, OVERLAP_PX = 1024, 96  # so each pixel is computed 1.2 times
 
 
-class SlideSettings(Settings):
+class SlideSettings(ComputeSettings):
     """At which resolution a slide is read, and how its mask is made."""
 
     um_per_px: Positive | None = setting(
@@ -57,7 +60,6 @@ class SlideSettings(Settings):
     tile_px: int = setting(TILE_PX, "Edge of a tile, in pixels.", metavar="PX", ge=64)
     overlap_px: int = setting(OVERLAP_PX, "Overlap of neighbouring tiles, in pixels.", metavar="PX", ge=0)
     flips: bool = setting(False, "Mean over eight orientations of the slide; slower.")
-    device: str = setting("auto", "auto, cpu, cuda or mps.", metavar="NAME")
 
     @model_validator(mode="after")
     def _fits_together(self):

@@ -22,6 +22,9 @@ from cellseg_nb.core import (
 from cellseg_nb.data.planes import (
     AxisNames, BrightnessSettings, Positive,
 )
+from cellseg_nb.models.engines import (
+    ComputeSettings,
+)
 from cellseg_nb.settings import (
     Settings, setting,
 )
@@ -100,7 +103,7 @@ class VolumeSettings(Settings):
         return _chosen(self, ("method", "beta", "threshold", "min_size"))
 
 # %% ../../nbs/segment/13_stack.ipynb #576ae51f
-class StackSettings(BrightnessSettings, VolumeSettings):
+class StackSettings(ComputeSettings, BrightnessSettings, VolumeSettings):
     """How a stack is read (see `VolumeSettings`) and predicted, and how its walls become cells."""
 
     window_px: Window | None = setting(
@@ -144,7 +147,6 @@ class StackSettings(BrightnessSettings, VolumeSettings):
     )
     zarr: bool = setting(False, "Volumes as OME-Zarr.")
     nan_as_background: bool = setting(False, "Voxels that are NaN or infinite are background.")
-    device: str = setting("auto", "auto, cpu, cuda or mps.", metavar="NAME")
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -377,10 +379,12 @@ def segment_stack(
         The model is not for such stacks, the stack is empty or holds NaN, or a setting makes no
         sense.
     """
+    from cellseg_nb.segment.engines import with_engine
     from cellseg_nb.segment.image import load_models
     from cellseg_nb.segment.predict import predict_stack
 
     (bundle,) = load_models(model, settings)
+    bundle = with_engine(bundle, settings.engine, settings.device, settings.precision)
     specification = bundle.specification
     walls = boundary_output(specification)
     check_settings(specification, settings)

@@ -35,7 +35,7 @@ from cellseg_nb.settings import (
 
 # %% ../../../nbs/run/service/05_asked.ipynb #022c7576
 DEFAULT_TASK = "segment"
-OF_SERVER = ("device",)  # settings that are the server's business
+OF_SERVER = ("device", "engine")  # settings that are the server's business
 
 
 _LOOKING, _KNOWN = threading.Lock(), {}

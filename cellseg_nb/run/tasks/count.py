@@ -18,13 +18,16 @@ from pydantic import Field, model_validator
 
 # %% ../../../nbs/run/tasks/03_count.ipynb #6bdf4f5d
 from cellseg_nb.core import (
-    PixelSize, atomic_path, read_json,
+    PixelSize, Stopwatch, atomic_path, read_json,
 )
 from cellseg_nb.data.io import (
     write_image,
 )
 from cellseg_nb.data.planes import (
     BrightnessSettings, PlaneSettings, read_plane,
+)
+from cellseg_nb.models.engines import (
+    ComputeSettings,
 )
 from cellseg_nb.run.outputs import (
     counted, write_text,
@@ -56,7 +59,7 @@ DEFAULT_MODEL = "count-cells"
 TILE_PX, OVERLAP_PX = 1024, 192  # as in `segment.count`, which takes seconds to load
 
 
-class CountSettings(BrightnessSettings, PlaneSettings):
+class CountSettings(ComputeSettings, BrightnessSettings, PlaneSettings):
     """How a file becomes a picture (see `PlaneSettings`), and a picture becomes a count."""
 
     tile_px: int = setting(TILE_PX, "Edge of a tile, in pixels.", metavar="PX", ge=32)
@@ -71,7 +74,6 @@ class CountSettings(BrightnessSettings, PlaneSettings):
     flips: bool | None = setting(
         None, "Mean over eight orientations of the image; slower.", usual="as calibrated"
     )
-    device: str = setting("auto", "auto, cpu, cuda or mps.", metavar="NAME")
 
     @model_validator(mode="after")
     def _fits_together(self):
@@ -227,6 +229,12 @@ class Count(Task):
 
     def outputs(self, item: Item) -> list[str]:
         return [f"heatmaps/{item.name}_heatmap.ome.tif", f"plots/{item.name}_count.png"]
+
+# %% ../../../nbs/run/tasks/03_count.ipynb #28c4d11e
+@patch
+def load(self: Count, watch: Stopwatch) -> None:
+    """Make the networks ready."""
+    self.bundles = self.with_engines(self.bundles, watch)
 
 # %% ../../../nbs/run/tasks/03_count.ipynb #673d30a5
 @patch

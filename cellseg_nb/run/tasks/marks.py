@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 from fastcore.basics import patch
 
+from cellseg_nb.core import (
+    Stopwatch,
+)
 from cellseg_nb.data.io import (
     write_labels,
 )
@@ -67,6 +70,12 @@ class Marks(Task):
     def outputs(self, item: Item) -> list[str]:
         numbered = ("_marks.csv", "_overlay.png", "_quality.json") if self.settings.numbered else ("_overlay.png",)
         return [item.name + ending for ending in ("_labels.tif", *numbered)]
+
+# %% ../../../nbs/run/tasks/05_marks.ipynb #0c478ea4
+@patch
+def load(self: Marks, watch: Stopwatch) -> None:
+    """Make the network ready."""
+    (self.bundle,) = self.with_engines([self.bundle], watch)
 
 # %% ../../../nbs/run/tasks/05_marks.ipynb #66e8501d
 @patch

@@ -130,6 +130,7 @@ def load(self: Segment, watch: Stopwatch) -> None:
     for bundle in self.model:
         check_flat(bundle)
         scale_to_model(bundle, self.settings)
+    self.model = self.with_engines(self.model, watch)
 
 # %% ../../../nbs/run/tasks/00_segment.ipynb #5470873c
 @patch

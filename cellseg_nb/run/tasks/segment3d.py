@@ -127,7 +127,8 @@ def load(self: Segment3D, watch: Stopwatch) -> None:
         from cellseg_nb.segment.image import load_models
         from cellseg_nb.segment.edges import load_edges
     with watch("network"):
-        (self.bundle,) = load_models(self.model, self.settings)
+        (bundle,) = load_models(self.model, self.settings)
+    (self.bundle,) = self.with_engines([bundle], watch)
     self.edge_model = None if self.settings.edges is None else load_edges(self.settings.edges)
 
 

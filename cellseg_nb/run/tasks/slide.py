@@ -82,6 +82,12 @@ class Slides(Task):
     def outputs(self, item: Item) -> list[str]:
         return [f"{item.name}{end}" for end in ("_mask.ome.tif", ".geojson", "_rle.csv", "_overlay.png")]
 
+# %% ../../../nbs/run/tasks/04_slide.ipynb #557723c5
+@patch
+def load(self: Slides, watch: Stopwatch) -> None:
+    """Make the networks ready."""
+    self.bundles = self.with_engines(self.bundles, watch)
+
 # %% ../../../nbs/run/tasks/04_slide.ipynb #c54c2247
 @patch
 def plan(self: Slides, item: Item) -> int:
