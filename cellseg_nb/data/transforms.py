@@ -464,7 +464,7 @@ def _together(fields: dict) -> dict:
         if not isinstance(one, dict):
             continue
         del fields[name]
-        for key, value in one.items():
+        for key in one:
             if key != "p" and key not in strengths:
                 allowed = ", ".join(["p", *strengths])
                 raise ValueError(f"{name}.{key}: unknown key; allowed here: {allowed}")

@@ -195,7 +195,7 @@ def _load(model: str, settings: MarkSettings) -> None:
     _bundle = _painter(model, settings)
 
 
-def _painter(model: str, settings: MarkSettings) -> "Bundle":
+def _painter(model: str, settings: MarkSettings) -> Any:
     """The model, computed by the engine that the settings name."""
     from cellseg_nb.models.bundle import load_bundle
     from cellseg_nb.segment.engines import with_engine

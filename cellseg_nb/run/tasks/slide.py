@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from fastcore.basics import patch
 
+from cellseg_nb.core import (
+    Stopwatch,
+)
 from cellseg_nb.run.outputs import (
     counted, rough_duration, write_overlay,
 )
