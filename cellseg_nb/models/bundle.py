@@ -17,6 +17,9 @@ from cellseg_nb.core import (
 from cellseg_nb.models.kinds.count import (
     CountNetworkSettings, CountNormalisation, CountOutput, CountSpecification, CountTarget, Peaks,
 )
+from cellseg_nb.models.kinds.files import (
+    FileNetworkSettings, FileNormalisation, FileSpecification, FileStackSpecification,
+)
 from cellseg_nb.models.kinds.pairs import (
     PairNetworkSettings, PairNormalisation, PairSpecification,
 )
@@ -36,7 +39,7 @@ from cellseg_nb.models.stars import (
 )
 
 # %% ../../nbs/models/02_bundle.ipynb #a8278903
-FORMAT_VERSION = 5  # 2: normalisation.invert; 3: models that count; 4: normalisation.robust, known_pictures; 5: masks
+FORMAT_VERSION = 6  # 2: normalisation.invert; 3: models that count; 4: normalisation.robust, known_pictures; 5: masks; 6: networks that are files
 BUNDLES = Path(cellseg_nb.__file__).parent / "bundles"
 
 

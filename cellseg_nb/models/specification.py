@@ -83,6 +83,21 @@ class Normalisation(Settings):
             changes |= dict(zip(("low", "high"), percentiles)) | {"robust": False}
         return self.model_copy(update=changes)
 
+    def view(
+        self,
+        image: np.ndarray,  # picture, or anything with `shape` that gives arrays when sliced
+    ) -> Any:  # has its shape, and gives windows as the network sees them
+        """Show a picture as the network sees it, window by window; its numbers are found now.
+
+        Raises
+        ------
+        ValueError
+            As in `prepare`.
+        """
+        from cellseg_nb.data.contrast import normalised
+
+        return normalised(image, **{name: getattr(self, name) for name in Normalisation.model_fields})
+
     def prepare(
         self,
         image: np.ndarray,  # picture as it was read; any number type; (Y, X) or (Z, Y, X)
@@ -95,10 +110,8 @@ class Normalisation(Settings):
         ValueError
             The picture is empty, or holds NaN or infinity.
         """
-        from cellseg_nb.data.contrast import normalised
-
         planes = np.moveaxis(image, -1, 0) if channels_last else image
-        seen = normalised(planes, **self.model_dump())[(slice(None),) * image.ndim]
+        seen = self.view(planes)[(slice(None),) * image.ndim]
         return np.moveaxis(seen, 0, -1) if channels_last else seen
 
 # %% ../../nbs/models/05_specification.ipynb #db84e8f8
@@ -129,6 +142,7 @@ class Specification(Settings):
 
     other: ClassVar[str] = ""  # what it does, where it paints no maps of objects
     instead: ClassVar[str] = ""  # what to use it with, where it paints none
+    activation: ClassVar[str] = "sigmoid"  # what turns the numbers of the network into maps; in `models.losses`
     name: str = setting(..., "What to call it.")
     description: str = setting("", "What it is for.")
     outputs: tuple[Target, ...] = setting(("foreground", "boundary", "distance"),
