@@ -51,12 +51,14 @@ def list_bundles() -> dict[str, Path]:  # name → folder
 def find_bundle(
     model: str | Path,  # name of a bundle of the package, or a folder
 ) -> Path:  # its folder
-    """Find a bundle by name or folder; a published StarDist model, such as 2D_versatile_fluo, too.
+    """Find a bundle by name or folder; a published StarDist model, such as 2D_versatile_fluo, or a zip file of BioImage.IO, too.
 
     Raises
     ------
     FileNotFoundError
         There is none; the message lists the known names.
+    ValueError
+        A zip file cannot become a model.
     """
     known = list_bundles()
     if str(model) in known:
@@ -65,6 +67,10 @@ def find_bundle(
         return Path(model)
     if str(model) in PRETRAINED:
         return pretrained_bundle(str(model))
+    if Path(model).suffix == ".zip" and Path(model).is_file():
+        from cellseg_nb.models.package_reader import opened_package
+
+        return opened_package(model)
     if (Path(model) / "config.json").is_file():
         raise FileNotFoundError(
             f"{model} has config.json and no model.json; if it is a folder of StarDist, 'cellseg model "

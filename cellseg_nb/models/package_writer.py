@@ -7,7 +7,7 @@ __all__ = ['FORMAT', 'TAGS', 'PAGE', 'LICENCES', 'spatial_axes', 'check_exportab
            'maps_network', 'sample_picture', 'sample_tensors', 'difference_on_picture', 'preparation', 'last_step',
            'description', 'documentation', 'package_difference', 'export_package']
 
-# %% ../../nbs/models/11_package_writer.ipynb #04092793
+# %% ../../nbs/models/11_package_writer.ipynb #265c2ca1
 import json
 import re
 import zipfile
@@ -53,7 +53,7 @@ from cellseg_nb.models.specification import (
     Bundle, Specification, weight_arrays,
 )
 
-# %% ../../nbs/models/11_package_writer.ipynb #97ec594b
+# %% ../../nbs/models/11_package_writer.ipynb #b50aca47
 def spatial_axes(
     specification: Specification,  # of a model
 ) -> str:  # "yx" or "zyx"
@@ -116,7 +116,7 @@ def maps_network(
     factor = 1 / about.target.factor if isinstance(about, CountSpecification) else 1.0
     return with_activation(bundle.network, about.activation, factor)
 
-# %% ../../nbs/models/11_package_writer.ipynb #8968f9e8
+# %% ../../nbs/models/11_package_writer.ipynb #b7790a63
 def sample_picture(
     specification: Specification,  # of a model
 ) -> np.ndarray:  # float32; (Y, X), (Z, Y, X), or (Y, X, 3)
@@ -158,7 +158,7 @@ def difference_on_picture(
     _, prepared, expected = sample_tensors(bundle)
     return float(np.abs(run(prepared) - expected).max())
 
-# %% ../../nbs/models/11_package_writer.ipynb #ad5f238e
+# %% ../../nbs/models/11_package_writer.ipynb #d128f5c9
 def preparation(
     specification: Specification,  # of a model
 ) -> list[dict[str, Any]]:  # operations of BioImage.IO, for `preprocessing`
@@ -191,7 +191,7 @@ def _raw_network(bundle: Bundle) -> nn.Module:
     inside = bundle.specification.activation
     return with_activation(bundle.network, "identity" if inside == "sigmoid" else inside)
 
-# %% ../../nbs/models/11_package_writer.ipynb #96ee88d6
+# %% ../../nbs/models/11_package_writer.ipynb #8f97a7c2
 FORMAT = "0.5.3"  # the oldest version that has all that is said here
 TAGS = {"maps": ["instance-segmentation"], "stacks": ["instance-segmentation", "cell-membrane"],
         "count": ["object-detection"], "pairs": ["semantic-segmentation"]}
@@ -246,7 +246,7 @@ def description(
     }
     return fields
 
-# %% ../../nbs/models/11_package_writer.ipynb #02eb2743
+# %% ../../nbs/models/11_package_writer.ipynb #fe7f732f
 PAGE = """# {name}
 
 {description}
@@ -311,7 +311,7 @@ def _cover(read: np.ndarray, painted: np.ndarray) -> np.ndarray:
     right = painted[(0, *middle)][None].repeat(3, 0)
     return np.moveaxis(np.concatenate([np.stack([shown(one) for one in side]) for side in (left, right)], 2), 0, -1)
 
-# %% ../../nbs/models/11_package_writer.ipynb #4d7c8f9e
+# %% ../../nbs/models/11_package_writer.ipynb #1d1f1f96
 LICENCES = ("CC0-1.0", "CC-BY-4.0", "CC-BY-SA-4.0", "CC-BY-NC-4.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "Apache-2.0", "GPL-3.0-only", "LGPL-3.0-only")
 
 
@@ -337,7 +337,7 @@ def _fill(folder: Path, bundle: Bundle, tolerance: float) -> None:
         one["sha256"] = sha256((folder / one["source"]).read_bytes()).hexdigest()
     (folder / "bioimageio.yaml").write_text(yaml.safe_dump(fields, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
-# %% ../../nbs/models/11_package_writer.ipynb #bea72b90
+# %% ../../nbs/models/11_package_writer.ipynb #55750475
 def package_difference(
     page: str | Path,  # bioimageio.yaml, beside its files
     weights: str,  # "torchscript" or "onnx"
@@ -346,7 +346,8 @@ def package_difference(
     folder, fields = Path(page).parent, read_page(page)
     kind, path = choose_weights(folder, {weights: fields["weights"][weights]})
     n_channels = len(fields["outputs"][0]["axes"][1]["channel_names"])
-    network = FileNetwork(network_settings(kind, fields, ["unused"] * n_channels)[0], path.read_bytes())
+    bare = fields | {"outputs": [{name: one for name, one in fields["outputs"][0].items() if name != "postprocessing"}]}
+    network = FileNetwork(network_settings(kind, bare, ["unused"] * n_channels)[0], path.read_bytes())
     seen = prepared_batch(fields, np.load(folder / "test_input.npy"))
     with torch.inference_mode():
         found = network.raw(torch.from_numpy(seen))

@@ -288,6 +288,7 @@ def save_bundle(
     folder: str | Path,  # where; made when missing, files in it replaced
     network: "nn.Module",  # trained network
     specification: Specification,  # everything about it
+    exact: bool = False,  # True = numbers stay as they are
 ) -> Path:  # the folder
     """Write `model.json` and half-precision `weights.safetensors`.
 
@@ -307,7 +308,7 @@ def save_bundle(
                 raise ValueError(f"weight {name} is NaN or infinite; the training went wrong")
             with np.errstate(over="ignore"):
                 half = array.astype(np.float16)
-            array = half if np.isfinite(half).all() else array.astype(np.float32)
+            array = half if np.isfinite(half).all() and not exact else array.astype(np.float32)
         weights[name] = np.ascontiguousarray(array)
     with atomic_path(folder / "weights.safetensors") as path:
         path.write_bytes(save(weights))
