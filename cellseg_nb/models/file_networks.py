@@ -27,9 +27,6 @@ from cellseg_nb.core import (
 from cellseg_nb.data.tiles import (
     cut, plan_tiles, stitch, weigh,
 )
-from cellseg_nb.models.kinds.files import (
-    FileNetworkSettings,
-)
 from cellseg_nb.models.onnx_files import (
     TOLERANCE, open_onnx, run_onnx, trial_batch,
 )
@@ -189,7 +186,7 @@ class FileNetwork(nn.Module):
         The file.
     """
 
-    def __init__(self, settings: FileNetworkSettings, content: bytes):
+    def __init__(self, settings: Any, content: bytes):
         super().__init__()
         self.settings, self.content, self.n_axes = settings, content, settings.n_axes
         self.module, self.session = None, None
