@@ -248,7 +248,7 @@ def _specification(rebuilt: Rebuilt, channels: tuple[str, ...], settings: Checkp
     cls = FileStackSpecification if stacks else FileSpecification
     return cls(**about, network=own, outputs=own.maps), FileNetwork(own, content)
 
-
+# %% ../../nbs/models/12_checkpoints.ipynb #a0584cd3
 def import_checkpoint(
     path: str | Path,  # of a checkpoint
     out: str | Path,  # folder of the new model

@@ -48,7 +48,7 @@ from cellseg_nb.models.stars import (
 # %% ../../nbs/models/13_exchange.ipynb #eee94acd
 TARGETS = {"onnx": ".onnx", "torchscript": ".pt", "bioimageio": ".zip", "stardist": ""}  # name → suffix of the file
 
-
+# %% ../../nbs/models/13_exchange.ipynb #3ffb76e5
 def export_model(
     bundle: Bundle,  # a model
     to: str,  # one of `TARGETS`
@@ -91,7 +91,7 @@ def export_model(
             )
     return difference
 
-
+# %% ../../nbs/models/13_exchange.ipynb #781f042d
 def _run_onnx(path: Path, seen: np.ndarray) -> np.ndarray:
     return run_onnx(open_onnx(path), seen)
 
@@ -135,7 +135,7 @@ def kind_of_source(
         return "package"
     return "torchscript" if is_torchscript(source.read_bytes()) else "checkpoint"
 
-
+# %% ../../nbs/models/13_exchange.ipynb #82fbd6f3
 def import_model(
     source: str | Path,  # package, checkpoint, ONNX or TorchScript file, or folder of StarDist
     out: str | Path,  # folder of the new model

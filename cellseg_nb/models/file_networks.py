@@ -103,7 +103,7 @@ def write_torchscript(
         temporary.write_bytes(content)
     return difference
 
-
+# %% ../../nbs/models/09_file_networks.ipynb #f79811c1
 def script_bytes(
     network: nn.Module,  # on the CPU, in evaluation mode
     shape: Sequence[int],  # of an example; (C, Y, X) or (C, Z, Y, X)
@@ -263,7 +263,7 @@ def _in_pieces(self: FileNetwork, batch: torch.Tensor, taken: Sequence[int]) -> 
         joined.append(stitch(parts, batch.shape[2:]))
     return torch.from_numpy(np.stack(joined)).to(batch.device)
 
-
+# %% ../../nbs/models/09_file_networks.ipynb #dd9d392b
 @patch
 def activated(self: FileNetwork, channels: torch.Tensor) -> torch.Tensor:
     """What the last step makes of raw channels; same shape."""

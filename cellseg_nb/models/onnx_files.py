@@ -112,7 +112,7 @@ def open_onnx(
         raise ValueError(f"{name} wants {len(names)} inputs ({', '.join(names)}); only networks with one are run")
     return session
 
-
+# %% ../../nbs/models/08_onnx_files.ipynb #ea872b95
 def _content(path: str | Path | bytes) -> tuple[bytes, str]:
     """What is in a file, and what to call it."""
     if isinstance(path, bytes):
@@ -254,8 +254,7 @@ def write_onnx(
                     exported,
                     (torch.from_numpy(trial_batch(shape, 2)),),
                     str(temporary),
-                    input_names=names[:1],
-                    output_names=names[1:],
+                    input_names=names[:1], output_names=names[1:],
                     dynamic_axes={name: axes for name in names},
                     opset_version=opset,
                     dynamo=False,
@@ -275,7 +274,7 @@ def write_onnx(
             )
     return difference
 
-
+# %% ../../nbs/models/08_onnx_files.ipynb #8bd9f975
 def onnx_difference(
     network: nn.Module,  # the original
     path: str | Path,  # its ONNX file

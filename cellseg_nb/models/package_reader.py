@@ -61,7 +61,7 @@ def find_page(
             return found[0]
     raise FileNotFoundError(f"{folder} has no {PAGES[0]}; it is no package of BioImage.IO")
 
-
+# %% ../../nbs/models/10_package_reader.ipynb #b5b9707c
 def read_page(
     path: str | Path,  # bioimageio.yaml
 ) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def tensor_axes(
         raise ValueError(f"a tensor has the axes {''.join(letters) or 'none'}; y and x are needed, once each")
     return read
 
-
+# %% ../../nbs/models/10_package_reader.ipynb #b801d2de
 def _axis(axis: dict[str, Any]) -> AxisSize:
     """An axis of version 0.5."""
     kind, name = axis.get("type"), str(axis.get("id", axis.get("type")))
@@ -188,7 +188,7 @@ def _size(letter: str, size: Any) -> AxisSize:
         return AxisSize(letter, offset=int(size.get("offset", 0)))
     raise ValueError(f"the size of the axis {letter} cannot be told: {size!r}")
 
-
+# %% ../../nbs/models/10_package_reader.ipynb #bc458e08
 def _axes_of_letters(tensor: dict[str, Any], letters: str) -> list[AxisSize]:
     """Axes of version 0.4."""
     unknown = sorted(set(letters) - set("bczyx"))
@@ -232,7 +232,7 @@ def preparation_steps(
     return tuple(_step(one.get("id", one.get("name")), one.get("kwargs") or {}) for one in operations
                  if one.get("id", one.get("name")) not in SKIPPED)
 
-
+# %% ../../nbs/models/10_package_reader.ipynb #8161df9a
 def _step(name: str, how: dict[str, Any]) -> Step:
     """One operation."""
     axes = how.get("axes")
@@ -257,7 +257,7 @@ def _step(name: str, how: dict[str, Any]) -> Step:
     raise ValueError(f"pictures are to be prepared by {name}, which is not supported; supported are scale_range, zero_mean_unit_variance, "
                      "fixed_zero_mean_unit_variance, scale_linear and clip")
 
-
+# %% ../../nbs/models/10_package_reader.ipynb #abf35513
 def last_steps(
     operations: Sequence[dict[str, Any]],  # `postprocessing` of an output
 ) -> tuple[str, float | None]:  # activation, as in `FileNetworkSettings`; threshold, if maps become a mask
@@ -303,7 +303,7 @@ def guess_meaning(
     words = _words(name)
     return next((meaning for meaning, known in WORDS.items() if words & {*known}), None)
 
-
+# %% ../../nbs/models/10_package_reader.ipynb #f6300d05
 def channel_meanings(
     output: dict[str, Any],  # one of `outputs`
     n_channels: int,  # that it has
@@ -449,7 +449,7 @@ def prepared_batch(
     whole = (slice(None),) * (given.ndim - 2)
     return np.stack([np.stack([prepare_by(steps, one, channel=n)[whole] for n, one in enumerate(item)]) for item in given])
 
-
+# %% ../../nbs/models/10_package_reader.ipynb #b793a2cf
 def check_package(
     page: str | Path,  # bioimageio.yaml
     specification: FileSpecification | FileStackSpecification,  # from `describe_package`
@@ -485,7 +485,7 @@ def check_package(
     _check_probabilities(maps, how)
     return difference
 
-
+# %% ../../nbs/models/10_package_reader.ipynb #f778d5bf
 def _check_probabilities(maps: np.ndarray, how: FileNetworkSettings) -> None:
     """ValueError where maps are no probabilities."""
     for n, meaning in enumerate(how.channels):
@@ -545,7 +545,7 @@ def import_package(
             raise type(error)(f"{source}: {error}") from error
         return save_bundle(out, network, specification)
 
-
+# %% ../../nbs/models/10_package_reader.ipynb #997d1d64
 def opened_package(
     path: str | Path,  # zip file
 ) -> Path:  # folder of the model that was made of it; made once, in the cache

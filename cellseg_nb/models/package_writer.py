@@ -89,7 +89,7 @@ def weights_sha256(
         digest.update(np.ascontiguousarray(array, np.float32 if array.dtype.kind == "f" else array.dtype).tobytes())
     return digest.hexdigest()
 
-
+# %% ../../nbs/models/11_package_writer.ipynb #cf517d13
 def file_facts(
     bundle: Bundle,  # a model of PyTorch
 ) -> dict[str, Any]:  # name → value that can be JSON
@@ -212,7 +212,7 @@ def _citations(text: str) -> list[dict[str, str]]:
     found = re.search(r"10\.\d{4,9}/\S+", text)
     return [{"text": text, "doi": found[0].rstrip(".,)")}] if found else []
 
-
+# %% ../../nbs/models/11_package_writer.ipynb #e452384c
 def description(
     bundle: Bundle,  # a model of PyTorch
     scale: float,  # largest number of its result
@@ -269,7 +269,7 @@ Scores above are of the whole way in cellseg_nb. To check this package alone, `b
 which are simulated.
 """
 
-
+# %% ../../nbs/models/11_package_writer.ipynb #bc226ed5
 def documentation(
     bundle: Bundle,  # a model of PyTorch
 ) -> str:  # Markdown
@@ -362,7 +362,7 @@ def _pack(folder: Path, path: Path) -> None:
         for one in sorted(folder.iterdir()):
             archive.writestr(zipfile.ZipInfo(one.name), one.read_bytes(), zipfile.ZIP_DEFLATED)
 
-
+# %% ../../nbs/models/11_package_writer.ipynb #6d90d254
 def export_package(
     bundle: Bundle,  # a model of PyTorch
     path: str | Path,  # new zip file

@@ -55,7 +55,7 @@ class NetworkSettings(Settings):
         return 2**self.encoder_depth
 
 # %% ../../nbs/models/05_specification.ipynb #d900fa8f
-class Normalisation(Settings):
+class _Brightness(Settings):
     """How the brightness of a picture is made comparable before the network sees it."""
 
     low: float = setting(1.0, "Percentile of the whole picture that becomes 0.", ge=0, le=100)
@@ -82,6 +82,10 @@ class Normalisation(Settings):
         if percentiles is not None:
             changes |= dict(zip(("low", "high"), percentiles)) | {"robust": False}
         return self.model_copy(update=changes)
+
+# %% ../../nbs/models/05_specification.ipynb #b7a1c3d9
+class Normalisation(_Brightness):
+    """How the brightness of a picture is made comparable before the network sees it."""
 
     def view(
         self,
@@ -152,8 +156,7 @@ class Specification(Settings):
     diameter_px: float | None = setting(None, "Median diameter of the training objects.", gt=0)
     scales: Scales = setting((1.0,),
         "Enlargements at which the picture is predicted; the results are averaged.")
-    postprocessing: dict[SegmentationSetting, float] = setting({},
-        "Arguments of `segment.watershed.objects_from_probabilities`.")
+    postprocessing: dict[SegmentationSetting, float] = setting({}, "Arguments of `segment.watershed.objects_from_probabilities`.")
     data: str = setting("", "What it was trained on.")
     licence: str = setting("", "Under which terms it may be used.")
     citation: str = setting("", "What to cite.")

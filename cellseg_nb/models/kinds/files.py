@@ -244,7 +244,7 @@ class _FromFile(Settings):
             raise ValueError(f"outputs must be {', '.join(self.network.maps)}, as network.channels say")
         return self
 
-
+# %% ../../../nbs/models/kinds/04_files.ipynb #b1cdd8e5
 @register_kind
 class FileSpecification(_FromFile, Specification):
     """Everything about a model for pictures whose network came as a file."""

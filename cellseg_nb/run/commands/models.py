@@ -77,7 +77,7 @@ def model_import(
         chosen["channels"] = [one.strip() for one in channels.split(",")]
     print(f"model: {import_model(source, _place(out, named), config, **chosen)}")
 
-
+# %% ../../../nbs/run/commands/06_models.ipynb #291d5e65
 @app.command("export")
 def model_export(
     model: argument(str, "MODEL", "Name of a model, or its folder."),
