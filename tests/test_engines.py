@@ -1,27 +1,23 @@
 """Networks computed by other libraries: the same objects, said why not, nothing sent, nothing left behind."""
 
-import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from cellseg_nb.data.catalog import samples
-from cellseg_nb.data.io import read_labels, write_image
+from cellseg_nb.data.io import write_image
 from cellseg_nb.data.simulate import simulate_nuclei
 from cellseg_nb.models import engines
 from cellseg_nb.models.bundle import load_bundle
-from cellseg_nb.models.engines import ComputeSettings, compiled, openvino_graph
-from cellseg_nb.run.cli import main
+from cellseg_nb.models.engines import ComputeSettings
 from cellseg_nb.run.registry import find_task
 from cellseg_nb.run.runner import run
 from cellseg_nb.segment import engines as choosing

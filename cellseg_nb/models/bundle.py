@@ -17,6 +17,9 @@ from cellseg_nb.core import (
 from cellseg_nb.models.kinds.count import (
     CountNetworkSettings, CountNormalisation, CountOutput, CountSpecification, CountTarget, Peaks,
 )
+from cellseg_nb.models.kinds.files import (
+    FileNetworkSettings, FileNormalisation, FileSpecification, FileStackSpecification,
+)
 from cellseg_nb.models.kinds.pairs import (
     PairNetworkSettings, PairNormalisation, PairSpecification,
 )
@@ -39,7 +42,7 @@ from cellseg_nb.places import (
 )
 
 # %% ../../nbs/models/02_bundle.ipynb #a8278903
-FORMAT_VERSION = 5  # 2: normalisation.invert; 3: models that count; 4: normalisation.robust, known_pictures; 5: masks
+FORMAT_VERSION = 6  # 2: normalisation.invert; 3: models that count; 4: normalisation.robust, known_pictures; 5: masks; 6: networks that are files
 BUNDLES = Path(cellseg_nb.__file__).parent / "bundles"
 
 
@@ -60,12 +63,14 @@ def _bundle_elsewhere(model):
 def find_bundle(
     model: str | Path,  # name of a bundle of the package, a folder, or the address of one
 ) -> Path:  # its folder
-    """Find a bundle by name or folder; a published StarDist model, such as 2D_versatile_fluo, too.
+    """Find a bundle by name or folder; a published StarDist model, such as 2D_versatile_fluo, or a zip file of BioImage.IO, too.
 
     Raises
     ------
     FileNotFoundError
         There is none; the message lists the known names.
+    ValueError
+        A zip file cannot become a model.
     """
     if is_elsewhere(model):
         return _bundle_elsewhere(model)
@@ -76,6 +81,10 @@ def find_bundle(
         return Path(model)
     if str(model) in PRETRAINED:
         return pretrained_bundle(str(model))
+    if Path(model).suffix == ".zip" and Path(model).is_file():
+        from cellseg_nb.models.package_reader import opened_package
+
+        return opened_package(model)
     if (Path(model) / "config.json").is_file():
         raise FileNotFoundError(
             f"{model} has config.json and no model.json; if it is a folder of StarDist, 'cellseg model "

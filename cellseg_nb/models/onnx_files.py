@@ -6,7 +6,7 @@
 __all__ = ['STANDARD_DOMAINS', 'TOLERANCE', 'SPATIAL', 'StepwiseGroupNorm', 'with_stepwise_norms', 'open_onnx', 'run_onnx',
            'onnx_facts', 'with_activation', 'trial_batch', 'write_onnx', 'onnx_difference']
 
-# %% ../../nbs/models/08_onnx_files.ipynb #93ab5e25
+# %% ../../nbs/models/08_onnx_files.ipynb #c3f9559b
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ from cellseg_nb.models.losses import (
 if TYPE_CHECKING:  # of the extra "exchange"
     from onnxruntime import InferenceSession
 
-# %% ../../nbs/models/08_onnx_files.ipynb #4de967b4
+# %% ../../nbs/models/08_onnx_files.ipynb #318d507a
 class StepwiseGroupNorm(nn.Module):
     """Group normalisation whose means are taken one axis after the other.
 
@@ -72,7 +72,7 @@ def with_stepwise_norms(
             copy.get_submodule(name.rpartition(".")[0])._modules[name.rpartition(".")[2]] = StepwiseGroupNorm(part)
     return copy
 
-# %% ../../nbs/models/08_onnx_files.ipynb #efc3c72f
+# %% ../../nbs/models/08_onnx_files.ipynb #0ad8677b
 STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 
 
@@ -83,7 +83,7 @@ def _reason(error: Exception) -> str:
 
 
 def open_onnx(
-    path: str | Path,  # of an ONNX file
+    path: str | Path | bytes,  # of an ONNX file, or its content
     threads: int | None = None,  # that compute; None = as many as PyTorch uses
 ) -> "InferenceSession":  # of ONNX Runtime, on the CPU
     """Open an ONNX file to be run.
@@ -98,28 +98,35 @@ def open_onnx(
         The extra "exchange" is not installed.
     """
     runtime = require("onnxruntime", "exchange")
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    _refuse_foreign(path)
+    content, name = _content(path)
+    _refuse_foreign(content, name)
     options = runtime.SessionOptions()
     options.log_severity_level = 4  # errors are raised, and need not be printed
     options.intra_op_num_threads = threads or torch.get_num_threads()
     try:
-        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common class but this
-        raise ValueError(f"{path} cannot be run by ONNX Runtime: {_reason(error)}") from error
+        raise ValueError(f"{name} cannot be run by ONNX Runtime: {_reason(error)}") from error
     names = [one.name for one in session.get_inputs()]
     if len(names) != 1:
-        raise ValueError(f"{path} wants {len(names)} inputs ({', '.join(names)}); only networks with one are run")
+        raise ValueError(f"{name} wants {len(names)} inputs ({', '.join(names)}); only networks with one are run")
     return session
 
+# %% ../../nbs/models/08_onnx_files.ipynb #ea872b95
+def _content(path: str | Path | bytes) -> tuple[bytes, str]:
+    """What is in a file, and what to call it."""
+    if isinstance(path, bytes):
+        return path, "the network"
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    return Path(path).read_bytes(), str(path)
 
-def _refuse_foreign(path: Path) -> None:
+
+def _refuse_foreign(content: bytes, path: str) -> None:
     """ValueError where a file is damaged or has operations of others."""
     onnx = require("onnx", "exchange")
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = onnx.load_from_string(content)
         operations = {(one.domain, one.op_type) for one in model.graph.node}
     except Exception as error:  # of protobuf, whose classes differ between versions
         raise ValueError(f"{path} is no ONNX file, or it is damaged ({_reason(error)})") from error
@@ -133,11 +140,12 @@ def _refuse_foreign(path: Path) -> None:
     if not operations:
         raise ValueError(f"{path} is no ONNX file, or it is damaged (it has no operation)")
 
-# %% ../../nbs/models/08_onnx_files.ipynb #21b1fcb4
+# %% ../../nbs/models/08_onnx_files.ipynb #c15ddb8e
 def run_onnx(
     session: "InferenceSession",  # from `open_onnx`
     batch: np.ndarray,  # float32; (N, C, Y, X) or (N, C, Z, Y, X)
-) -> np.ndarray:  # first output; float32
+    result: int = 0,  # number of the output that is wanted
+) -> np.ndarray:  # float32
     """Run a network for a batch.
 
     Raises
@@ -146,14 +154,14 @@ def run_onnx(
         The network does not take such a batch.
     """
     try:
-        return session.run(None, {session.get_inputs()[0].name: np.ascontiguousarray(batch)})[0]
+        return session.run(None, {session.get_inputs()[0].name: np.ascontiguousarray(batch)})[result]
     except Exception as error:  # its exceptions have no common class but this
         wanted = session.get_inputs()[0].shape
         raise ValueError(f"the network takes {wanted}, and the batch is {batch.shape}: {_reason(error)}") from error
 
 
 def onnx_facts(
-    path: str | Path,  # of an ONNX file
+    path: str | Path | bytes,  # of an ONNX file, or its content
 ) -> dict[str, Any]:  # name → text; numbers and lists where they were written as JSON
     """Read what an ONNX file says of itself.
 
@@ -163,8 +171,9 @@ def onnx_facts(
         It is no ONNX file.
     """
     onnx = require("onnx", "exchange")
-    _refuse_foreign(Path(path))
-    stored = onnx.load(path, load_external_data=False).metadata_props
+    content, name = _content(path)
+    _refuse_foreign(content, name)
+    stored = onnx.load_from_string(content).metadata_props
     facts = {}
     for one in stored:
         try:
@@ -173,7 +182,7 @@ def onnx_facts(
             facts[one.key] = one.value
     return facts
 
-# %% ../../nbs/models/08_onnx_files.ipynb #2a74a47e
+# %% ../../nbs/models/08_onnx_files.ipynb #997b757a
 TOLERANCE = 1e-4  # of a probability, between a file and its original
 SPATIAL = ("z", "y", "x")
 
@@ -213,7 +222,7 @@ def trial_batch(
     spots = (spots - spots.min()) / (np.ptp(spots) + 1e-9)
     return (0.8 * spots + 0.2 * noise).astype(np.float32)
 
-# %% ../../nbs/models/08_onnx_files.ipynb #496e68cf
+# %% ../../nbs/models/08_onnx_files.ipynb #b7d48852
 def write_onnx(
     network: nn.Module,  # takes float32 (N, C, Y, X) or (N, C, Z, Y, X), gives maps; not changed
     path: str | Path,  # of the new file
@@ -245,8 +254,7 @@ def write_onnx(
                     exported,
                     (torch.from_numpy(trial_batch(shape, 2)),),
                     str(temporary),
-                    input_names=names[:1],
-                    output_names=names[1:],
+                    input_names=names[:1], output_names=names[1:],
                     dynamic_axes={name: axes for name in names},
                     opset_version=opset,
                     dynamo=False,
@@ -266,7 +274,7 @@ def write_onnx(
             )
     return difference
 
-
+# %% ../../nbs/models/08_onnx_files.ipynb #8bd9f975
 def onnx_difference(
     network: nn.Module,  # the original
     path: str | Path,  # its ONNX file

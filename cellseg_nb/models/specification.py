@@ -55,7 +55,7 @@ class NetworkSettings(Settings):
         return 2**self.encoder_depth
 
 # %% ../../nbs/models/05_specification.ipynb #d900fa8f
-class Normalisation(Settings):
+class _Brightness(Settings):
     """How the brightness of a picture is made comparable before the network sees it."""
 
     low: float = setting(1.0, "Percentile of the whole picture that becomes 0.", ge=0, le=100)
@@ -83,6 +83,25 @@ class Normalisation(Settings):
             changes |= dict(zip(("low", "high"), percentiles)) | {"robust": False}
         return self.model_copy(update=changes)
 
+# %% ../../nbs/models/05_specification.ipynb #b7a1c3d9
+class Normalisation(_Brightness):
+    """How the brightness of a picture is made comparable before the network sees it."""
+
+    def view(
+        self,
+        image: np.ndarray,  # picture, or anything with `shape` that gives arrays when sliced
+    ) -> Any:  # has its shape, and gives windows as the network sees them
+        """Show a picture as the network sees it, window by window; its numbers are found now.
+
+        Raises
+        ------
+        ValueError
+            As in `prepare`.
+        """
+        from cellseg_nb.data.contrast import normalised
+
+        return normalised(image, **{name: getattr(self, name) for name in Normalisation.model_fields})
+
     def prepare(
         self,
         image: np.ndarray,  # picture as it was read; any number type; (Y, X) or (Z, Y, X)
@@ -95,10 +114,8 @@ class Normalisation(Settings):
         ValueError
             The picture is empty, or holds NaN or infinity.
         """
-        from cellseg_nb.data.contrast import normalised
-
         planes = np.moveaxis(image, -1, 0) if channels_last else image
-        seen = normalised(planes, **self.model_dump())[(slice(None),) * image.ndim]
+        seen = self.view(planes)[(slice(None),) * image.ndim]
         return np.moveaxis(seen, 0, -1) if channels_last else seen
 
 # %% ../../nbs/models/05_specification.ipynb #db84e8f8
@@ -129,6 +146,7 @@ class Specification(Settings):
 
     other: ClassVar[str] = ""  # what it does, where it paints no maps of objects
     instead: ClassVar[str] = ""  # what to use it with, where it paints none
+    activation: ClassVar[str] = "sigmoid"  # what turns the numbers of the network into maps; in `models.losses`
     name: str = setting(..., "What to call it.")
     description: str = setting("", "What it is for.")
     outputs: tuple[Target, ...] = setting(("foreground", "boundary", "distance"),
@@ -138,8 +156,7 @@ class Specification(Settings):
     diameter_px: float | None = setting(None, "Median diameter of the training objects.", gt=0)
     scales: Scales = setting((1.0,),
         "Enlargements at which the picture is predicted; the results are averaged.")
-    postprocessing: dict[SegmentationSetting, float] = setting({},
-        "Arguments of `segment.watershed.objects_from_probabilities`.")
+    postprocessing: dict[SegmentationSetting, float] = setting({}, "Arguments of `segment.watershed.objects_from_probabilities`.")
     data: str = setting("", "What it was trained on.")
     licence: str = setting("", "Under which terms it may be used.")
     citation: str = setting("", "What to cite.")
@@ -274,6 +291,7 @@ def save_bundle(
     folder: str | Path,  # where; made when missing, files in it replaced
     network: "nn.Module",  # trained network
     specification: Specification,  # everything about it
+    exact: bool = False,  # True = numbers stay as they are
 ) -> Path:  # the folder
     """Write `model.json` and half-precision `weights.safetensors`.
 
@@ -293,7 +311,7 @@ def save_bundle(
                 raise ValueError(f"weight {name} is NaN or infinite; the training went wrong")
             with np.errstate(over="ignore"):
                 half = array.astype(np.float16)
-            array = half if np.isfinite(half).all() else array.astype(np.float32)
+            array = half if np.isfinite(half).all() and not exact else array.astype(np.float32)
         weights[name] = np.ascontiguousarray(array)
     with atomic_path(folder / "weights.safetensors") as path:
         path.write_bytes(save(weights))

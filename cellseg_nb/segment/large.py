@@ -33,7 +33,7 @@ from cellseg_nb.data.writers import (
     LabelWriter,
 )
 from cellseg_nb.data.contrast import (
-    normalised, without_offset,
+    without_offset,
 )
 from cellseg_nb.data.transforms import (
     resized_labels,
@@ -598,11 +598,11 @@ def segment_large(
 # %% ../../nbs/segment/02_large.ipynb #b076c57e
 def _all_maps(picture, bundle, folder, settings, precision, report) -> _Maps:
     """Normalise and predict."""
-    normalisation, source = bundle.specification.normalisation.model_dump(), picture
+    specification, source = bundle.specification, picture
     if settings.scale != 1:
         source = Resized(without_offset(picture), scaled_shape(picture.shape, settings.scale))
     return _predict_to_disk(
-        normalised(source, **normalisation),
+        specification.normalisation.view(source),
         bundle,
         folder,
         settings.tile_px,
@@ -612,6 +612,7 @@ def _all_maps(picture, bundle, folder, settings, precision, report) -> _Maps:
         device=settings.device,
         precision=precision,
         flips=settings.flips,
+        activation=specification.activation,
     )
 
 # %% ../../nbs/segment/02_large.ipynb #96f63251
@@ -629,7 +630,7 @@ def _all_stars(picture, bundle, scratch, settings, how, precision, report) -> tu
     if settings.flips:
         raise ValueError(f"the model {specification.name!r} is a StarDist model; leave out flips")
     shape = scaled_shape(picture.shape, settings.scale * specification.scales[0])
-    prepared = normalised(picture, **specification.normalisation.model_dump())
+    prepared = specification.normalisation.view(picture)
     source = prepared if shape == tuple(picture.shape) else Resized(prepared, shape)
     blocks = plan_star_blocks(shape, bundle, settings.tile_px, settings.overlap_px)
     whole, n_found, probabilities = folder / "labels.npy", 0, [np.zeros(0)]

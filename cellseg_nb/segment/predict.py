@@ -24,9 +24,6 @@ from cellseg_nb.data.io import (
 from cellseg_nb.data.simulate import (
     simulate_germline, simulate_nuclei,
 )
-from cellseg_nb.data.contrast import (
-    normalised,
-)
 from cellseg_nb.data.tiles import (
     Part, Resized, Tile, cut, plan_tiles, scaled_shape, shrink_part, stitch, weigh,
 )
@@ -121,7 +118,8 @@ def choose_precision(
         return bundle.network.precision
     if precision != "auto":
         return precision
-    if place.type != "cpu" or not has_bfloat16(place) or not network_axes(bundle.network):
+    from_file = hasattr(bundle.network, "content")  # its arithmetic is its own
+    if from_file or place.type != "cpu" or not has_bfloat16(place) or not network_axes(bundle.network):
         return "float32"
     weights = sum(one._version for one in bundle.network.parameters())  # changes with the weights
     known, change = _CHANGES.get(bundle.network, (None, 0.0))
@@ -154,6 +152,8 @@ def network_axes(
     network: torch.nn.Module,  # any network with convolutions
 ) -> int:  # 2 or 3; 0 = it has no convolution, and takes both
     """Whether a network takes pictures (Y, X) or stacks (Z, Y, X)."""
+    if hasattr(network, "n_axes"):  # a network that came as a file
+        return network.n_axes
     kinds = {torch.nn.Conv2d: 2, torch.nn.Conv3d: 3}
     return next((kinds[type(one)] for one in network.modules() if type(one) in kinds), 0)
 
@@ -392,7 +392,7 @@ def predict(
         if image.ndim != n_axes:
             axes = "(Y, X), one channel" if n_axes == 2 else "(Z, Y, X), one channel"
             raise ValueError(f"image must be {axes}; its shape is {image.shape}")
-        seen = image if prepared else normalised(image, **specification.normalisation.model_dump())
+        seen = image if prepared else specification.normalisation.view(image)
     precision = choose_precision(bundle, device, precision)
     parts = (
         part
@@ -406,6 +406,7 @@ def predict(
             device=device,
             precision=precision,
             flips=flips,
+            activation=specification.activation,
         )
     )
     return stitch(parts, image.shape[:n_axes])
@@ -573,8 +574,8 @@ def stack_parts(
     _check_stack(shape, len(channels), bundle)
     window_px = fit_window(shape, window_px)
     if not prepared:
-        channels = [normalised(one, **specification.normalisation.model_dump()) for one in channels]
-    how = {"device": device, "flips": flips}
+        channels = [specification.normalisation.view(one) for one in channels]
+    how = {"device": device, "flips": flips, "activation": specification.activation}
     how["precision"] = choose_precision(bundle, device, precision)
     runs, total = [], 0
     for scale in specification.scales:
