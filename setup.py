@@ -1,4 +1,5 @@
 """Packaging, driven by settings.ini: everything a release needs is written there once."""
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -9,9 +10,7 @@ SETTINGS = ConfigParser(delimiters=["="], interpolation=None)
 SETTINGS.read(HERE / "settings.ini", encoding="utf-8")
 SETTINGS = SETTINGS["DEFAULT"]
 EXTRAS = {
-    key.removesuffix("_requirements"): value.split()
-    for key, value in SETTINGS.items()
-    if key.endswith("_requirements")
+    key.removesuffix("_requirements"): value.split() for key, value in SETTINGS.items() if key.endswith("_requirements")
 }
 
 setup(
@@ -32,7 +31,17 @@ setup(
         "Topic :: Scientific/Engineering :: Image Recognition",
     ],
     packages=find_packages(include=["cellseg_nb", "cellseg_nb.*"]),
-    package_data={"cellseg_nb": ["bundles/*/*", "data/tables/*", "configs/*", "configs/project/*", "apps/static/*", "run/service/pages/*", "run/service/deploy/*"]},
+    package_data={
+        "cellseg_nb": [
+            "bundles/*/*",
+            "data/tables/*",
+            "configs/*",
+            "configs/project/*",
+            "apps/static/*",
+            "run/service/pages/*",
+            "run/service/deploy/*",
+        ]
+    },
     python_requires=f">={SETTINGS['min_python']}",
     install_requires=SETTINGS["requirements"].split(),
     extras_require=EXTRAS,

@@ -54,14 +54,8 @@ def fields_table(symbol) -> str:
     rows = []
     for head, text in docstring_section(symbol, "Parameters"):
         names, _, kind = head.partition(" : ")
-        rows.append(
-            "| " + " | ".join(part.replace("|", "\\|") for part in (names, kind, text)) + " |"
-        )
-    return (
-        "\n".join(["|    | **Type** | **Details** |", "| -- | -------- | ----------- |", *rows])
-        if rows
-        else ""
-    )
+        rows.append("| " + " | ".join(part.replace("|", "\\|") for part in (names, kind, text)) + " |")
+    return "\n".join(["|    | **Type** | **Details** |", "| -- | -------- | ----------- |", *rows]) if rows else ""
 
 
 class ParameterTable(DocmentTbl):
@@ -192,9 +186,7 @@ def readme_text(
     text, _ = MarkdownExporter().from_notebook_node(page)
     folder = notebook.parent.name
     text = RELATIVE_LINK.sub(lambda match: posixpath.normpath(f"{folder}/{match.group(1)}"), text)
-    text = text.replace(f"({git_url}/blob/{branch}/", "(").replace(
-        f"({git_url}/tree/{branch}/", "("
-    )
+    text = text.replace(f"({git_url}/blob/{branch}/", "(").replace(f"({git_url}/tree/{branch}/", "(")
     lines = [line.rstrip() for line in text.strip().splitlines()]
     return "\n".join(lines) + "\n"
 

@@ -36,7 +36,10 @@ from typing import Any, get_args
 import numpy as np
 
 from cellseg_nb.places import (
-    local, sending, shown, url_of,
+    local,
+    sending,
+    shown,
+    url_of,
 )
 
 # %% ../nbs/00_core.ipynb #a6b0da63
@@ -449,8 +452,7 @@ def claim(
     while (file := _open_locked(lock)) is None:
         if not wait:
             raise ValueError(
-                f"{what} is in use by another run ({_holder(lock)}); wait until it has ended, or choose "
-                "another folder"
+                f"{what} is in use by another run ({_holder(lock)}); wait until it has ended, or choose another folder"
             )
         if not told:
             print(f"{what}: waiting for {_holder(lock)}", file=sys.stderr, flush=True)
@@ -599,9 +601,7 @@ def require(
     except ModuleNotFoundError as error:
         if error.name != module.split(".")[0]:
             raise
-        raise ImportError(
-            f"{module} is needed here and not installed: pip install 'cellseg_nb[{extra}]'"
-        ) from error
+        raise ImportError(f"{module} is needed here and not installed: pip install 'cellseg_nb[{extra}]'") from error
 
 # %% ../nbs/00_core.ipynb #6e697222
 class Stopwatch:
@@ -666,9 +666,7 @@ def moved(
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         place, _, renamed = places[name].partition(":")
         renamed = renamed or name
-        warnings.warn(
-            f"{module}.{name} is now {place}.{renamed}", DeprecationWarning, stacklevel=2
-        )
+        warnings.warn(f"{module}.{name} is now {place}.{renamed}", DeprecationWarning, stacklevel=2)
         return getattr(importlib.import_module(place), renamed)
 
     return find

@@ -85,7 +85,9 @@ def shown(
     if "://" in text:
         text = _WEB.sub(lambda found: _SECRET.sub("", found[0]), text)
     for folder in sorted(STAND_INS, key=len, reverse=True):
-        text = text.replace(f"{folder}{os.sep}", STAND_INS[folder] if folder not in WORKING else f"{STAND_INS[folder]}/")
+        text = text.replace(
+            f"{folder}{os.sep}", STAND_INS[folder] if folder not in WORKING else f"{STAND_INS[folder]}/"
+        )
         if folder in WORKING:
             text = text.replace(folder, STAND_INS[folder])
     return text
@@ -99,7 +101,7 @@ def is_elsewhere(
         return True
     return bool(STAND_INS) and any(str(path).startswith(f"{one}{os.sep}") for one in STAND_INS.keys() - WORKING)
 
-
+# %% ../nbs/02_places.ipynb #70cd6c2d
 def local(
     path: str | Path,  # address, stand-in or path
 ) -> Path:  # on this computer; of an address, a copy that is as new as the file

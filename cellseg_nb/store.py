@@ -29,10 +29,14 @@ from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from cellseg_nb.core import (
-    TEMPORARY, atomic_path, read_json,
+    TEMPORARY,
+    atomic_path,
+    read_json,
 )
 from cellseg_nb.places import (
-    SIZES, STAND_INS, url_of,
+    SIZES,
+    STAND_INS,
+    url_of,
 )
 
 # %% ../nbs/03_store.ipynb #995fb70d
@@ -77,11 +81,23 @@ def _names(error: BaseException) -> set[str]:
         error = error.__cause__ or error.__context__
     return found
 
-
+# %% ../nbs/03_store.ipynb #5ebb2c98
 BROKEN = {  # errors after which it is worth to try again
-    "ConnectionError", "TimeoutError", "EndpointConnectionError", "HTTPClientError", "ConnectionClosedError",
-    "ClientPayloadError", "ClientConnectionError", "ClientOSError", "ServerDisconnectedError", "IncompleteReadError",
-    "ResponseStreamingError", "FSTimeoutError", "ReadTimeoutError", "ConnectTimeoutError", "CutShort",
+    "ConnectionError",
+    "TimeoutError",
+    "EndpointConnectionError",
+    "HTTPClientError",
+    "ConnectionClosedError",
+    "ClientPayloadError",
+    "ClientConnectionError",
+    "ClientOSError",
+    "ServerDisconnectedError",
+    "IncompleteReadError",
+    "ResponseStreamingError",
+    "FSTimeoutError",
+    "ReadTimeoutError",
+    "ConnectTimeoutError",
+    "CutShort",
 }
 
 
@@ -104,14 +120,16 @@ def _reason(error: Exception, url: str) -> Exception:
     if "bucket does not exist" in said or "NoSuchBucket" in said:
         return FileNotFoundError(f"{where}: there is no bucket {bucket}")
     if kinds & BROKEN and status is None:
-        return ConnectionError(f"{where}: the server cannot be reached, or the connection broke off; try again ({type(error).__name__})")
+        return ConnectionError(
+            f"{where}: the server cannot be reached, or the connection broke off; try again ({type(error).__name__})"
+        )
     if status == 404 or isinstance(error, FileNotFoundError):
         return FileNotFoundError(f"there is no file or folder {where}")
     if status is not None:
         return ConnectionError(f"{where}: the server answered {status}")
     return ValueError(f"{where}: {type(error).__name__}: {said.replace(url, where)[:300]}")
 
-
+# %% ../nbs/03_store.ipynb #c80604dd
 @contextmanager
 def explained_url(
     url: str,  # that is read or written
@@ -197,12 +215,14 @@ def file_system(
                 _SYSTEMS[key] = fsspec.filesystem(protocol, skip_instance_cache=True, use_listings_cache=False, **how)
         except ImportError as error:
             brings = BRINGS.get(protocol, f"the package that fsspec needs for {protocol}")
-            raise ImportError(f"{plain_url(url)}: a package is needed for {protocol}:// and not installed: pip install {brings}") from error
+            raise ImportError(
+                f"{plain_url(url)}: a package is needed for {protocol}:// and not installed: pip install {brings}"
+            ) from error
         if protocol in ("s3", "s3a"):
             _SYSTEMS[key].retries = 2  # what is worth it is tried again here, with a shorter pause
         return _SYSTEMS[key]
 
-
+# %% ../nbs/03_store.ipynb #47bf77c4
 def _at(url: str) -> tuple[Any, str]:
     """The file system of an address, and how it calls the file."""
     system = file_system(url)
@@ -240,7 +260,18 @@ def _info(url: str) -> dict[str, Any]:
 
 def _identity(known: dict[str, Any]) -> str:
     """What changes when the content of a file changes; empty = nothing tells."""
-    names = ("ETag", "etag", "checksum", "md5Hash", "Content-MD5", "LastModified", "Last-Modified", "updated", "mtime", "created")
+    names = (
+        "ETag",
+        "etag",
+        "checksum",
+        "md5Hash",
+        "Content-MD5",
+        "LastModified",
+        "Last-Modified",
+        "updated",
+        "mtime",
+        "created",
+    )
     stated = [known[name] for name in names if known.get(name)]
     first = stated[0].timestamp() if stated and hasattr(stated[0], "timestamp") else (stated or [""])[0]
     return f"{first} {known.get('size')}" if stated else ""
@@ -297,7 +328,7 @@ def _root_of(path: Path) -> Path:
     """The folder of the stand-ins of one server."""
     return next(Path(one) for one in _ROOTS if str(path).startswith(one + os.sep) or str(path) == one)
 
-
+# %% ../nbs/03_store.ipynb #20705d26
 def url_behind(
     path: str | Path,  # address or stand-in
 ) -> str:  # with everything that is needed to ask for it
@@ -377,7 +408,12 @@ def _download(url: str, path: Path, known: dict[str, Any]) -> None:
 def _is_new(path: Path, known: dict[str, Any]) -> bool:
     """Whether a copy is that of the file as it is now."""
     note, identity = _read_note(path), _identity(known)
-    return bool(identity) and note.get("identity") == identity and path.is_file() and path.stat().st_size == note.get("size", known.get("size"))
+    return (
+        bool(identity)
+        and note.get("identity") == identity
+        and path.is_file()
+        and path.stat().st_size == note.get("size", known.get("size"))
+    )
 
 
 def _fetch_file(url: str, path: Path, known: dict[str, Any]) -> None:
@@ -389,7 +425,7 @@ def _fetch_file(url: str, path: Path, known: dict[str, Any]) -> None:
             os.utime(path, (time.time(), path.stat().st_mtime))
     _CHECKED[str(path)] = time.monotonic()
 
-
+# %% ../nbs/03_store.ipynb #ce682a70
 def listed(
     url: str,  # of a folder
     deep: bool = False,  # True = also what is in folders inside
@@ -426,7 +462,11 @@ def _listed_page(url: str, deep: bool) -> dict[str, dict[str, Any]]:
             raise
         links = []
     for link in links:
-        name = urlsplit(link).path[len(urlsplit(page).path) :] if urlsplit(link).path.startswith(urlsplit(page).path) else ""
+        name = (
+            urlsplit(link).path[len(urlsplit(page).path) :]
+            if urlsplit(link).path.startswith(urlsplit(page).path)
+            else ""
+        )
         if name.strip("/") and "/" not in name.rstrip("/"):
             kind = "directory" if name.endswith("/") else "file"
             found[name.rstrip("/")] = {"name": link, "type": kind}
@@ -504,7 +544,7 @@ BLOCK_BYTES = 2**16
 class NoRegions(ValueError):
     """A server sends whole files only."""
 
-
+# %% ../nbs/03_store.ipynb #0551ab8f
 class RangeFile(io.RawIOBase):
     """A file elsewhere of which blocks are read when they are wanted; the last ones are kept."""
 
@@ -560,7 +600,7 @@ class RangeFile(io.RawIOBase):
             self.blocks.popitem(last=False)
         return n_bytes
 
-
+# %% ../nbs/03_store.ipynb #74b214ca
 def by_region(
     path: str | Path,  # address or stand-in
 ) -> RangeFile | None:  # None = it is small, or a new copy is here: fetch it
@@ -621,7 +661,7 @@ def is_copied(
     asked = _CHECKED.get(str(stand_in(url_behind(path))))
     return asked is not None and time.monotonic() - asked < RECENT_S
 
-
+# %% ../nbs/03_store.ipynb #e94b991f
 def matching(
     path: str | Path,  # address or stand-in; * and ? may stand in its last part
 ) -> list[Path]:  # stand-ins

@@ -19,20 +19,42 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
-from datetime import datetime, UTC
+from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path, PurePath
 from typing import Any
 
+from fastcore.basics import patch
+
 from cellseg_nb.core import (
-    TEMPORARY, atomic_path, claim, parse_json, read_json,
+    TEMPORARY,
+    atomic_path,
+    claim,
+    parse_json,
+    read_json,
 )
 from cellseg_nb.places import (
-    STAND_INS, WORKING, is_elsewhere, local, shown, url_of,
+    STAND_INS,
+    WORKING,
+    is_elsewhere,
+    local,
+    shown,
+    url_of,
 )
 from cellseg_nb.store import (
-    THREADS, _at, _identity, _persistent, _short, _surroundings, cache_limit, explained_url, file_system,
-    inside, listed, plain_url, store_folder,
+    THREADS,
+    _at,
+    _identity,
+    _persistent,
+    _short,
+    _surroundings,
+    cache_limit,
+    explained_url,
+    file_system,
+    inside,
+    listed,
+    plain_url,
+    store_folder,
 )
 
 # %% ../nbs/04_working.ipynb #fd0a38a8
@@ -41,7 +63,9 @@ def check_writable(
 ) -> None:
     """Refuse what cannot be written to; ValueError."""
     if url.split("://", 1)[0] in ("http", "https"):
-        raise ValueError(f"{plain_url(url)}: nothing can be written to a web address; name a folder, or s3://bucket/folder")
+        raise ValueError(
+            f"{plain_url(url)}: nothing can be written to a web address; name a folder, or s3://bucket/folder"
+        )
     if not url.split("://", 1)[1].strip("/"):
         raise ValueError(f"{url} names no bucket")
 
@@ -76,7 +100,7 @@ def sent_path(
 HOLDER = ".resume/holder.json"
 RENEWED_S, LOST_S = 20, 90  # a holder renews itself so often, and is given up after so long; s
 
-
+# %% ../nbs/04_working.ipynb #84724496
 class Holder:
     """The object that says who works in a folder elsewhere."""
 
@@ -130,26 +154,34 @@ class Holder:
                 if not self.found():
                     self._write()
                 elif self.found().get("run") != self.own["run"]:
-                    raise ValueError(f"{self.folder} is in use by another run that has just begun; choose another folder") from error
+                    raise ValueError(
+                        f"{self.folder} is in use by another run that has just begun; choose another folder"
+                    ) from error
         else:
             self._write()
         self.check()
 
-    def check(self) -> None:
-        """ValueError where somebody else has become the holder."""
-        if self.found().get("run") != self.own["run"]:
-            raise ValueError(f"{self.folder} was taken over by another run; nothing more is sent")
+# %% ../nbs/04_working.ipynb #6958ded5
+@patch
+def check(self: Holder) -> None:
+    """ValueError where somebody else has become the holder."""
+    if self.found().get("run") != self.own["run"]:
+        raise ValueError(f"{self.folder} was taken over by another run; nothing more is sent")
 
-    def renew(self) -> None:
-        """Say that this run goes on."""
-        self.check()
-        self._write()
 
-    def leave(self) -> None:
-        """Work no more."""
-        if self.found().get("run") == self.own["run"]:
-            with explained_url(self.url):
-                self.system.rm_file(self.key)
+@patch
+def renew(self: Holder) -> None:
+    """Say that this run goes on."""
+    self.check()
+    self._write()
+
+
+@patch
+def leave(self: Holder) -> None:
+    """Work no more."""
+    if self.found().get("run") == self.own["run"]:
+        with explained_url(self.url):
+            self.system.rm_file(self.key)
 
 # %% ../nbs/04_working.ipynb #73a1c237
 class WorkingFolder:
@@ -212,7 +244,9 @@ def pull(
 ) -> None:
     """Bring the folder here in step with its address."""
     try:
-        there = {name: one for name, one in listed(self.url, deep=True).items() if one["type"] == "file" and name != HOLDER}
+        there = {
+            name: one for name, one in listed(self.url, deep=True).items() if one["type"] == "file" and name != HOLDER
+        }
     except FileNotFoundError:  # nothing was written yet; a bucket that is not there is told when it is written to
         there = {}
     for name in set(self.index) - set(there):  # somebody removed it there
@@ -231,13 +265,15 @@ def pull(
             path.mkdir(exist_ok=True)
     self._write_index()
 
-
+# %% ../nbs/04_working.ipynb #d76531ee
 def _bring(self: WorkingFolder, there: dict[str, dict[str, Any]]) -> None:
     """Bring files that are not here, or have changed there."""
     wanted = {n: one for n, one in there.items() if self.index.get(n, {}).get("there") != _identity(one)}
     total = sum(one.get("size") or 0 for one in wanted.values())
     if total > cache_limit():
-        raise ValueError(f"{self.url} holds {total / 1e9:.1f} GB that are needed to go on, more than CELLSEG_CACHE_GB allows")
+        raise ValueError(
+            f"{self.url} holds {total / 1e9:.1f} GB that are needed to go on, more than CELLSEG_CACHE_GB allows"
+        )
 
     def one_file(name):
         url = inside(self.url, name)
@@ -311,7 +347,7 @@ def _keep_going(folder: WorkingFolder, every_s: float | None) -> None:
         except (OSError, ValueError) as error:  # told at the end, where everything is sent once more
             folder.failed = error
 
-
+# %% ../nbs/04_working.ipynb #9aea2436
 @contextmanager
 def remote_folder(
     out: str | Path,  # address of a folder, or a folder here
@@ -355,7 +391,7 @@ def remote_folder(
             with suppress(OSError, ValueError):
                 folder.holder.leave()
 
-
+# %% ../nbs/04_working.ipynb #5b76e7ae
 def _send_rest(folder: WorkingFolder) -> None:
     """Send what was not sent yet."""
     try:
@@ -363,7 +399,9 @@ def _send_rest(folder: WorkingFolder) -> None:
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             raise
-        said = type(error)(f"{shown(error)}. Results that could not be sent are kept on this computer, and the same call sends them")
+        said = type(error)(
+            f"{shown(error)}. Results that could not be sent are kept on this computer, and the same call sends them"
+        )
         said.said_by_store = True
         raise said from error
 

@@ -93,7 +93,9 @@ class SlurmCluster:
 
     def stop(self) -> None:
         """End jobs that a failed test left, then the servers."""
-        subprocess.run(["scancel", f"--user={getpass.getuser()}"], env=os.environ | self.variables, capture_output=True, timeout=20)
+        subprocess.run(
+            ["scancel", f"--user={getpass.getuser()}"], env=os.environ | self.variables, capture_output=True, timeout=20
+        )
         try:
             wait_for(lambda: not self.ask("squeue", "--noheader").strip(), 15, "the end of all jobs")
         finally:
@@ -119,9 +121,17 @@ def start_slurm(folder: Path) -> SlurmCluster:
     key, port = folder / "munge.key", {"controller": free_port(), "node": free_port()}
     key.write_bytes(os.urandom(1024))
     key.chmod(0o400)
-    about = {"host": socket.gethostname().split(".")[0], "address": "127.0.0.1", "user": getpass.getuser(), "cpus": os.cpu_count()}
+    about = {
+        "host": socket.gethostname().split(".")[0],
+        "address": "127.0.0.1",
+        "user": getpass.getuser(),
+        "cpus": os.cpu_count(),
+    }
     (folder / "slurm.conf").write_text(SLURM_CONF.format(folder=folder, **about, **port))
-    cluster, files = SlurmCluster(folder, []), [f"--{name}-file={folder}/munge.{name}" for name in ("key", "pid", "log", "seed")]
+    cluster, files = (
+        SlurmCluster(folder, []),
+        [f"--{name}-file={folder}/munge.{name}" for name in ("key", "pid", "log", "seed")],
+    )
     commands = [
         [tool("munged"), "--foreground", "--force", f"--socket={folder}/munge.socket", *files],
         [tool("slurmctld"), "-D", "-f", f"{folder}/slurm.conf"],
@@ -194,9 +204,14 @@ class SshServer:
 
     def break_lines(self) -> int:
         """End all connections, not the server; how many there were."""
-        found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(self.processes[0].pid)], capture_output=True, text=True).stdout.split()
+        found = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(self.processes[0].pid)], capture_output=True, text=True
+        ).stdout.split()
         for pid in found:
-            for one in [*subprocess.run(["ps", "-o", "pid=", "--ppid", pid], capture_output=True, text=True).stdout.split(), pid]:
+            for one in [
+                *subprocess.run(["ps", "-o", "pid=", "--ppid", pid], capture_output=True, text=True).stdout.split(),
+                pid,
+            ]:
                 try:
                     os.kill(int(one), signal.SIGKILL)
                 except ProcessLookupError:
@@ -223,12 +238,19 @@ def start_ssh(folder: Path) -> SshServer:
     (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {(folder / 'host_key.pub').read_text()}")
     names = ("PYTHONPATH", "CELLSEG_DATA", "OMP_NUM_THREADS", "CELLSEG_TEST_OF", "MPLBACKEND")
     variables = {name: os.environ[name] for name in names if name in os.environ} | {"HOME": str(home)}
-    about = {"folder": folder, "port": port, "user": getpass.getuser(), "variables": " ".join(f"{name}={value}" for name, value in variables.items())}
+    about = {
+        "folder": folder,
+        "port": port,
+        "user": getpass.getuser(),
+        "variables": " ".join(f"{name}={value}" for name, value in variables.items()),
+    }
     (folder / "sshd_config").write_text(SSHD_CONFIG.format(**about))
     (folder / "ssh_config").write_text(SSH_CONFIG.format(**about))
     server = SshServer(folder, home, [])
     with open(folder / "sshd.log", "w") as log:
-        server.processes.append(subprocess.Popen([tool("sshd"), "-D", "-e", "-f", f"{folder}/sshd_config"], stdout=log, stderr=log))
+        server.processes.append(
+            subprocess.Popen([tool("sshd"), "-D", "-e", "-f", f"{folder}/sshd_config"], stdout=log, stderr=log)
+        )
     try:
         wait_for(lambda: _answers(port), what="the ssh server")
     except BaseException:

@@ -26,9 +26,7 @@ HOUSE = [
 def notebooks(root: Path = ROOT) -> list[Path]:
     """All notebooks of the repository, as nbdev sees them."""
     paths = sorted((root / "nbs").rglob("*.ipynb"))
-    return [
-        path for path in paths if not any(part[0] in "._" for part in path.relative_to(root).parts)
-    ]
+    return [path for path in paths if not any(part[0] in "._" for part in path.relative_to(root).parts)]
 
 
 @dataclass
@@ -56,11 +54,7 @@ def read_cells(path: Path) -> list[Cell]:
     cells = []
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         lines = "".join(cell["source"]).splitlines()
-        directives = [
-            line[2:].strip()
-            for line in lines
-            if line.startswith("#|") and cell["cell_type"] == "code"
-        ]
+        directives = [line[2:].strip() for line in lines if line.startswith("#|") and cell["cell_type"] == "code"]
         text = "\n".join(lines[len(directives) :]).strip("\n")
         cells.append(Cell(cell["cell_type"], [line for line in directives if line], text, cell))
     return cells
@@ -119,9 +113,7 @@ def pytest_runtest_makereport(item, call):
     report = yield
     if report.skipped and item.get_closest_marker("needs_data") and os.environ.get("CELLSEG_DATA"):
         report.outcome = "failed"
-        report.longrepr = (
-            f"CELLSEG_DATA is set, so this test may not be skipped: {call.excinfo.value}"
-        )
+        report.longrepr = f"CELLSEG_DATA is set, so this test may not be skipped: {call.excinfo.value}"
     return report
 
 
@@ -132,6 +124,5 @@ def pytest_terminal_summary(terminalreporter):
         seconds = round(time.time() - float(started))
         terminalreporter.write_sep("=", "notebooks and tests together")
         terminalreporter.write_line(
-            f"{len(notebooks())} notebooks and {tests} pytest tests "
-            f"in {seconds // 60} min {seconds % 60} s"
+            f"{len(notebooks())} notebooks and {tests} pytest tests in {seconds // 60} min {seconds % 60} s"
         )

@@ -42,19 +42,42 @@ def _metadata(pixels, pixel_size_um, channels) -> dict[bytes, dict]:
     n_z, n_channels, height, width = pixels.shape
     bits, pitch = 8 * pixels.itemsize, width * n_channels * pixels.itemsize
     planes = {
-        f"Plane{n}": {"uiCompCount": 1, "uiSampleIndex": n, "sDescription": name, "uiColor": 0xFFFFFF, "pFluorescentProbe": {"m_sName": name}}
+        f"Plane{n}": {
+            "uiCompCount": 1,
+            "uiSampleIndex": n,
+            "sDescription": name,
+            "uiColor": 0xFFFFFF,
+            "pFluorescentProbe": {"m_sName": name},
+        }
         for n, name in enumerate(channels)
     }
     attributes = {
-        "uiWidth": width, "uiWidthBytes": pitch, "uiHeight": height, "uiComp": n_channels, "uiBpcInMemory": bits,
-        "uiBpcSignificant": bits, "uiSequenceCount": n_z, "eCompression": 2, "uiTileWidth": width, "uiTileHeight": height,
+        "uiWidth": width,
+        "uiWidthBytes": pitch,
+        "uiHeight": height,
+        "uiComp": n_channels,
+        "uiBpcInMemory": bits,
+        "uiBpcSignificant": bits,
+        "uiSequenceCount": n_z,
+        "eCompression": 2,
+        "uiTileWidth": width,
+        "uiTileHeight": height,
     }
     picture = {
-        "bCalibrated": True, "dCalibration": float(pixel_size_um[1]), "dZStep": float(pixel_size_um[0]),
+        "bCalibrated": True,
+        "dCalibration": float(pixel_size_um[1]),
+        "dZStep": float(pixel_size_um[0]),
         "sPicturePlanes": {"uiCount": n_channels, "sPlaneNew": planes},
     }
     step = float(pixel_size_um[0])
-    loop = {"uiCount": n_z, "dZLow": 0.0, "dZHigh": step * (n_z - 1), "dZStep": step, "dZHome": 0.0, "bZInverted": False}
+    loop = {
+        "uiCount": n_z,
+        "dZLow": 0.0,
+        "dZHigh": step * (n_z - 1),
+        "dZStep": step,
+        "dZHome": 0.0,
+        "bZInverted": False,
+    }
     return {
         b"ImageAttributesLV!": {"SLxImageAttributes": attributes},
         b"ImageMetadataSeqLV|0!": {"SLxPictureMetadata": picture},

@@ -45,7 +45,10 @@ def client(variables: dict):
     """A client of boto3."""
     import boto3
 
-    how = {"aws_access_key_id": variables["AWS_ACCESS_KEY_ID"], "aws_secret_access_key": variables["AWS_SECRET_ACCESS_KEY"]}
+    how = {
+        "aws_access_key_id": variables["AWS_ACCESS_KEY_ID"],
+        "aws_secret_access_key": variables["AWS_SECRET_ACCESS_KEY"],
+    }
     return boto3.client("s3", endpoint_url=variables["AWS_ENDPOINT_URL"], region_name="us-east-1", **how)
 
 
@@ -74,7 +77,13 @@ class Web:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def listing(self, path: str) -> bytes | None:
-        names = sorted({one[len(path) :].split("/")[0] + "/" * ("/" in one[len(path) :]) for one in self.files if one.startswith(path)})
+        names = sorted(
+            {
+                one[len(path) :].split("/")[0] + "/" * ("/" in one[len(path) :])
+                for one in self.files
+                if one.startswith(path)
+            }
+        )
         return "".join(f'<a href="{name}">{name}</a>\n' for name in names).encode() if names else None
 
     def answer(self, handler, head=False):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from cellseg_nb.data.catalog import samples
 from cellseg_nb.data.io import read_labels, write_image
 from cellseg_nb.data.simulate import simulate_nuclei

@@ -4,10 +4,6 @@ import re
 
 import numpy as np
 import pytest
-from cellseg_nb.data.germline import simulate_germline, simulated_walls
-from cellseg_nb.data.io import read_labels, write_image
-from cellseg_nb.models.bundle import read_specification
-from cellseg_nb.segment.graph import segment_boundaries
 from test_app import (
     CHROMIUM,
     NAMES,
@@ -19,6 +15,11 @@ from test_app import (
     upload,
     wait_for_line,
 )
+
+from cellseg_nb.data.germline import simulate_germline, simulated_walls
+from cellseg_nb.data.io import read_labels, write_image
+from cellseg_nb.models.bundle import read_specification
+from cellseg_nb.segment.graph import segment_boundaries
 
 EDGES = (0.5, 0.2, 0.2)
 VIEWS = ("Stack", "Walls", "Superpixels", "Cells")
@@ -108,9 +109,7 @@ def test_scrolling_shows_another_slice(page):
     slider.press("ArrowRight")
     for name in VIEWS:
         shown = page.get_by_role("img", name=f"{name} in the slice")
-        page.wait_for_function(
-            "([one, before]) => one.src != before", arg=[shown.element_handle(), before[name]]
-        )
+        page.wait_for_function("([one, before]) => one.src != before", arg=[shown.element_handle(), before[name]])
     button = page.get_by_role("button", name="Superpixels", exact=True)
     for state in ("hidden", "visible"):
         button.click()

@@ -8,9 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from cellseg_nb.apps.grid_widgets import GridSimulation, simulated_marks
-from cellseg_nb.data.io import read_labels, write_image
-from cellseg_nb.segment.grid import register_mask
 from test_app import (
     CHROMIUM,
     NAMES,
@@ -20,6 +17,10 @@ from test_app import (
     upload,
     wait_for_line,
 )
+
+from cellseg_nb.apps.grid_widgets import GridSimulation, simulated_marks
+from cellseg_nb.data.io import read_labels, write_image
+from cellseg_nb.segment.grid import register_mask
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"none of {', '.join(NAMES)} is installed")
 USUAL = {"Rotation, °": 5, "Marks missing, %": 20, "First rows gone": 0}
@@ -166,7 +167,9 @@ def test_wrong_files_are_named(page, tmp_path):
     notes = tmp_path / "notes.png"
     notes.write_text("Dear all")
     empty = write_image(tmp_path / "empty.tif", np.zeros((64, 64), np.uint8), "YX")
-    colour = write_image(tmp_path / "colour.png", np.random.default_rng(1).integers(0, 255, (64, 64, 3), np.uint8), "YXC")
+    colour = write_image(
+        tmp_path / "colour.png", np.random.default_rng(1).integers(0, 255, (64, 64, 3), np.uint8), "YXC"
+    )
     for path in (notes, empty, colour):
         upload(page, path, "Open a mask file")
         assert "\n" not in wait_for_line(page, path.name).strip()

@@ -5,12 +5,6 @@ import time
 
 import numpy as np
 import pytest
-from cellseg_nb.data.catalog import samples
-from cellseg_nb.data.count_samples import counting_samples
-from cellseg_nb.data.io import read_image
-from cellseg_nb.data.phase import write_phase_contrast
-from cellseg_nb.data.points import points_of
-from cellseg_nb.data.projects import read_project, read_quality
 from test_app import (
     CHROMIUM,
     NAMES,
@@ -21,6 +15,13 @@ from test_app import (
     upload,
     wait_for_line,
 )
+
+from cellseg_nb.data.catalog import samples
+from cellseg_nb.data.count_samples import counting_samples
+from cellseg_nb.data.io import read_image
+from cellseg_nb.data.phase import write_phase_contrast
+from cellseg_nb.data.points import points_of
+from cellseg_nb.data.projects import read_project, read_quality
 
 COUNTED = re.compile(r"([\d,]+) points?\b")
 HEAD = ".widget-html:has-text('train')"

@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 
 import pytest
-from cellseg_nb.data.simulate_slides import simulate_slide
 from test_app import (
     CHROMIUM,
     NAMES,
@@ -17,6 +16,8 @@ from test_app import (
     wait_for_count,
     wait_for_line,
 )
+
+from cellseg_nb.data.simulate_slides import simulate_slide
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"none of {', '.join(NAMES)} is installed")
 FOUND = ".widget-html:has-text('objects ·')"

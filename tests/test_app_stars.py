@@ -3,10 +3,6 @@
 import json
 
 import pytest
-from cellseg_nb.data.catalog import samples
-from cellseg_nb.data.io import read_labels
-from cellseg_nb.measure.matching import match
-from cellseg_nb.segment.stars import predict_stars
 from test_app import (
     CHROMIUM,
     FOUND,
@@ -20,6 +16,11 @@ from test_app import (
     upload,
     wait_for_count,
 )
+
+from cellseg_nb.data.catalog import samples
+from cellseg_nb.data.io import read_labels
+from cellseg_nb.measure.matching import match
+from cellseg_nb.segment.stars import predict_stars
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"none of {', '.join(NAMES)} is installed")
 

@@ -57,19 +57,13 @@ def out(tmp_path):
 
 def test_help_is_quick_and_loads_nothing_heavy():
     code = "import sys, cellseg_nb, cellseg_nb.run.cli; print(*sys.modules)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    heavy = (
-        "torch fastai tensorflow monai pandas numba skimage matplotlib scipy numpy pydantic rich kedro"
-    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = "torch fastai tensorflow monai pandas numba skimage matplotlib scipy numpy pydantic rich kedro"
     assert not set(heavy.split()) & set(loaded.stdout.split())
     before = os.times()
     subprocess.run([*START, "--help"], capture_output=True, check=True)
     after = os.times()  # processor time, which other programs on the machine hardly change
-    used = (
-        after.children_user - before.children_user + after.children_system - before.children_system
-    )
+    used = after.children_user - before.children_user + after.children_system - before.children_system
     assert used < 0.5
 
 
@@ -81,9 +75,7 @@ def test_version_and_help_name_every_verb():
         assert f"  {verb} " in shown
 
 
-@pytest.mark.parametrize(
-    "line", ["", "frobnicate", "segment", "segment a.tif --nonsense", "evaluate --truth x"]
-)
+@pytest.mark.parametrize("line", ["", "frobnicate", "segment", "segment a.tif --nonsense", "evaluate --truth x"])
 def test_usage_errors_exit_2(line):
     run(*line.split(), code=2)
 
@@ -112,10 +104,7 @@ def test_segment_tables_agree_with_the_label_images(images, out):
     assert list(counts["image"]) == ["cell1", "cell2"]
     for row in counts.itertuples():
         labels = read_labels(out / f"{row.image}_labels.tif")
-        assert (
-            labels.shape == (96, 112)
-            and labels.max() == row.count == (objects["image"] == row.image).sum()
-        )
+        assert labels.shape == (96, 112) and labels.max() == row.count == (objects["image"] == row.image).sum()
         assert row.density_per_mm2 == pytest.approx(row.count / (96 * 112 * 0.25e-6))
     facts = json.loads((out / "run.json").read_text())
     assert facts["model"]["name"] == "otsu" and facts["settings"]["min_area_px"] is None
@@ -151,9 +140,7 @@ def test_nothing_could_be_done(images, out, tmp_path):
     assert line.startswith(f"error: {tmp_path / 'notes.tif'}: cannot be read")
     assert not out.exists()
     (tmp_path / "empty").mkdir()
-    assert "there is no image in the folder" in error_of(
-        "segment", tmp_path / "empty", "--model", "otsu"
-    )
+    assert "there is no image in the folder" in error_of("segment", tmp_path / "empty", "--model", "otsu")
     line = error_of("segment", images, "--out", images / "cell1.tif", "--model", "otsu")
     assert line == f"error: the output {images / 'cell1.tif'} is a file; name a folder"
     assert "no model 'nucleus'" in error_of("segment", images, "--out", out, "--model", "nucleus")
@@ -195,10 +182,7 @@ def test_resume(images, out, monkeypatch):
     assert stopped.stderr.startswith("stopped; what was finished is kept")
     monkeypatch.setattr(Segment, "process", process)
     before = (out / "cell1_labels.tif").stat().st_mtime_ns
-    assert (
-        "in 2 images, 1 finished before"
-        in run("segment", images, "--out", out, "--model", "otsu").stdout
-    )
+    assert "in 2 images, 1 finished before" in run("segment", images, "--out", out, "--model", "otsu").stdout
     assert (out / "cell1_labels.tif").stat().st_mtime_ns == before
     # other settings, another picture under the same path, and --overwrite are computed
     again = run("segment", images, "--out", out, "--model", "otsu", "--min-area", 60)
@@ -218,8 +202,7 @@ def test_labels_and_tables_of_others_are_left_alone(images, tmp_path):
     again = ["segment", images, "--out", images, "--model", "otsu"]
     line = error_of(*again, code=1)
     assert line == (
-        f"error: {images / 'cell1.tif'}: {drawn} was not made by this command; choose another "
-        "--out, or --overwrite"
+        f"error: {images / 'cell1.tif'}: {drawn} was not made by this command; choose another --out, or --overwrite"
     )
     assert drawn.read_bytes() == kept
     run(*again, "--overwrite")
@@ -305,9 +288,7 @@ def test_equal_names_from_two_folders(images, out, tmp_path):
     )
     assert list(pd.read_csv(out / "counts.csv")["image"]) == ["cell1", "cell2"]
     kept = (out / "cell1_labels.tif").read_bytes()
-    assert "another file of this name" in error_of(
-        "segment", tmp_path / "other", "--out", out, "--model", "otsu"
-    )
+    assert "another file of this name" in error_of("segment", tmp_path / "other", "--out", out, "--model", "otsu")
     assert (out / "cell1_labels.tif").read_bytes() == kept
 
 
@@ -373,9 +354,7 @@ def test_names_are_escaped_in_the_report(images, out):
 @pytest.mark.skipif(not BUNDLE.exists(), reason="the model nuclei is not in this version")
 def test_model_nuclei(images, out, tmp_path):
     run("segment", images, "--out", out, "--diameter", 24)
-    shown = run(
-        "evaluate", "--truth", tmp_path / "masks", "--pred", out, "--json", tmp_path / "scores.json"
-    )
+    shown = run("evaluate", "--truth", tmp_path / "masks", "--pred", out, "--json", tmp_path / "scores.json")
     assert "AP@.5" in shown.stdout
     assert json.loads((tmp_path / "scores.json").read_text())["groups"][0]["ap_50"] > 0.3
     assert "nuclei " in run("model", "list").stdout
@@ -838,15 +817,11 @@ def test_evaluate_refuses(images, out, tmp_path):
     labels = read_labels(truth / "cell1_masks.tif")
     # a float label image
     tifffile.imwrite(tmp_path / "float.tif", labels.astype(np.float32))
-    line = error_of(
-        "evaluate", "--truth", truth / "cell1_masks.tif", "--pred", tmp_path / "float.tif"
-    )
+    line = error_of("evaluate", "--truth", truth / "cell1_masks.tif", "--pred", tmp_path / "float.tif")
     assert line.startswith(f"error: {tmp_path / 'float.tif'} ") and "float32" in line
     # another size: both files are named
     write_labels(tmp_path / "small.tif", labels[:50])
-    line = error_of(
-        "evaluate", "--truth", truth / "cell1_masks.tif", "--pred", tmp_path / "small.tif"
-    )
+    line = error_of("evaluate", "--truth", truth / "cell1_masks.tif", "--pred", tmp_path / "small.tif")
     assert line == (
         f"error: {truth / 'cell1_masks.tif'} has shape (96, 112) and {tmp_path / 'small.tif'} has "
         "(50, 112); truth and prediction must have the same size"
@@ -858,14 +833,10 @@ def test_evaluate_refuses(images, out, tmp_path):
     shown = run("evaluate", "--truth", truth, "--pred", tmp_path / "pred", "--allow-missing")
     assert "warning: 1 without prediction, counted as nothing found" in shown.stderr
     # missing folder, missing column
-    assert "there is no file or folder" in error_of(
-        "evaluate", "--truth", truth, "--pred", tmp_path / "no"
-    )
+    assert "there is no file or folder" in error_of("evaluate", "--truth", truth, "--pred", tmp_path / "no")
     (tmp_path / "index.csv").write_text("file,kind\ncell1,a\n")
     index = ["evaluate", "--truth", truth, "--pred", truth, "--index", tmp_path / "index.csv"]
-    assert "has no column 'colour'; its columns are: file, kind" in error_of(
-        *index, "--by", "colour"
-    )
+    assert "has no column 'colour'; its columns are: file, kind" in error_of(*index, "--by", "colour")
     assert "has no row for 1 image: cell2" in error_of(*index, "--by", "kind")
 
 
@@ -935,14 +906,11 @@ def test_train_passes_configuration_and_names_wrong_keys(tmp_path, monkeypatch):
     from cellseg_nb.train import learner
 
     calls = []
-    monkeypatch.setattr(
-        learner, "train", lambda *arguments: calls.append(arguments) or "the folder"
-    )
+    monkeypatch.setattr(learner, "train", lambda *arguments: calls.append(arguments) or "the folder")
     config = tmp_path / "mine.yml"
     config.write_text("name: mine\ntraining:\n  epochs: 3\n")
     assert (
-        run("train", config, "training.epochs=5", "--out", tmp_path / "run", "--resume").stdout
-        == "model: the folder\n"
+        run("train", config, "training.epochs=5", "--out", tmp_path / "run", "--resume").stdout == "model: the folder\n"
     )
     resolved, folder, resume, force = calls[0]
     assert resolved.training.epochs == 5 and folder == tmp_path / "run" and resume and not force
@@ -1016,9 +984,7 @@ def test_debug_shows_the_traceback_before_and_after_the_verb():
     assert plain.returncode == 2 and plain.stderr.startswith("error: there is no data set 'x'")
     for arguments in (["--debug", "data", "get", "x"], ["data", "get", "x", "--debug"]):
         debug = subprocess.run([*START, *arguments], capture_output=True, text=True)
-        assert (
-            debug.returncode != 0 and "Traceback" in debug.stderr and "ValueError" in debug.stderr
-        )
+        assert debug.returncode != 0 and "Traceback" in debug.stderr and "ValueError" in debug.stderr
 
 
 def test_tune_chooses_on_labelled_images_and_writes_a_copy(images, out):

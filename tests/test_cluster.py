@@ -13,8 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from cluster_servers import SshServer, SlurmCluster, start_slurm, start_ssh, stop, wait_for, why_no_slurm, why_no_ssh
-
+from cluster_servers import SlurmCluster, SshServer, start_slurm, start_ssh, stop, wait_for, why_no_slurm, why_no_ssh
 from typer.testing import CliRunner
 
 from cellseg_nb.core import claim
@@ -23,8 +22,8 @@ from cellseg_nb.data.simulate import simulate_nuclei
 from cellseg_nb.data.simulate_marks import write_simulated_marks
 from cellseg_nb.data.simulate_slides import simulate_slide
 from cellseg_nb.run.analyse import SegmentSettings, analyse
-from cellseg_nb.run.cluster import begin_submission, drive, failures, merge, read_submission, work
 from cellseg_nb.run.cli import app
+from cellseg_nb.run.cluster import begin_submission, drive, failures, merge, read_submission, work
 from cellseg_nb.run.jobs import Merged
 from cellseg_nb.run.marks import run_marks
 from cellseg_nb.run.records import record_path
@@ -70,7 +69,9 @@ def children() -> set[int]:
         if folder.name.isdigit() and int(folder.name) != os.getpid():
             try:
                 told = f"CELLSEG_TEST_OF={os.getpid()}".encode() in (folder / "environ").read_bytes()
-                told &= b"resource_tracker" not in (folder / "cmdline").read_bytes()  # of Python, for as long as this process lives
+                told &= (
+                    b"resource_tracker" not in (folder / "cmdline").read_bytes()
+                )  # of Python, for as long as this process lives
                 if told and (folder / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
                     found.add(int(folder.name))
             except (FileNotFoundError, ProcessLookupError, PermissionError):
@@ -90,7 +91,13 @@ def command(pictures: Path, out: Path) -> list[str]:
 
 
 def submit(*words, **variables) -> subprocess.Popen:
-    return subprocess.Popen([*START, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | variables)
+    return subprocess.Popen(
+        [*START, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | variables,
+    )
 
 
 def ended(process: subprocess.Popen, seconds: float = 90) -> tuple[int, str, str]:
@@ -148,7 +155,9 @@ def test_local_goes_on_past_a_killed_worker(pictures, alone, tmp_path):
     check_tables(tmp_path / "out", alone)
     submission = read_submission(tmp_path / "out")
     assert submission.state(2)["lost"] == 1 and "attempt 2" in submission.log(2).read_text()
-    assert failures(submission) == {"bad": json.loads((submission.folder / "merged.json").read_text())["failures"][f"{pictures}/bad.tif"]}
+    assert failures(submission) == {
+        "bad": json.loads((submission.folder / "merged.json").read_text())["failures"][f"{pictures}/bad.tif"]
+    }
 
 
 def test_ctrl_c_ends_workers_and_the_same_command_goes_on(pictures, alone, tmp_path):
@@ -195,7 +204,11 @@ def test_slurm_goes_on_past_a_killed_worker_and_a_requeued_job(slurm, pictures, 
         (requeued,) = [job for job, numbers in jobs.items() if 3 in numbers]
         os.kill(first()["pid"], signal.SIGKILL)
         slurm.ask("scontrol", "requeue", requeued)
-        wait_for(lambda: "RUNNING" not in slurm.ask("squeue", "--noheader", "--array", f"--jobs={requeued}", "--format=%T"), 30, "the end of the job")
+        wait_for(
+            lambda: "RUNNING" not in slurm.ask("squeue", "--noheader", "--array", f"--jobs={requeued}", "--format=%T"),
+            30,
+            "the end of the job",
+        )
     check_ended(process, pictures)
     check_tables(out, alone)
     assert read_submission(out).state(1)["lost"] == 1  # that of the killed worker
@@ -236,7 +249,9 @@ def test_dask_goes_on_past_a_killed_worker(pictures, alone, tmp_path):
 
 def test_dask_scheduler_that_is_there(pictures, alone, tmp_path):
     distributed = pytest.importorskip("distributed", reason="Dask is an extra")
-    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster:
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address=None, silence_logs=50
+    ) as cluster:
         from cellseg_nb.run.schedulers import Dask
 
         submission = begin_submission(command(pictures, tmp_path / "out")[1:])
@@ -299,7 +314,11 @@ def test_remote_errors_are_one_line(lab, pictures, tmp_path):
     code, _, err = ended(remotely(lab, tmp_path / "out", pictures, host="stranger"))
     assert code == 2 and "error: no connection to stranger: " in err and "must work with a key" in err
     code, _, err = ended(remotely(lab, tmp_path / "out", pictures, python="/nowhere/python"))
-    assert code == 2 and err.splitlines()[-1] == "error: lab: /nowhere/python is not there or has no cellseg_nb; name another one with --remote-python"
+    assert (
+        code == 2
+        and err.splitlines()[-1]
+        == "error: lab: /nowhere/python is not there or has no cellseg_nb; name another one with --remote-python"
+    )
     code, _, err = ended(remotely(lab, tmp_path / "out", tmp_path / "none"))
     assert code == 2 and f"there is no file {tmp_path / 'none'}" in err
 
@@ -351,7 +370,9 @@ def test_folds_give_the_table_of_one_process(config, tmp_path):
     assert found.n_done == 2 and "pooled" in found.text and not found.failures
     with redirect_stdout(StringIO()):
         cross_validate(read_config(str(config)), 2, tmp_path / "alone")
-    assert (tmp_path / "out/cross_validation.csv").read_bytes() == (tmp_path / "alone/cross_validation.csv").read_bytes()
+    assert (tmp_path / "out/cross_validation.csv").read_bytes() == (
+        tmp_path / "alone/cross_validation.csv"
+    ).read_bytes()
 
 
 def test_a_configuration_that_changed_meanwhile_changes_nothing(config, tmp_path):
@@ -365,7 +386,9 @@ def test_a_configuration_that_changed_meanwhile_changes_nothing(config, tmp_path
 def test_an_experiment_gives_the_scores_of_one_process(config, tmp_path):
     sweeps = {"learning": {"how": "grid", "values": {"training.learning_rate": [0.002]}}}
     file = tmp_path / "experiment.yml"
-    file.write_text(yaml.safe_dump({"name": "tiny", "defaults": str(config), "folds": 2, "draft": {"seed": 1}, "sweeps": sweeps}))
+    file.write_text(
+        yaml.safe_dump({"name": "tiny", "defaults": str(config), "folds": 2, "draft": {"seed": 1}, "sweeps": sweeps})
+    )
     found = done_here(["experiment", file, "--out", tmp_path / "out"])
     assert found.text.endswith("learning-draft") and not found.failures
     with redirect_stdout(StringIO()):
@@ -400,9 +423,17 @@ def test_counts_and_slides_give_the_tables_of_one_process(verb, tmp_path):
         write_image(tmp_path / "in.tif", simulate_nuclei((128, 160), 8, seed=3)[0], "YX")
     options = ["--tile", 128, "--overlap", 32] if verb == "slide" else []
     done_here([verb, tmp_path / "in.tif", "--out", tmp_path / "out", *options], lost=[0])
-    assert CliRunner().invoke(app, [str(one) for one in [verb, tmp_path / "in.tif", "--out", tmp_path / "alone", *options]]).exit_code == 0
+    assert (
+        CliRunner()
+        .invoke(app, [str(one) for one in [verb, tmp_path / "in.tif", "--out", tmp_path / "alone", *options]])
+        .exit_code
+        == 0
+    )
     for table in sorted((tmp_path / "alone").glob("*.csv")):
-        ours, theirs = (pd.read_csv(path).drop(columns="seconds", errors="ignore") for path in (tmp_path / "out" / table.name, table))
+        ours, theirs = (
+            pd.read_csv(path).drop(columns="seconds", errors="ignore")
+            for path in (tmp_path / "out" / table.name, table)
+        )
         pd.testing.assert_frame_equal(ours, theirs)
 
 
@@ -419,7 +450,9 @@ def test_a_notebook_is_a_job(tmp_path):
     assert said.endswith(f"notebook: {done}\n") and "2.5" in done.read_text()
     found = done_here([*words[2:], "n", "0"])
     place = done.parent.with_name(f"{done.parent.name}-2") / "sum.ipynb"
-    assert found.failures == {"sum.py": f"cell 2 (print(10 / n)): ZeroDivisionError: division by zero; as far as it came: {place}"}
+    assert found.failures == {
+        "sum.py": f"cell 2 (print(10 / n)): ZeroDivisionError: division by zero; as far as it came: {place}"
+    }
     assert "ZeroDivisionError" in place.read_text() and found.n_done == 0
     with pytest.raises(ValueError, match="has no parameter 'm'; it has n"):
         begin_submission([*map(str, words[2:]), "m", "0"])

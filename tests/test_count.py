@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_cli import error_of, run
 
 from cellseg_nb.data.io import read_image, write_image
 from cellseg_nb.data.simulate import simulate_nuclei
 from cellseg_nb.models.bundle import Bundle, CountSpecification, load_bundle, save_bundle
 from cellseg_nb.models.zoo import build_network
 from cellseg_nb.segment.count import count_image, predict_density
-from test_cli import error_of, run
 
 HALO_PX = 8  # how far the network of the first tests looks
 ABOUT = {"target": {"activation": "softplus", "factor": 300}}
@@ -142,9 +142,7 @@ def test_count_says_what_is_wrong(images, out, model):
     arguments = ["count", images, "--out", out, "--model"]
     assert "no model 'colonies'" in error_of(*arguments, "colonies")
     assert "predicts objects, not cells per pixel" in error_of(*arguments, "nuclei")
-    assert "level: Input should be less than 1 (it is 95" in error_of(
-        *arguments, model, "--level", 95
-    )
+    assert "level: Input should be less than 1 (it is 95" in error_of(*arguments, model, "--level", 95)
     line = error_of("count", images / "cell1.tif", *arguments[2:], model, "--level", 0.99)
     assert "an interval of 99% needs 99 counted pictures" in line and "there are 20" in line
     assert "must be smaller than their edge" in error_of(*arguments, model, "--overlap", 1024)
@@ -158,13 +156,9 @@ def test_count_says_what_is_wrong(images, out, model):
 def test_counts_and_outlines_do_not_overwrite_each_other(images, tmp_path, model):
     counted, outlined = tmp_path / "counted", tmp_path / "outlined"
     run("count", images, "--out", counted, "--model", model)
-    assert "not made by this command" in error_of(
-        "segment", images, "--out", counted, "--model", "otsu"
-    )
+    assert "not made by this command" in error_of("segment", images, "--out", counted, "--model", "otsu")
     run("segment", images, "--out", outlined, "--model", "otsu")
-    assert "not made by this command" in error_of(
-        "count", images, "--out", outlined, "--model", model
-    )
+    assert "not made by this command" in error_of("count", images, "--out", outlined, "--model", model)
 
 
 def test_the_model_of_the_package_counts_in_eight_orientations():

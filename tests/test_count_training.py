@@ -45,9 +45,7 @@ def pictures(tmp_path) -> Path:
     folder, rows = tmp_path / "pictures", []
     for number in range(10):
         name = f"phase_{number}.png"
-        image, points, _ = simulate_phase_contrast(
-            (64, 64), 2 + number, diameter_px=8, seed=number
-        )
+        image, points, _ = simulate_phase_contrast((64, 64), 2 + number, diameter_px=8, seed=number)
         write_image(folder / "images" / name, image, "YX")
         rows += [{"image": name, "x": x, "y": y} for y, x in points]
     pd.DataFrame(rows).to_csv(folder / "points.csv", index=False)

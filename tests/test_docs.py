@@ -49,11 +49,7 @@ def page_text(page: Path) -> str:
 def page_address(path: Path, nbs: Path) -> str:
     """Where nbdev puts the page of a notebook: its name without the number."""
     relative = path.relative_to(nbs)
-    return (
-        relative.with_name(re.sub(r"^\d+[a-zA-Z0-9]*_", "", relative.name))
-        .with_suffix(".html")
-        .as_posix()
-    )
+    return relative.with_name(re.sub(r"^\d+[a-zA-Z0-9]*_", "", relative.name)).with_suffix(".html").as_posix()
 
 
 def site_settings() -> dict:
@@ -72,14 +68,8 @@ def test_every_notebook_becomes_a_page(pages):
 def test_page_shows_parameters_errors_and_source(pages):
     text = page_text(pages / "00_core.ipynb")
     assert "### check_labels" in text
-    assert (
-        "| labels | ndarray |  | label image; integer; (Y, X) or (Z, Y, X); 0 = background |"
-        in text
-    )
-    assert (
-        "**Raises**\n\n- `ValueError`: The array is not integer, not 2D or 3D, or has negative ids."
-        in text
-    )
+    assert "| labels | ndarray |  | label image; integer; (Y, X) or (Z, Y, X); 0 = background |" in text
+    assert "**Raises**\n\n- `ValueError`: The array is not integer, not 2D or 3D, or has negative ids." in text
     assert re.search(r"\[source\]\(https://[^)]*/blob/main/cellseg_nb/core.py#L\d+\)", text)
     assert "| pixel_size_um | float \\| tuple[float, ...] \\| None |" in text
 
@@ -108,10 +98,7 @@ def test_sidebar_lists_every_notebook_once():
 def test_site_renders_every_notebook(notebook):
     patterns = site_settings()["project"]["render"]
     page = f"/{notebook_id(notebook)}"
-    assert any(
-        page == pattern or pattern.endswith("/") and page.startswith(pattern)
-        for pattern in patterns
-    )
+    assert any(page == pattern or pattern.endswith("/") and page.startswith(pattern) for pattern in patterns)
 
 
 def test_title_cell_has_title_and_promise(notebook):
@@ -173,16 +160,11 @@ def test_saved_widget_link_survives_and_names_become_links(house):
     content = json.loads(core.read_text(encoding="utf-8"))
     saved = {"state": LINKED_SLIDERS, "version_major": 2, "version_minor": 0}
     content["metadata"]["widgets"] = {"application/vnd.jupyter.widget-state+json": saved}
-    content["cells"].insert(
-        2, {"cell_type": "markdown", "metadata": {}, "source": ["See `label_dtype`."]}
-    )
+    content["cells"].insert(2, {"cell_type": "markdown", "metadata": {}, "source": ["See `label_dtype`."]})
     core.write_text(json.dumps(content), encoding="utf-8")
     page = prepare_pages(house) / "00_core.ipynb"
     metadata = json.loads(page.read_text(encoding="utf-8"))["metadata"]
-    assert (
-        metadata["widgets"]["application/vnd.jupyter.widget-state+json"]["state"]["c"]
-        == LINKED_SLIDERS["c"]
-    )
+    assert metadata["widgets"]["application/vnd.jupyter.widget-state+json"]["state"]["c"] == LINKED_SLIDERS["c"]
     assert f"See [`label_dtype`]({SITE}core.html#label_dtype)." in page_text(page)
 
 
@@ -214,15 +196,10 @@ def test_docstring_sections_and_relative_links():
     assert raises_section(documented) == (
         "**Raises**\n\n- `ValueError`: The first line and the second.\n- `OSError`: No disk."
     )
-    assert fields_table(documented).splitlines()[2:] == [
-        "| low, high | float or None | Two numbers. |"
-    ]
+    assert fields_table(documented).splitlines()[2:] == ["| low, high | float or None | Two numbers. |"]
     assert raises_section(lambda: None) == "" == fields_table(lambda: None)
     text = "[a](data/00_io.ipynb) [b](https://x.org/y) [c](#here)"
-    assert (
-        RELATIVE_LINK.sub(r"nbs/\1", text)
-        == "[a](nbs/data/00_io.ipynb) [b](https://x.org/y) [c](#here)"
-    )
+    assert RELATIVE_LINK.sub(r"nbs/\1", text) == "[a](nbs/data/00_io.ipynb) [b](https://x.org/y) [c](#here)"
 
 
 def test_types_that_are_not_imported_are_shown_by_name():
@@ -270,8 +247,7 @@ def test_settings_are_a_table():
     text = TableRenderer(PartingOfCommand)._repr_markdown_()
     assert "| from 0 µm² | all | Smallest kept. | `--min-area-um2` |\n" in text
     assert text.endswith(
-        "| `seed` | int |  | 0 | Of what is random. | `--seed` |\n"
-        "| `words` | tuple of str |  |  | Any words. |  |"
+        "| `seed` | int |  | 0 | Of what is random. | `--seed` |\n| `words` | tuple of str |  |  | Any words. |  |"
     ), text
 
 

@@ -97,7 +97,9 @@ def test_orientations_tiles_and_models_of_colours():
     image = np.random.default_rng(0).random((3, 128, 96)).astype(np.float32)
     how = {"tile_px": 64, "overlap_px": 32, "flips": True}
     expected = predict_tiles(image, bundle.network, **how)
-    np.testing.assert_allclose(predict_tiles(image, with_engine(bundle, "openvino").network, **how), expected, atol=0.01)
+    np.testing.assert_allclose(
+        predict_tiles(image, with_engine(bundle, "openvino").network, **how), expected, atol=0.01
+    )
 
 
 def test_stacks_stay_with_torch_unless_the_difference_is_small():
@@ -224,7 +226,9 @@ def test_the_command_refuses_in_one_line(tmp_path):
 
     def said(*words):
         code = "from cellseg_nb.run.cli import main; main()"
-        done = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, cwd=tmp_path)
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, cwd=tmp_path
+        )
         assert done.returncode == 2, done
         return done.stderr.strip()
 
@@ -266,6 +270,8 @@ quiet_library("nncf", "int8")
 assert not [one for one in sys.modules if one.startswith("openvino_telemetry")], "it reports"
 assert [one.name for one in threading.enumerate()] == ["MainThread"]
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"HOME": str(tmp_path)})
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"HOME": str(tmp_path)}
+    )
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.glob("intel*"))

@@ -51,7 +51,8 @@ def cellseg(*words):
     """Run a command; its exit code and what it wrote."""
     run = subprocess.run(
         [sys.executable, "-c", "from cellseg_nb.run.cli import main; main()", *map(str, words)],
-        capture_output=True, text=True,
+        capture_output=True,
+        text=True,
     )
     return run.returncode, run.stdout, run.stderr
 
@@ -92,7 +93,10 @@ def test_the_library_of_the_format_accepts_a_package(package, tmp_path):
         pytest.skip("this version of bioimageio.spec does not work with pydantic 2.14; pip install 'pydantic<2.14'")
     program = Path(sys.executable).with_name("bioimageio")
     run = subprocess.run(
-        [program, "test", package], capture_output=True, text=True, cwd=tmp_path,
+        [program, "test", package],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
         env=os.environ | {"BIOIMAGEIO_CACHE_PATH": str(tmp_path / "cache"), "HTTPS_PROXY": "http://127.0.0.1:9"},
     )
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
@@ -234,12 +238,36 @@ def test_version_0_4_is_read_too(package, tmp_path):
     folder, fields = unpacked(package, tmp_path / "p")
     shape = {"reference_tensor": "image", "scale": [1, 0, 1, 1], "offset": [0, 1.5, 0, 0]}
     old = {
-        "format_version": "0.4.10", "type": "model", "name": "old", "license": "MIT", "weights": fields["weights"],
-        "inputs": [{"name": "image", "axes": "bcyx", "data_type": "float32", "shape": {"min": [1, 1, 32, 32], "step": [0, 0, 32, 32]},
-                    "preprocessing": [{"name": "scale_range", "kwargs": {
-                        "mode": "per_sample", "axes": "yx", "min_percentile": 1.0, "max_percentile": 99.8}}]}],
-        "outputs": [{"name": "maps", "axes": "bcyx", "data_type": "float32", "shape": shape, "postprocessing": [{"name": "sigmoid"}]}],
-        "test_inputs": ["test_input.npy"], "test_outputs": ["test_output.npy"],
+        "format_version": "0.4.10",
+        "type": "model",
+        "name": "old",
+        "license": "MIT",
+        "weights": fields["weights"],
+        "inputs": [
+            {
+                "name": "image",
+                "axes": "bcyx",
+                "data_type": "float32",
+                "shape": {"min": [1, 1, 32, 32], "step": [0, 0, 32, 32]},
+                "preprocessing": [
+                    {
+                        "name": "scale_range",
+                        "kwargs": {"mode": "per_sample", "axes": "yx", "min_percentile": 1.0, "max_percentile": 99.8},
+                    }
+                ],
+            }
+        ],
+        "outputs": [
+            {
+                "name": "maps",
+                "axes": "bcyx",
+                "data_type": "float32",
+                "shape": shape,
+                "postprocessing": [{"name": "sigmoid"}],
+            }
+        ],
+        "test_inputs": ["test_input.npy"],
+        "test_outputs": ["test_output.npy"],
     }
     (folder / "bioimageio.yaml").unlink()
     (folder / "rdf.yaml").write_text(yaml.safe_dump(old))

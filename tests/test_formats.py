@@ -54,13 +54,9 @@ def tiff_samples(folder):
         opaque = np.dstack([RGB, np.full(RGB.shape[:2], 255, np.uint8)])
         tifffile.imwrite(folder / f"opaque_{name}.tif", opaque, photometric="rgb", **layout)
         kind = dict(photometric="minisblack")
-        tifffile.imwrite(
-            folder / f"stack_{name}.tif", STACK, **kind, metadata=dict(axes="TZCYX"), **layout
-        )
+        tifffile.imwrite(folder / f"stack_{name}.tif", STACK, **kind, metadata=dict(axes="TZCYX"), **layout)
         inside = np.moveaxis(STACK[0, 0], 0, -1)
-        tifffile.imwrite(
-            folder / f"inside_{name}.tif", inside, **kind, planarconfig="contig", **layout
-        )
+        tifffile.imwrite(folder / f"inside_{name}.tif", inside, **kind, planarconfig="contig", **layout)
     tifffile.imwrite(folder / "bits.tif", GRAY > 999)
     tifffile.imwrite(folder / "jpeg.tif", RGB, photometric="rgb", compression="jpeg", tile=(32, 32))
     tifffile.imwrite(folder / "imagej.tif", STACK, imagej=True, metadata=dict(axes="TZCYX"))

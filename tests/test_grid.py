@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
+
 from cellseg_nb.data.io import read_labels, write_image, write_labels
 from cellseg_nb.data.simulate_grids import draw_marks, simulate_grid
+from cellseg_nb.run.cli import app
 from cellseg_nb.segment.grid import register_mask, register_points
 from cellseg_nb.segment.grid_window import Anchor
 from cellseg_nb.segment.lattice import GridRefused
-from typer.testing import CliRunner
-
-from cellseg_nb.run.cli import app
 
 WRONG = [(59, 60), (61, 60), (60, 59), (60, 61), (61, 59), (30, 120), (1, 1), (3600, 1), (60, 9000)]
 

@@ -103,7 +103,9 @@ def test_a_second_run_is_refused_with_the_name_of_the_first(command, pictures, t
 def test_a_project_is_run_by_one_process(tmp_path, other_process):
     run("init", tmp_path / "study")
     process = other_process(tmp_path / "study/.cellseg/lock")
-    assert f"in use by another run (process {process.pid}" in error_of("pipeline", "run", "--project", tmp_path / "study")
+    assert f"in use by another run (process {process.pid}" in error_of(
+        "pipeline", "run", "--project", tmp_path / "study"
+    )
 
 
 def test_a_run_that_was_killed_holds_nothing(pictures, out, other_process):
@@ -330,7 +332,9 @@ def test_a_full_disk_at_the_tables_keeps_what_failed(pictures, tmp_path, monkeyp
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     with monkeypatch.context() as patched:
-        patched.setattr(runner, "write_csv", lambda path, table: full(path) if path.name == "counts.csv" else table.to_csv(path))
+        patched.setattr(
+            runner, "write_csv", lambda path, table: full(path) if path.name == "counts.csv" else table.to_csv(path)
+        )
         result = run("segment", pictures, "--model", "otsu", "--out", tmp_path / "out", code=1)
     assert "bad.tif" in result.stderr and "its tables and report could not be written (No space left" in result.stderr
     assert "make room" in result.stderr and "call the same again" in result.stderr

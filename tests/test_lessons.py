@@ -57,7 +57,12 @@ def test_nothing_else_needs_what_only_tests_have(lesson):
 
 @pytest.fixture
 def book(tmp_path) -> Path:
-    lines = ["import os", CHECKED, "data = os.environ.get('CELLSEG_DATA')", "if CHECKED:\n    assert data is None, 'it <has> data'"]
+    lines = [
+        "import os",
+        CHECKED,
+        "data = os.environ.get('CELLSEG_DATA')",
+        "if CHECKED:\n    assert data is None, 'it <has> data'",
+    ]
     cells = [nbformat.v4.new_code_cell(line) for line in lines]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "90_book.ipynb")
     return tmp_path / "90_book.ipynb"

@@ -115,7 +115,9 @@ def test_a_corrected_tile_is_kept_and_what_follows_is_done_again(tmp_path):
     write_image(tile, corrected, "YX")
     again = run_marks(dataset, None, SETTINGS, workers=1)
     assert again.done["a"] == ["stitch", "register"]
-    assert (read_pixels(tile) == corrected).all() and read_pixels(dataset / "tiles_stitched/a/a_mask.png")[25, 30] == 255
+    assert (read_pixels(tile) == corrected).all() and read_pixels(dataset / "tiles_stitched/a/a_mask.png")[
+        25, 30
+    ] == 255
     other = run_marks(dataset, None, SETTINGS.model_copy(update={"threshold": 0.3}), workers=1)
     assert "changed after" in other.failures["a"] and (read_pixels(tile) == corrected).all()
     tile.write_bytes(tile.read_bytes()[:100])  # no picture any more
@@ -142,6 +144,7 @@ def test_numbers_that_a_png_cannot_hold_and_another_version(finished, tmp_path, 
 
 def step_of(folder, threshold, value, dies_at=None, **how):
     """Run a step of four small masks; it may be interrupted before one of them."""
+
     def make(missing, wrote):
         for number, name in enumerate(missing):
             if number == dies_at:
@@ -242,7 +245,10 @@ def test_processes_paint_and_a_killed_run_goes_on(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-c", "from cellseg_nb.run.cli import main; main()", *line.split()],
-        env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     masks = dataset / "tiles/a/mask"
     while process.poll() is None and not (masks.is_dir() and any(masks.glob("[!.]*.png"))):
@@ -273,7 +279,20 @@ def test_labels_spread(tmp_path):
     for number, group in enumerate("ab"):
         write_image(tmp_path / f"source/{group}/0.png", simulate_marks((160, 160), 4, 4, seed=5 + number)[0], "YX")
     short = "training.epochs=1 training.steps_per_epoch=2 training.batch_size=2 training.crop_px=64".split()
-    line = ["marks", "spread", str(tmp_path), "--config", "marks-dhb", "--rounds", "1", "--tile-size", "80", "--least", "0.3", *short]
+    line = [
+        "marks",
+        "spread",
+        str(tmp_path),
+        "--config",
+        "marks-dhb",
+        "--rounds",
+        "1",
+        "--tile-size",
+        "80",
+        "--least",
+        "0.3",
+        *short,
+    ]
     result = CliRunner().invoke(app, line)
     assert result.exit_code == 0, result.output
     out = tmp_path / "models/spread"
@@ -282,7 +301,9 @@ def test_labels_spread(tmp_path):
     rows = pd.read_csv(out / "rounds.csv")
     assert rows["round"].tolist() == [0, 1] and rows["sure_tiles"][1] > 0
     best = int(rows["Dice"].argmax())
-    assert (out / "model/weights.safetensors").read_bytes() == (out / f"round{best}/model/weights.safetensors").read_bytes()
+    assert (out / "model/weights.safetensors").read_bytes() == (
+        out / f"round{best}/model/weights.safetensors"
+    ).read_bytes()
     assert CliRunner().invoke(app, line).exit_code == 0  # all is found again
     other = CliRunner().invoke(app, [*line, "--least", "0.4"])
     assert other.exit_code == 2 and "round1 was made from other tiles; choose another --out" in other.stderr

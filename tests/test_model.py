@@ -3,6 +3,7 @@
 from itertools import product
 
 import pytest
+
 from cellseg_nb.data.catalog import samples
 from cellseg_nb.data.io import luminance
 from cellseg_nb.measure.matching import Matching, match, pool
@@ -13,10 +14,7 @@ from cellseg_nb.segment.watershed import otsu_watershed
 from cellseg_nb.train.crops import stack_samples
 from cellseg_nb.train.settings import StackDataSettings
 
-OTSU_SETTINGS = [
-    {"sigma_px": sigma, "seed_height_px": height}
-    for sigma, height in product((1, 2), (0.5, 0.75, 1.0))
-]
+OTSU_SETTINGS = [{"sigma_px": sigma, "seed_height_px": height} for sigma, height in product((1, 2), (0.5, 0.75, 1.0))]
 
 
 def read(chosen) -> list[tuple]:

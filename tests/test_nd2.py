@@ -1,6 +1,5 @@
 """ND2 with a real file: read whole and by region with its pixel sizes, and segmented."""
 
-
 import numpy as np
 import pandas as pd
 import pytest

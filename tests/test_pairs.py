@@ -123,7 +123,9 @@ def test_mistakes_are_named(pairs, tiles, tmp_path):
     assert "training.freez: unknown key" in error(training={"freez": 1})
 
 
-@pytest.mark.parametrize("kind", ["palette.png", "palette.tif", "gray.png", "bits.png", "colours.png", "compressed.jpg"])
+@pytest.mark.parametrize(
+    "kind", ["palette.png", "palette.tif", "gray.png", "bits.png", "colours.png", "compressed.jpg"]
+)
 def test_masks_in_all_clothes(tmp_path, kind):
     from PIL import Image
 
@@ -134,7 +136,11 @@ def test_masks_in_all_clothes(tmp_path, kind):
     indices = Image.fromarray(there.astype(np.uint8), "P")
     indices.putpalette([255, 255, 255, 0, 0, 0] + [0] * 762)  # white is nothing, black is the mask
     gray = Image.fromarray(np.where(there, 255, 0).astype(np.uint8))
-    drawn = {"palette": indices, "bits": gray.convert("1"), "colours": gray.convert("RGB")}.get(kind.split(".")[0], gray)
+    drawn = {"palette": indices, "bits": gray.convert("1"), "colours": gray.convert("RGB")}.get(
+        kind.split(".")[0], gray
+    )
     drawn.save(tmp_path / kind)
-    sample = PairSample("one", tmp_path / kind, tmp_path / kind, "one", mask_threshold=127 if kind.endswith("jpg") else None)
+    sample = PairSample(
+        "one", tmp_path / kind, tmp_path / kind, "one", mask_threshold=127 if kind.endswith("jpg") else None
+    )
     np.testing.assert_array_equal(sample.mask(), there)

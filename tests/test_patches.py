@@ -64,7 +64,9 @@ def test_ones_own_training_gives_a_model_for_stacks(table, tmp_path):
     aside = DataLoader(StackPatches(table, (8, 32, 32), train=False, **how), batch_size=4)
     torch.manual_seed(0)
     network = UNet3D(1, 2, f_maps=8, levels=2)
-    trained = fit(network, (left, aside), BCEDiceLoss(), epochs=1, weights="weight_map", out=tmp_path / "run", device="cpu")
+    trained = fit(
+        network, (left, aside), BCEDiceLoss(), epochs=1, weights="weight_map", out=tmp_path / "run", device="cpu"
+    )
     model = trained.save(tmp_path / "walls", "walls", licence="CC0-1.0", pixel_size_um=(0.5, 0.2, 0.2))
     line = ["segment3d", str(Path(table).parent / "2.ome.tif"), "--channel", "membranes", "--model", str(model)]
     done = CliRunner().invoke(app, [*line, "--out", str(tmp_path / "out"), "--device", "cpu"])
@@ -74,7 +76,14 @@ def test_ones_own_training_gives_a_model_for_stacks(table, tmp_path):
 
 def test_the_table_trains_by_command(table, tmp_path):
     """Rows of 0 choose the best epoch, whatever share is asked for."""
-    line = ["train", "membranes3d", f"data.dataset={table}", "data.channel=membranes", "data.split=null", "training.epochs=1"]
+    line = [
+        "train",
+        "membranes3d",
+        f"data.dataset={table}",
+        "data.channel=membranes",
+        "data.split=null",
+        "training.epochs=1",
+    ]
     line += ["training.crops_per_epoch=2", "training.crop_px=[8,32,32]", "network.f_maps=8", "network.levels=2"]
     done = CliRunner().invoke(app, [*line, "training.device=cpu", "start_from=null", "--out", str(tmp_path / "run")])
     assert done.exit_code == 0, done.output

@@ -145,9 +145,7 @@ def test_other_spellings_of_a_status(tmp_path, images, export):
     status = pd.read_csv(path).set_index("image")["annotation_status"]
     assert status["two"] == "MISSING" and "NISSING" not in path.read_text()
     path.write_text(path.read_text().replace("two,MISSING", "two,MISING"))
-    assert "annotation_status is 'MISING'; it must be" in error_of(
-        "import", export, "--images", images, "--out", out
-    )
+    assert "annotation_status is 'MISING'; it must be" in error_of("import", export, "--images", images, "--out", out)
 
 
 def test_agree_says_who_misses_what(tmp_path, images, export):

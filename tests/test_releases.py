@@ -159,9 +159,7 @@ def test_no_network(tmp_path, monkeypatch):
         publish(github, "v1.0")
         folder = fetch_model("latest", NAME, REPO)
     # the server is gone
-    with pytest.raises(
-        ConnectionError, match="perhaps there is no network.*on this computer: v1.0"
-    ):
+    with pytest.raises(ConnectionError, match="perhaps there is no network.*on this computer: v1.0"):
         fetch_model("latest", NAME, REPO)
     with pytest.raises(ConnectionError, match="no release of nuclei"):
         fetch_model("v1.0", "nuclei", REPO)
@@ -174,9 +172,7 @@ def test_rate_limit(stranger, monkeypatch):
     publish(stranger, "v1.0")
     stranger.requests_left = 1
     fetch_model("v1.0", NAME, REPO)
-    with pytest.raises(
-        ConnectionError, match=r"no more requests until \d\d:\d\d.*on this comp"
-    ) as seen:
+    with pytest.raises(ConnectionError, match=r"no more requests until \d\d:\d\d.*on this comp") as seen:
         fetch_model("latest", NAME, REPO)
     assert "with a token in GITHUB_TOKEN" in str(seen.value)
     monkeypatch.setenv("GITHUB_TOKEN", "secret")
@@ -278,9 +274,7 @@ def test_every_model_goes_there_and_back(github, name):
 def test_a_model_that_counts(github, tmp_path):
     from cellseg_nb.models.zoo import build_network
 
-    specification = CountSpecification(
-        name="count-mine", licence="CC0-1.0", calibration={"level": 0.9}
-    )
+    specification = CountSpecification(name="count-mine", licence="CC0-1.0", calibration={"level": 0.9})
     network = build_network(**specification.network.model_dump(), out_channels=1)
     release(save_bundle(tmp_path / "mine", network, specification), "0.1", repo=REPO)
     bundle = init_model("latest", "count-mine", REPO)

@@ -40,9 +40,7 @@ def test_get_from_another_address(mirror, tmp_path, monkeypatch):
     address, checksum = mirror
     wrong = CliRunner().invoke(app, ["data", "get", "sbsst265", "--address", address])
     assert wrong.exit_code == 2
-    assert (
-        f"has the checksum {checksum} and not" in wrong.stderr and "Traceback" not in wrong.stderr
-    )
+    assert f"has the checksum {checksum} and not" in wrong.stderr and "Traceback" not in wrong.stderr
     arguments = ["data", "get", "sbsst265", "--address", address, "--sha256", checksum]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output

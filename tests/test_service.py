@@ -33,7 +33,9 @@ from cellseg_nb.run.service.states import Record, claimed, ended  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 PNG = {"Content-Type": "image/png"}
-needs_redis = pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed (apt install redis-server)")
+needs_redis = pytest.mark.skipif(
+    shutil.which("redis-server") is None, reason="redis-server is not installed (apt install redis-server)"
+)
 QUEUES = ["sqlite", pytest.param("redis", marks=needs_redis), "sqs"]
 
 
@@ -180,7 +182,9 @@ def test_tasks_outlive_kills_of_worker_and_server(kind, queues, tmp_path):
 
 def test_a_task_that_kills_its_workers_has_failed(place, monkeypatch):
     post(place, "deadly")
-    deadly = "import os; from cellseg_nb.run.service import worker; worker.compute = lambda *_: os._exit(11); worker.main()"
+    deadly = (
+        "import os; from cellseg_nb.run.service import worker; worker.compute = lambda *_: os._exit(11); worker.main()"
+    )
     monkeypatch.setattr("cellseg_nb.run.service.keeper.WORKER", deadly)
     with Keeper(place, 1):
         until(lambda: not place.records.get("deadly").is_open)
@@ -292,7 +296,9 @@ def test_storages_keep_their_promises(kind, queues, tmp_path, monkeypatch):
     queue, variables = queues(kind)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    queue = f"{queue.removesuffix('/0')}/5" if kind == "redis" else queue.replace("//tasks", "//alone") + "&prefix=alone/"
+    queue = (
+        f"{queue.removesuffix('/0')}/5" if kind == "redis" else queue.replace("//tasks", "//alone") + "&prefix=alone/"
+    )
     place = open_place(ServeSettings(data=tmp_path, queue=queue))
     check_records(place.records, wait=1.0 if kind == "sqs" else 0.0)
     now, won = time.time(), []
@@ -326,7 +332,11 @@ def test_only_who_knows_the_token_sees_tasks(tmp_path):
     place = open_place(ServeSettings(data=tmp_path, token="a long word that is known"))
     client = TestClient(make_app(place), base_url="http://localhost")
     here = "/tasks/12345678-1234-4234-8234-123456789abc"
-    for asked in (lambda **how: client.get(here, **how), lambda **how: client.delete(here, **how), lambda **how: client.post("/tasks", **how)):
+    for asked in (
+        lambda **how: client.get(here, **how),
+        lambda **how: client.delete(here, **how),
+        lambda **how: client.post("/tasks", **how),
+    ):
         assert asked().status_code == 401 and asked().headers["www-authenticate"] == "Bearer"
         assert asked(headers={"Authorization": "Bearer a long word that is not"}).status_code == 401
     assert client.get(here, headers={"Authorization": "Bearer a long word that is known"}).status_code == 404

@@ -57,8 +57,14 @@ def rewritten(path, to, **options):
             kind = "minisblack" if pixels.ndim == 2 else "rgb"
             edge = (1e4 / UM_PER_PX / 2**number,) * 2
             tif.write(
-                pixels, tile=(256, 256), photometric=kind, compression="zlib", subfiletype=int(number > 0),
-                resolution=edge, resolutionunit="CENTIMETER", **first | ({} if number == 0 and "metadata" in first else {"metadata": None}),
+                pixels,
+                tile=(256, 256),
+                photometric=kind,
+                compression="zlib",
+                subfiletype=int(number > 0),
+                resolution=edge,
+                resolutionunit="CENTIMETER",
+                **first | ({} if number == 0 and "metadata" in first else {"metadata": None}),
             )
             pixels = pixels[: len(pixels) // 2 * 2, : pixels.shape[1] // 2 * 2][::2, ::2]
 
@@ -87,9 +93,15 @@ def test_labels_and_overviews_beside_a_slide_are_passed_over(tmp_path):
     with tifffile.TiffWriter(path, ome=True) as tif:
         for name, size in {"slide": (512, 640), "label image": (90, 120), "macro image": (60, 200)}.items():
             tif.write(pixels[: size[0], : size[1]], photometric="rgb", metadata={"axes": "YXS", "Name": name})
-    text = tifffile.tiffcomment(path).replace(
-        "<Image ", '<Instrument ID="Instrument:0"><Objective ID="Objective:0" NominalMagnification="40.0"/></Instrument><Image ', 1
-    ).replace("<Pixels ", '<ObjectiveSettings ID="Objective:0"/><Pixels ', 1)
+    text = (
+        tifffile.tiffcomment(path)
+        .replace(
+            "<Image ",
+            '<Instrument ID="Instrument:0"><Objective ID="Objective:0" NominalMagnification="40.0"/></Instrument><Image ',
+            1,
+        )
+        .replace("<Pixels ", '<ObjectiveSettings ID="Objective:0"/><Pixels ', 1)
+    )
     tifffile.tiffcomment(path, text.encode())
     with open_slide(path, magnification=10) as slide:
         assert slide.levels[0] == (512, 640) and slide.shape == (128, 160)
@@ -112,9 +124,34 @@ def test_pixel_sizes_a_hair_apart_are_one_resolution(tmp_path):
     for name, um in {"near": 2.000002, "far": 1.9}.items():
         runs = simulate_slide(tmp_path / "slides" / f"{name}.tif", (2000, 2048), um, seed=5)
         (tmp_path / f"{name}.csv").write_text(f"id,encoding\n{name},{runs.text()}\n")
-        run("tiles", "create", tmp_path / "slides" / f"{name}.tif", tmp_path / f"{name}.csv", "--um-per-px", 8, "--out", tmp_path / name)
-        run("tiles", "stitch", tmp_path / name / "masks", "--manifest", tmp_path / name / "manifest.csv", "--out", tmp_path / f"{name}_back")
-        scored = run("tiles", "score", tmp_path / "slides" / f"{name}.tif", "--truth", tmp_path / f"{name}.csv", "--pred", tmp_path / f"{name}_back" / "predicted.csv")
+        run(
+            "tiles",
+            "create",
+            tmp_path / "slides" / f"{name}.tif",
+            tmp_path / f"{name}.csv",
+            "--um-per-px",
+            8,
+            "--out",
+            tmp_path / name,
+        )
+        run(
+            "tiles",
+            "stitch",
+            tmp_path / name / "masks",
+            "--manifest",
+            tmp_path / name / "manifest.csv",
+            "--out",
+            tmp_path / f"{name}_back",
+        )
+        scored = run(
+            "tiles",
+            "score",
+            tmp_path / "slides" / f"{name}.tif",
+            "--truth",
+            tmp_path / f"{name}.csv",
+            "--pred",
+            tmp_path / f"{name}_back" / "predicted.csv",
+        )
         assert float(scored.stdout.split()[6]) > 0.9, scored.stdout
         assert pd.read_csv(tmp_path / name / "manifest.csv")["um_per_px"].unique().tolist() == [8.0]
 
@@ -160,7 +197,19 @@ def test_outlines_are_valid_and_in_pixels_of_the_slide(found):
 
 def test_killed_in_the_middle_it_goes_on_to_the_same_mask(slide, found, tmp_path):
     out = tmp_path / "out"
-    call = [sys.executable, "-c", "from cellseg_nb.run.cli import main; main()", "slide", slide[0], "--out", out, "--tile", "256", "--overlap", "32"]
+    call = [
+        sys.executable,
+        "-c",
+        "from cellseg_nb.run.cli import main; main()",
+        "slide",
+        slide[0],
+        "--out",
+        out,
+        "--tile",
+        "256",
+        "--overlap",
+        "32",
+    ]
     process = subprocess.Popen([str(one) for one in call], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     note = out / ".kidney_scratch" / "rows.json"
     rows, until = 0, time.monotonic() + 240

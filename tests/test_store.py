@@ -179,7 +179,9 @@ def test_evaluate_tiles_and_tables(lab, tmp_path):
     image, labels = simulate_nuclei((128, 128), seed=1)
     for folder, name in (("truth", "a.tif"), ("pred", "a_labels.tif")):
         put(lab, f"{folder}/{name}", write_labels(tmp_path / name, labels).read_bytes())
-    printed = cellseg("evaluate", "--truth", "s3://lab/truth", "--pred", "s3://lab/pred", "--json", "s3://lab/scores.json")
+    printed = cellseg(
+        "evaluate", "--truth", "s3://lab/truth", "--pred", "s3://lab/pred", "--json", "s3://lab/scores.json"
+    )
     assert "1.000" in printed and json.loads(got(lab, "scores.json"))
     colour = np.repeat(simulate_nuclei((512, 512), seed=2)[0][..., None] // 256, 3, -1).astype(np.uint8)
     colour[..., 1] //= 3
@@ -201,7 +203,12 @@ def test_evaluate_tiles_and_tables(lab, tmp_path):
 @pytest.mark.parametrize("verb", ["count", "segment3d"])
 def test_other_tasks(lab, tmp_path, verb):
     image, (kept,) = simulate_nuclei((64, 64), seed=3)[0], ("a.tif",)
-    write_image(tmp_path / kept, np.repeat(image[None], 4, 0) if verb == "segment3d" else image, "ZYX" if verb == "segment3d" else "YX", 0.5)
+    write_image(
+        tmp_path / kept,
+        np.repeat(image[None], 4, 0) if verb == "segment3d" else image,
+        "ZYX" if verb == "segment3d" else "YX",
+        0.5,
+    )
     put(lab, f"in/{kept}", (tmp_path / kept).read_bytes())
     cellseg(verb, "s3://lab/in", "--out", f"s3://lab/{verb}", "--device", "cpu")
     table = pd.read_csv(io.BytesIO(got(lab, f"{verb}/{'stacks' if verb == 'segment3d' else 'counts'}.csv")))
@@ -211,7 +218,11 @@ def test_other_tasks(lab, tmp_path, verb):
 def test_slide(lab):
     colour = np.full((512, 512, 3), 240, np.uint8)
     colour[100:300, 100:300] = (200, 120, 190)
-    put(lab, "in/s.tif", tiff(colour, tile=(256, 256), photometric="rgb", resolution=(20000, 20000), resolutionunit="CENTIMETER"))
+    put(
+        lab,
+        "in/s.tif",
+        tiff(colour, tile=(256, 256), photometric="rgb", resolution=(20000, 20000), resolutionunit="CENTIMETER"),
+    )
     cellseg("slide", "s3://lab/in/s.tif", "--out", "s3://lab/slide", "--device", "cpu")
     assert "s3://lab/in/s.tif" in got(lab, "slide/counts.csv").decode()
 
@@ -256,13 +267,17 @@ def test_refused_credentials(lab, monkeypatch):
     with s3_server(authorised=True) as variables:
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        printed = cellseg("segment", "s3://lab/in", "--out", "s3://lab/out", "--model", "otsu", code=2).strip().splitlines()
+        printed = (
+            cellseg("segment", "s3://lab/in", "--out", "s3://lab/out", "--model", "otsu", code=2).strip().splitlines()
+        )
         assert len(printed) == 1 and "access was refused" in printed[0], printed
 
 
 def test_profile_names_the_server(lab, server, tmp_path, monkeypatch):
     put(lab, "in/a.tif", nuclei(1)[0])
-    (tmp_path / "config").write_text(f"[profile mine]\nendpoint_url = {server['AWS_ENDPOINT_URL']}\nregion = us-east-1\n")
+    (tmp_path / "config").write_text(
+        f"[profile mine]\nendpoint_url = {server['AWS_ENDPOINT_URL']}\nregion = us-east-1\n"
+    )
     (tmp_path / "credentials").write_text("[mine]\naws_access_key_id = a\naws_secret_access_key = b\n")
     for name in server:
         monkeypatch.delenv(name)
@@ -295,10 +310,16 @@ def test_web_addresses(web, tmp_path, monkeypatch):
     assert f"{web.url}/in/c.tif: there is no file or folder" in lost
     web.refused.add("/in/b.tif")
     store._CHECKED.clear()
-    assert "access was refused" in cellseg("segment", f"{web.url}/in/b.tif", "--out", tmp_path / "b", "--model", "otsu", code=2)
+    assert "access was refused" in cellseg(
+        "segment", f"{web.url}/in/b.tif", "--out", tmp_path / "b", "--model", "otsu", code=2
+    )
     monkeypatch.setattr(web, "listing", lambda path: b"<p>Welcome</p>")
-    assert "is a page that lists no files" in cellseg("segment", f"{web.url}/in/", "--out", out, "--model", "otsu", code=2)
-    assert "nothing can be written" in cellseg("segment", f"{web.url}/in/a.tif", "--out", f"{web.url}/out", "--model", "otsu", code=2)
+    assert "is a page that lists no files" in cellseg(
+        "segment", f"{web.url}/in/", "--out", out, "--model", "otsu", code=2
+    )
+    assert "nothing can be written" in cellseg(
+        "segment", f"{web.url}/in/a.tif", "--out", f"{web.url}/out", "--model", "otsu", code=2
+    )
 
 
 def test_connection_that_breaks_off(web, monkeypatch):
@@ -308,7 +329,9 @@ def test_connection_that_breaks_off(web, monkeypatch):
     web.files, web.broken = {"/b.tif": nuclei(2)[1]}, {"/b.tif": 100}
     with pytest.raises(ConnectionError, match="/b.tif: the server cannot be reached, or the connection broke off"):
         read_image(f"{web.url}/b.tif")
-    assert not [one for one in store.store_folder().rglob("*") if "b.tif" in one.name or one.name.startswith(".cellseg-")]
+    assert not [
+        one for one in store.store_folder().rglob("*") if "b.tif" in one.name or one.name.startswith(".cellseg-")
+    ]
 
 
 def test_copy_is_as_new_as_the_file(web):
@@ -333,7 +356,11 @@ def large(px: int = 4096) -> np.ndarray:
 
 def test_region_of_a_tiled_tiff(web):
     pixels = large()
-    for name, how in {"/plain.tif": {}, "/packed.tif": {"compression": "zlib"}, "/own.ome.tif": {"compression": "zlib", "metadata": {"axes": "YX"}}}.items():
+    for name, how in {
+        "/plain.tif": {},
+        "/packed.tif": {"compression": "zlib"},
+        "/own.ome.tif": {"compression": "zlib", "metadata": {"axes": "YX"}},
+    }.items():
         web.files[name] = tiff(pixels, tile=(512, 512), ome=name.endswith("ome.tif"), **how)
         web.sent = 0
         with open_plane(f"{web.url}{name}") as plane:
@@ -359,7 +386,11 @@ def test_strips_are_copied(web):
 def test_region_of_ome_zarr(lab, web, tmp_path):
     pixels = large(2048)
     write_image(tmp_path / "a.zarr", pixels, "YX", 0.5)
-    web.files = {f"/a.zarr/{one.relative_to(tmp_path / 'a.zarr').as_posix()}": one.read_bytes() for one in (tmp_path / "a.zarr").rglob("*") if one.is_file()}
+    web.files = {
+        f"/a.zarr/{one.relative_to(tmp_path / 'a.zarr').as_posix()}": one.read_bytes()
+        for one in (tmp_path / "a.zarr").rglob("*")
+        if one.is_file()
+    }
     upload(lab, tmp_path / "a.zarr", "a.zarr")
     total = sum(map(len, web.files.values()))
     for url in (f"{web.url}/a.zarr", "s3://lab/a.zarr"):

@@ -7,6 +7,8 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import pytest
+from ipywidgets import Accordion, Checkbox, Dropdown, HBox, Text
+
 from cellseg_nb.apps.scaffold import TaskPanel, field_of, file_bytes
 from cellseg_nb.data.io import Image, read_labels, write_image, write_labels
 from cellseg_nb.data.simulate import simulate_nuclei
@@ -14,7 +16,6 @@ from cellseg_nb.run.registry import register
 from cellseg_nb.run.task import Result, Task
 from cellseg_nb.segment.image import SegmentSettings, segment_image
 from cellseg_nb.settings import Settings, setting
-from ipywidgets import Accordion, Checkbox, Dropdown, HBox, Text
 
 
 class BrightSettings(Settings):

@@ -15,7 +15,11 @@ class SpotSettings(Settings):
     """How bright spots are found."""
 
     threshold: float = setting(
-        0.5, "Part of the brightest from which on a pixel is spot.", gt=0, lt=1, metavar="P",
+        0.5,
+        "Part of the brightest from which on a pixel is spot.",
+        gt=0,
+        lt=1,
+        metavar="P",
         slider=(0.1, 0.9, 0.1),
     )
     least_px: int = setting(1, "Smallest spot.", ge=1, metavar="PX")

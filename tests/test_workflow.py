@@ -33,9 +33,7 @@ TINY = {
         ]
     },
     "model": {
-        "unet": {
-            "network": {"encoder": "resnet18", "encoder_depth": 3, "decoder_channels": [16, 8, 8]}
-        },
+        "unet": {"network": {"encoder": "resnet18", "encoder_depth": 3, "decoder_channels": [16, 8, 8]}},
         "stardist": {"network": {"n_rays": 8, "n_depth": 1, "n_filter_base": 8}},
     },
     "training": {
@@ -196,9 +194,7 @@ def test_killed_training_goes_on_from_its_checkpoint(study, method, length, chec
     result = run(*command[len(START) :])
     assert ran(result) == {"train_model"}
     after = (study / "data/06_models/trained/log.csv").read_text().splitlines()
-    assert (
-        len(after) == 4 and after[1] == before[1]
-    )  # its seconds say that epoch 0 was not repeated
+    assert len(after) == 4 and after[1] == before[1]  # its seconds say that epoch 0 was not repeated
     assert not unfinished.exists()
 
 
@@ -313,19 +309,13 @@ def test_list_and_show(study):
 
 def test_errors_are_one_line_each(study, tmp_path):
     at = ("--project", study)
-    assert "there is no pipeline 'all'; there are __default__, data_" in error_of(
-        "pipeline", "run", "all", *at
-    )
-    assert "has the tag 'scor'; there are augmentation, data" in error_of(
-        "pipeline", "run", "--tags", "scor", *at
-    )
+    assert "there is no pipeline 'all'; there are __default__, data_" in error_of("pipeline", "run", "all", *at)
+    assert "has the tag 'scor'; there are augmentation, data" in error_of("pipeline", "run", "--tags", "scor", *at)
     assert "has no step 'train'; it has" in error_of("pipeline", "run", "--from", "train", *at)
     assert "is no project" in error_of("pipeline", "run", "--project", tmp_path)
     assert "is not empty" in error_of("init", study)
     assert "no run card" in error_of("verify", tmp_path)
-    assert "training.epoch: unknown key" in error_of(
-        "pipeline", "run", "--params", "training.unet.epoch=3", *at
-    )
+    assert "training.epoch: unknown key" in error_of("pipeline", "run", "--params", "training.unet.epoch=3", *at)
     (study / "conf/base/parameters_pictures.yml").write_text("pictures: {wurst: 2}")
     line = error_of("pipeline", "run", *at)
     assert "conf/base/parameters_pictures.yml" in line and "pictures.wurst: unknown key" in line

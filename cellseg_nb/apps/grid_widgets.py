@@ -22,47 +22,74 @@ from matplotlib.patheffects import withStroke
 
 # %% ../../nbs/apps/06_grid_widgets.ipynb #b438ba9f
 from cellseg_nb.apps.point_widgets import (
-    PointCanvas, png_bytes,
+    PointCanvas,
+    png_bytes,
 )
 from cellseg_nb.apps.scaffold import (
-    Panel, button, controls_for, file_bytes, headline, in_red, settings_of,
+    Panel,
+    button,
+    controls_for,
+    file_bytes,
+    headline,
+    in_red,
+    settings_of,
 )
 from cellseg_nb.data.io import (
-    image_stem, read_labels,
+    image_stem,
+    read_labels,
 )
 from cellseg_nb.data.simulate_grids import (
-    draw_marks, grid_nodes, simulate_grid,
+    draw_marks,
+    grid_nodes,
+    simulate_grid,
 )
 from cellseg_nb.measure.plots import (
-    COLOURS, StandaloneFigure,
+    COLOURS,
+    StandaloneFigure,
 )
 from cellseg_nb.run.outputs import (
     counted,
 )
 from cellseg_nb.segment.grid import (
-    AMBIGUOUS, MISSING, Registration, mark_objects, register_mask,
+    AMBIGUOUS,
+    MISSING,
+    Registration,
+    mark_objects,
+    register_mask,
 )
 from cellseg_nb.segment.grid_files import (
-    STATE_COLOURS, summary_text, write_registration,
+    STATE_COLOURS,
+    summary_text,
+    write_registration,
 )
 from cellseg_nb.segment.grid_window import (
     Anchor,
 )
 from cellseg_nb.segment.lattice import (
-    GridRefused, Lattice,
+    GridRefused,
+    Lattice,
 )
 from cellseg_nb.settings import (
-    Settings, setting,
+    Settings,
+    setting,
 )
 
 # %% ../../nbs/apps/06_grid_widgets.ipynb #95754809
 class GridSimulation(Settings):
     """How a simulated grid lies, what is gone, and what is too much."""
 
-    angle_deg: int = setting(5, "Direction of the rows; positive = they go down to the right.", label="Rotation", unit="°", slider=(-44, 44, 1))
+    angle_deg: int = setting(
+        5,
+        "Direction of the rows; positive = they go down to the right.",
+        label="Rotation",
+        unit="°",
+        slider=(-44, 44, 1),
+    )
     missing_percent: int = setting(20, "Marks missing at random.", label="Marks missing", unit="%", slider=(0, 95, 5))
     gone_rows: int = setting(0, "First rows without a mark.", label="First rows gone", slider=(0, 3, 1))
-    jitter_percent: int = setting(10, "Largest distance of a mark from its place.", label="Jitter, % of pitch", slider=(0, 45, 1))
+    jitter_percent: int = setting(
+        10, "Largest distance of a mark from its place.", label="Jitter, % of pitch", slider=(0, 45, 1)
+    )
     specks: int = setting(60, "Small spots that are no marks.", label="Specks", slider=(0, 1500, 20))
     seed: int = setting(1, "Another number gives other marks.", label="Random seed", slider=(0, 20, 1))
 
@@ -72,8 +99,12 @@ class GridKnown(Settings):
 
     rows: int | None = setting(None, "Rows of the grid.", usual="estimated", ge=1)
     cols: int | None = setting(None, "Columns of the grid.", usual="estimated", label="Columns", ge=1)
-    anchor_row: int | None = setting(None, "Row of the mark that was clicked.", usual="click a mark first", label="Anchor row", ge=1)
-    anchor_col: int | None = setting(None, "Column of the mark that was clicked.", usual="click a mark first", label="Anchor column", ge=1)
+    anchor_row: int | None = setting(
+        None, "Row of the mark that was clicked.", usual="click a mark first", label="Anchor row", ge=1
+    )
+    anchor_col: int | None = setting(
+        None, "Column of the mark that was clicked.", usual="click a mark first", label="Anchor column", ge=1
+    )
     near_deg: float = setting(0.0, "Rough direction of the rows; 180 = upside down.", label="Rough direction, °")
 
 # %% ../../nbs/apps/06_grid_widgets.ipynb #704f727f
@@ -86,8 +117,16 @@ def simulated_marks(
     """Simulate the mask of a grid of marks, with room for numbers around it."""
     _, steps = grid_nodes(rows, cols, shape, angle_deg=how.angle_deg)
     sample = simulate_grid(
-        rows, cols, shape, how.seed, pitch_px=0.92 * np.hypot(*steps[1]), angle_deg=how.angle_deg, jitter=how.jitter_percent / 100, missing=how.missing_percent / 100,
-        missing_rows=tuple(range(1, how.gone_rows + 1)), specks=how.specks,
+        rows,
+        cols,
+        shape,
+        how.seed,
+        pitch_px=0.92 * np.hypot(*steps[1]),
+        angle_deg=how.angle_deg,
+        jitter=how.jitter_percent / 100,
+        missing=how.missing_percent / 100,
+        missing_rows=tuple(range(1, how.gone_rows + 1)),
+        specks=how.specks,
     )
     truth, mask, _ = draw_marks(sample)
     return mask, truth
@@ -140,7 +179,14 @@ def _write(axis: Any, text: str, place: np.ndarray, shape: tuple[int, int], scal
     room = np.array([0.7, 0.3 * len(text) + 0.4]) * max(shape) / LINES  # half of it
     y, x = np.clip(place, room, np.maximum(np.array(shape) - 1 - room, room))
     halo = [withStroke(linewidth=4, foreground="white")]
-    looks = dict(color=INK, fontsize=0.72 * scale * max(shape) / LINES, weight="bold", ha="center", va="center", path_effects=halo)
+    looks = dict(
+        color=INK,
+        fontsize=0.72 * scale * max(shape) / LINES,
+        weight="bold",
+        ha="center",
+        va="center",
+        path_effects=halo,
+    )
     axis.text(x, y, text, **looks | how)
 
 
@@ -229,7 +275,8 @@ def state_legend(
     counts = {state: found.summary[state] for state in STATE_COLOURS}
     signs = [
         f"<span style='color:{STATE_COLOURS[state]}' aria-hidden='true'>{'✕' if state == MISSING else '■'}</span> {state} {n:,}"
-        for state, n in counts.items() if n
+        for state, n in counts.items()
+        if n
     ]
     rest = found.summary["specks"] + found.summary["outside"]
     signs += [f"<span style='color:{NO_MARK}' aria-hidden='true'>■</span> no mark of the grid {rest:,}"] if rest else []
@@ -267,7 +314,9 @@ class GridPanel(Panel):
 
     examples = {name: partial(dict, how) for name, how in EXAMPLES.items()}
     downloads = {
-        "marks.csv": "Save table (CSV)", "labels.tif": "Save numbers (TIFF)", "overlay.png": "Save overlay (PNG)",
+        "marks.csv": "Save table (CSV)",
+        "labels.tif": "Save numbers (TIFF)",
+        "overlay.png": "Save overlay (PNG)",
         "quality.json": "Save quality (JSON)",
     }
     source_words, upload_words = "Marks", "Open a mask file"
@@ -444,12 +493,17 @@ def _tell(self: GridPanel) -> None:
         return
     given = "given" if self.found.summary["size"] == "given" else "estimated"
     doubtful = self.found.summary["ambiguous"]
-    words = [headline(f"{self._summary()} numbered") + f", {doubtful:,} doubtful" * (doubtful > 0), f"{self.found.rows} x {self.found.cols}, {given}"]
+    words = [
+        headline(f"{self._summary()} numbered") + f", {doubtful:,} doubtful" * (doubtful > 0),
+        f"{self.found.rows} x {self.found.cols}, {given}",
+    ]
     if self.truth is not None:
         n = compare_numbers(self.truth, self.numbers)
         told = f"of {counted(sum(n.values()), 'simulated mark')} {n['right']:,} right"
         wrong = f"{n['wrong']:,} wrong"
-        words += [f"{told}, {in_red(wrong) if n['wrong'] else wrong}" + f", {n['none']:,} without a number" * (n["none"] > 0)]
+        words += [
+            f"{told}, {in_red(wrong) if n['wrong'] else wrong}" + f", {n['none']:,} without a number" * (n["none"] > 0)
+        ]
     self.count.value = " · ".join(words)
     self.legend.value = state_legend(self.found)
     self.about.value = "<br>".join(map(html.escape, summary_text(self.found.summary).splitlines()[1:]))
@@ -458,7 +512,11 @@ def _tell(self: GridPanel) -> None:
 @patch
 def _summary(self: GridPanel) -> str | None:  # None = nothing to save
     """Say how many marks have a number that nobody needs to look at."""
-    return None if self.found is None else counted(int((~self.found.marks.status.isin([MISSING, AMBIGUOUS])).sum()), "mark")
+    return (
+        None
+        if self.found is None
+        else counted(int((~self.found.marks.status.isin([MISSING, AMBIGUOUS])).sum()), "mark")
+    )
 
 
 @patch

@@ -28,25 +28,41 @@ from skimage.segmentation import find_boundaries
 
 # %% ../../nbs/apps/04_point_widgets.ipynb #5b5ea3ef
 from cellseg_nb.apps.scaffold import (
-    STATIC, WIDE, Panel, button, choice, controls_for, field_of, headline, in_columns, read_upload,
+    STATIC,
+    WIDE,
+    Panel,
+    button,
+    choice,
+    controls_for,
+    field_of,
+    headline,
+    in_columns,
+    read_upload,
 )
 from cellseg_nb.apps.widgets import (
-    MOST_PX, preview_shape, resized,
+    MOST_PX,
+    preview_shape,
+    resized,
 )
 from cellseg_nb.core import (
     atomic_path,
 )
 from cellseg_nb.data.agreement import (
-    consensus, disagreement_zones,
+    consensus,
+    disagreement_zones,
 )
 from cellseg_nb.data.foreground import (
-    learn_foreground, project_limits, texture_foreground,
+    learn_foreground,
+    project_limits,
+    texture_foreground,
 )
 from cellseg_nb.data.heatmaps import (
-    density_map, ignored,
+    density_map,
+    ignored,
 )
 from cellseg_nb.data.io import (
-    image_stem, read_pixels,
+    image_stem,
+    read_pixels,
 )
 from cellseg_nb.data.phase import (
     write_phase_contrast,
@@ -55,20 +71,38 @@ from cellseg_nb.data.point_files import (
     CLASS,
 )
 from cellseg_nb.data.points import (
-    Annotations, clicks_by_annotator, join_annotations, points_table, write_points,
+    Annotations,
+    clicks_by_annotator,
+    join_annotations,
+    points_table,
+    write_points,
 )
+
+# %% ../../nbs/apps/04_point_widgets.ipynb #a3874938
 from cellseg_nb.data.projects import (
-    ANNOTATION_STATUS, FGMASK_STATUS, images_if_any, make_quality, named_images, read_project,
-    read_quality, trains, write_annotators, write_mask, write_quality,
+    ANNOTATION_STATUS,
+    FGMASK_STATUS,
+    images_if_any,
+    make_quality,
+    named_images,
+    read_project,
+    read_quality,
+    trains,
+    write_annotators,
+    write_mask,
+    write_quality,
 )
 from cellseg_nb.data.transforms import (
     resize,
 )
 from cellseg_nb.measure.plots import (
-    COLOURS, label_colours, overlay,
+    COLOURS,
+    label_colours,
+    overlay,
 )
 from cellseg_nb.settings import (
-    Settings, setting,
+    Settings,
+    setting,
 )
 
 # %% ../../nbs/apps/04_point_widgets.ipynb #648866b1
@@ -113,9 +147,7 @@ class PointCanvas(anywidget.AnyWidget):
         self.on_msg(lambda _, content, buffers: content.get("undo") and self.undo())
 
 # %% ../../nbs/apps/04_point_widgets.ipynb #899c316a
-def _paint_piece(
-    scribbles: np.ndarray, start: np.ndarray, end: np.ndarray, radius_px: float, label: int
-) -> None:
+def _paint_piece(scribbles: np.ndarray, start: np.ndarray, end: np.ndarray, radius_px: float, label: int) -> None:
     """Paint what is near the straight piece between two positions, in place."""
     low = np.maximum(np.floor(np.minimum(start, end) - radius_px), 0).astype(int)
     high = np.maximum(np.ceil(np.maximum(start, end) + radius_px) + 1, 0).astype(int)
@@ -269,9 +301,7 @@ class PointControls(Settings):
     """How wide things are, what lies over the picture, and how far to trust it."""
 
     brush_px: int = setting(6, "Radius of brushes and eraser.", label="Brush", slider=(1, 60, 1))
-    sigma_px: float = setting(
-        4.0, "Sigma of the heat map around each point.", label="Spread", slider=(0.5, 30.0, 0.5)
-    )
+    sigma_px: float = setting(4.0, "Sigma of the heat map around each point.", label="Spread", slider=(0.5, 30.0, 0.5))
     max_distance_px: int = setting(
         20, "Foreground farther than this is ignored.", label="Ignored beyond", slider=(2, 200, 1)
     )
@@ -281,9 +311,7 @@ class PointControls(Settings):
     annotation_status: Literal[ANNOTATION_STATUS] = setting(
         "MISSING", "How complete the points are.", label="Points are"
     )
-    fgmask_status: Literal[FGMASK_STATUS] = setting(
-        "unchecked", "How good the mask is.", label="Mask is"
-    )
+    fgmask_status: Literal[FGMASK_STATUS] = setting("unchecked", "How good the mask is.", label="Mask is")
 
 
 FOREGROUNDS = {"Mask of the project": "saved", "Texture": "texture", "My scribbles": "scribbles"}
@@ -376,9 +404,7 @@ def read_picture(
     pixels = read_pixels(path)
     height, width = pixels.shape[:2]
     if height * width > MOST_PX:
-        raise ValueError(
-            f"{path}: {height:,} x {width:,} pixels are too many to look at; cut it into parts"
-        )
+        raise ValueError(f"{path}: {height:,} x {width:,} pixels are too many to look at; cut it into parts")
     return pixels
 
 

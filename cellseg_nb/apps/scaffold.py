@@ -31,13 +31,18 @@ from PIL import Image as PillowImage
 
 # %% ../../nbs/apps/00_scaffold.ipynb #5e591ee8
 from cellseg_nb.core import (
-    gathered_notes, write_csv,
+    gathered_notes,
+    write_csv,
 )
 from cellseg_nb.data.formats.base import (
     format_of,
 )
 from cellseg_nb.data.io import (
-    IMAGE_SUFFIXES, Image, image_stem, read_image, write_labels,
+    IMAGE_SUFFIXES,
+    Image,
+    image_stem,
+    read_image,
+    write_labels,
 )
 from cellseg_nb.data.simulate import (
     simulate_nuclei,
@@ -49,13 +54,18 @@ from cellseg_nb.run.registry import (
     find_task,
 )
 from cellseg_nb.run.report import (
-    format_number, thumbnail,
+    format_number,
+    thumbnail,
 )
 from cellseg_nb.run.task import (
-    Item, Result, Task,
+    Item,
+    Result,
+    Task,
 )
 from cellseg_nb.settings import (
-    SettingFacts, Settings, facts_of,
+    SettingFacts,
+    Settings,
+    facts_of,
 )
 
 # %% ../../nbs/apps/00_scaffold.ipynb #222c22b9
@@ -163,9 +173,7 @@ def settings_of(
     kinds = {one.name: one.kind for one in facts_of(kind)}
     shown = values_of(controls).items()
     rest = {name: one for name, one in values.items() if name not in controls}
-    return kind.checked(
-        **rest, **{name: _typed(one, kinds[name]) for name, one in shown if one != ""}
-    )
+    return kind.checked(**rest, **{name: _typed(one, kinds[name]) for name, one in shown if one != ""})
 
 
 def _typed(value: Any, kind: Any) -> Any:
@@ -225,7 +233,9 @@ def check_upload(
     """Raise a ValueError where a file is too large for a page; nothing of it is decoded."""
     advice = "cut it into parts, or use the command cellseg"
     if n_bytes > MOST_UPLOAD_BYTES:
-        raise ValueError(f"{name} has {n_bytes / 2**20:,.0f} MiB, and a page opens {MOST_UPLOAD_BYTES / 2**20:,.0f}; {advice}")
+        raise ValueError(
+            f"{name} has {n_bytes / 2**20:,.0f} MiB, and a page opens {MOST_UPLOAD_BYTES / 2**20:,.0f}; {advice}"
+        )
     found = path and format_of(path)
     n_values = found and path.is_file() and n_bytes and found.declared(path)
     if n_values and n_values > MOST_UPLOAD_VALUES:

@@ -28,7 +28,16 @@ from scipy import ndimage
 
 # %% ../../nbs/apps/05_slide_widgets.ipynb #aac33a1c
 from cellseg_nb.apps.scaffold import (
-    STATIC, WIDE, Panel, button, controls_for, file_bytes, headline, in_columns, picture_bytes, settings_of,
+    STATIC,
+    WIDE,
+    Panel,
+    button,
+    controls_for,
+    file_bytes,
+    headline,
+    in_columns,
+    picture_bytes,
+    settings_of,
 )
 from cellseg_nb.core import (
     write_csv,
@@ -43,7 +52,9 @@ from cellseg_nb.data.simulate_slides import (
     simulate_slide,
 )
 from cellseg_nb.data.slides import (
-    Slide, open_slide, write_pyramid,
+    Slide,
+    open_slide,
+    write_pyramid,
 )
 from cellseg_nb.data.tiles import (
     Tile,
@@ -58,14 +69,14 @@ from cellseg_nb.run.tasks.count import (
     model_places,
 )
 from cellseg_nb.run.tasks.slide import (
-    mask_bands, slide_row,
+    mask_bands,
+    slide_row,
 )
 from cellseg_nb.segment.slide_settings import (
     SlideSettings,
 )
 
 if TYPE_CHECKING:
-
     from cellseg_nb.segment.slide import Tissue
 
 # %% ../../nbs/apps/05_slide_widgets.ipynb #fc08eb98
@@ -215,7 +226,10 @@ def describe(
     words = [headline(f"{'' if row['exact'] else 'about '}{row['count']:,} objects")]
     if row.get("density_per_mm2") is not None:
         words.append(f"{row['density_per_mm2']:.3g} per mm² of tissue ({row['tissue_mm2']:.3g} mm²)")
-    size = next(((row[name], unit) for name, unit in (("median_area_um2", "µm²"), ("median_area_px", "px")) if row.get(name)), None)
+    size = next(
+        ((row[name], unit) for name, unit in (("median_area_um2", "µm²"), ("median_area_px", "px")) if row.get(name)),
+        None,
+    )
     words += [f"median area {size[0]:,.0f} {size[1]}"] if size else []
     return " · ".join(words) + f"<br>{where}" * bool(where)
 
@@ -259,7 +273,10 @@ def simulated_slide() -> Path:
 
 
 LAYERS = {  # what lies over the slide: whether it is shown at first
-    "Tile grid": False, "Tissue mask": False, "Probability": False, "Outlines": True,
+    "Tile grid": False,
+    "Tissue mask": False,
+    "Probability": False,
+    "Outlines": True,
 }
 MOVED = ("threshold", "tissue_threshold")  # settings with a slider
 TYPED = ("pixel_size_um", "um_per_px", "reduce", "tile_px")  # settings with which a slide is opened
@@ -289,8 +306,10 @@ class SlideExplorer(Panel):
 
     examples = {"simulated kidney": simulated_slide}
     downloads = {
-        "objects.csv": "Save table (CSV)", "outlines.geojson": "Save for QuPath (GeoJSON)",
-        "rle.csv": "Save run lengths (CSV)", "mask.ome.tif": "Save mask (OME-TIFF)",
+        "objects.csv": "Save table (CSV)",
+        "outlines.geojson": "Save for QuPath (GeoJSON)",
+        "rle.csv": "Save run lengths (CSV)",
+        "mask.ome.tif": "Save mask (OME-TIFF)",
     }
     source_words, upload_words = "Slide", "Open a slide file"
     nothing = "there is no result to save yet: press “Predict the slide”"

@@ -22,20 +22,38 @@ from fastcore.basics import patch
 
 # %% ../../nbs/apps/02_stack_widgets.ipynb #a0b056bb
 from cellseg_nb.apps.scaffold import (
-    FULL, NAMED, WIDE, Panel, alternatives, button, choice, controls_for, field_of, headline,
-    numbered, object_sizes, picture_bytes, settings_of, values_of,
+    FULL,
+    NAMED,
+    WIDE,
+    Panel,
+    alternatives,
+    button,
+    choice,
+    controls_for,
+    field_of,
+    headline,
+    numbered,
+    object_sizes,
+    picture_bytes,
+    settings_of,
+    values_of,
 )
 from cellseg_nb.apps.widgets import (
-    count_hits, result_file,
+    count_hits,
+    result_file,
 )
 from cellseg_nb.core import (
-    PixelSize, pixel_edges, three_numbers,
-)
-from cellseg_nb.data.io import (
-    MICROSCOPE_SUFFIXES, TIFF_SUFFIXES,
+    PixelSize,
+    pixel_edges,
+    three_numbers,
 )
 from cellseg_nb.data.germline import (
-    simulate_germline, simulated_walls,
+    simulate_germline,
+    simulated_walls,
+)
+from cellseg_nb.data.io import (
+    MICROSCOPE_SUFFIXES,
+    TIFF_SUFFIXES,
 )
 from cellseg_nb.data.planes import (
     BrightnessSettings,
@@ -44,24 +62,32 @@ from cellseg_nb.data.transforms import (
     normalise_percentile,
 )
 from cellseg_nb.data.volumes import (
-    STACK_AXES, Stack, read_stack,
+    STACK_AXES,
+    Stack,
+    read_stack,
 )
 from cellseg_nb.measure.matching import (
     match,
 )
 from cellseg_nb.measure.plots import (
-    neighbour_colours, overlay,
+    neighbour_colours,
+    overlay,
 )
 
 # %% ../../nbs/apps/02_stack_widgets.ipynb #45a1d6d2
 from cellseg_nb.models.bundle import (
-    Bundle, StackPostprocessing, load_bundle, read_specification, with_brightness,
+    Bundle,
+    StackPostprocessing,
+    load_bundle,
+    read_specification,
+    with_brightness,
 )
 from cellseg_nb.run.outputs import (
     rough_duration,
 )
 from cellseg_nb.run.tasks.graph import (
-    wall_doubts, wall_map,
+    wall_doubts,
+    wall_map,
 )
 from cellseg_nb.run.tasks.segment3d import (
     stack_doubts,
@@ -73,16 +99,25 @@ from cellseg_nb.segment.graph import (
     walls_and_mask,
 )
 from cellseg_nb.segment.partition import (
-    METHODS, RegionGraph, graph_costs, paint_cells, partition, region_graph,
+    METHODS,
+    RegionGraph,
+    graph_costs,
+    paint_cells,
+    partition,
+    region_graph,
 )
 from cellseg_nb.segment.predict import (
-    count_windows, fit_window, predict_stack, seconds_per_window,
+    count_windows,
+    fit_window,
+    predict_stack,
+    seconds_per_window,
 )
 from cellseg_nb.segment.stack import (
     boundary_output,
 )
 from cellseg_nb.segment.superpixels import (
-    as_probability, distance_watershed,
+    as_probability,
+    distance_watershed,
 )
 from cellseg_nb.settings import (
     setting,
@@ -157,9 +192,7 @@ def cut_pieces(
     names = {"sigma_seeds", "sigma_weights", "min_size", "stacked_2d"}
     how, least = postprocessing.model_dump(include=names), postprocessing.foreground_threshold
     mask = maps.foreground > least if least and maps.foreground is not None else None
-    superpixels = distance_watershed(
-        maps.walls, threshold, **how, pixel_size_um=pixel_size_um, mask=mask
-    )
+    superpixels = distance_watershed(maps.walls, threshold, **how, pixel_size_um=pixel_size_um, mask=mask)
     return Pieces(superpixels, region_graph(superpixels, maps.walls))
 
 
@@ -263,27 +296,25 @@ class StackControls(BrightnessSettings):
     )
     voxel: str = setting("", "Edges.", label="Voxel z, y, x", unit="µm", usual="unknown")
     patch: str = setting("", "What the network sees at once.", label="Patch z, y, x", unit="px")
-    overlap: float = setting(
-        0.25, "Part of a patch shared with the next; more is slower.", slider=(0.0, 0.75, 0.05)
-    )
+    overlap: float = setting(0.25, "Part of a patch shared with the next; more is slower.", slider=(0.0, 0.75, 0.05))
     blending: Literal["gaussian", "constant"] = setting("gaussian", "How patches are joined.")
     threshold: float = setting(0.5, "Above it a voxel is wall.", slider=(0.02, 0.98, 0.01))
     beta: float = setting(0.5, "Higher keeps more pieces apart.", slider=(0.02, 0.98, 0.01))
     method: Literal[METHODS] = setting("multicut", "How pieces are joined.")
     foreground_threshold: float = setting(
-        0.0, "Only voxels above it in the painted foreground belong to cells; 0 = all.",
-        label="Foreground of voxels", slider=(0.0, 0.95, 0.05),
+        0.0,
+        "Only voxels above it in the painted foreground belong to cells; 0 = all.",
+        label="Foreground of voxels",
+        slider=(0.0, 0.95, 0.05),
     )
     min_foreground: float = setting(
-        0.0, "Cells with a smaller mean of the painted foreground are removed; 0 = none.",
-        label="Foreground of cells", slider=(0.0, 0.95, 0.05),
+        0.0,
+        "Cells with a smaller mean of the painted foreground are removed; 0 = none.",
+        label="Foreground of cells",
+        slider=(0.0, 0.95, 0.05),
     )
-    smallest: float = setting(
-        0.0, "Smaller ones are removed.", label="Smallest cell", slider=(0.0, 1.0, 0.1)
-    )
-    largest: float = setting(
-        1.0, "Larger ones are removed.", label="Largest cell", slider=(0.0, 1.0, 0.1)
-    )
+    smallest: float = setting(0.0, "Smaller ones are removed.", label="Smallest cell", slider=(0.0, 1.0, 0.1))
+    largest: float = setting(1.0, "Larger ones are removed.", label="Largest cell", slider=(0.0, 1.0, 0.1))
     slice: int = setting(0, "Depth in the stack, from 0.", slider=(0, 1, 1))
 
 
@@ -355,9 +386,7 @@ def _make_controls(self: StackExplorer) -> list:  # widgets
     self.patch, self.overlap, self.blending = window
     self.sliders = {name: self.controls[name] for name in SLIDERS}
     self.channel = choice("Channel", style=NAMED)
-    self.predict = button(
-        "Find the walls", lambda: self._draw(ask=True), button_style="primary", disabled=True
-    )
+    self.predict = button("Find the walls", lambda: self._draw(ask=True), button_style="primary", disabled=True)
     kinds = [(f"Network “{Path(self.model).name}”", "network"), ("Walls already", "walls")]
     self.kind, steps = alternatives(kinds, READS, [[*window, self.predict], []])
     threshold, beta, *sizes = self.sliders.values()
@@ -383,9 +412,7 @@ def _make_view(self: StackExplorer) -> list:  # widgets
     self.shown, self.screens, self.views = {}, {}, {}
     for kind, words in VIEWS.items():
         about = f"show or hide: {words}"
-        self.shown[kind] = ipywidgets.ToggleButton(
-            True, description=words, tooltip=about, layout=WIDE
-        )
+        self.shown[kind] = ipywidgets.ToggleButton(True, description=words, tooltip=about, layout=WIDE)
         self.screens[kind] = ipywidgets.Image(format="jpeg", layout=FULL)
         self.screens[kind].add_class(f"cellseg-{kind}")
         title = ipywidgets.HTML(f"<b>{words}</b>")
@@ -511,9 +538,7 @@ def _clear(self: StackExplorer, file: Example | None) -> None:
         )
     )
     self._cells_of = lru_cache(2)(
-        lambda *cut, beta, method: join_pieces(
-            self._pieces_of(*cut), beta, method, how.weighting_exponent
-        )
+        lambda *cut, beta, method: join_pieces(self._pieces_of(*cut), beta, method, how.weighting_exponent)
     )
 
 
@@ -605,8 +630,7 @@ def _announce(self: StackExplorer, n_windows: int, window_px: tuple[int, ...]) -
     self.predict.disabled = False
     size = " x ".join(map(str, window_px))
     self._say(
-        f"{n_windows:,} patches of {size} voxels, about {rough_duration(seconds)}: "
-        f"press “{self.predict.description}”"
+        f"{n_windows:,} patches of {size} voxels, about {rough_duration(seconds)}: press “{self.predict.description}”"
     )
 
 

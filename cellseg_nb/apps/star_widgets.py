@@ -19,23 +19,37 @@ from cellseg_nb.apps.scaffold import (
     file_bytes,
 )
 from cellseg_nb.apps.widgets import (
-    SAME, Explorer, OtsuControls,
+    SAME,
+    Explorer,
+    OtsuControls,
 )
 from cellseg_nb.measure.plots import (
-    label_colours, overlay,
+    label_colours,
+    overlay,
 )
 from cellseg_nb.models.bundle import (
-    Bundle, find_bundle, read_specification,
+    Bundle,
+    find_bundle,
+    read_specification,
 )
 from cellseg_nb.segment.image import (
-    OTSU, model_facts,
+    OTSU,
+    model_facts,
 )
 from cellseg_nb.segment.stars import (
-    Proposals, StarResult, above_threshold, draw_stars, large_enough, load_stars, non_maximum_suppression,
-    propose, write_polygons,
+    Proposals,
+    StarResult,
+    above_threshold,
+    draw_stars,
+    large_enough,
+    load_stars,
+    non_maximum_suppression,
+    propose,
+    write_polygons,
 )
 from cellseg_nb.settings import (
-    Settings, setting,
+    Settings,
+    setting,
 )
 
 # %% ../../nbs/apps/03_star_widgets.ipynb #b8f30cab

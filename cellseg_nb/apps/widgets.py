@@ -19,20 +19,38 @@ from fastcore.basics import patch
 
 # %% ../../nbs/apps/01_widgets.ipynb #b650c98c
 from cellseg_nb.apps.scaffold import (
-    Panel, alternatives, choice, controls_for, file_bytes, headline, numbered, object_sizes,
-    picture_bytes, settings_of, values_of,
+    Panel,
+    alternatives,
+    choice,
+    controls_for,
+    file_bytes,
+    headline,
+    numbered,
+    object_sizes,
+    picture_bytes,
+    settings_of,
+    values_of,
 )
 from cellseg_nb.core import (
-    PixelSize, moved, pixel_edges,
+    PixelSize,
+    moved,
+    pixel_edges,
 )
 from cellseg_nb.data.annotations import (
-    write_geojson, write_roi_zip,
+    write_geojson,
+    write_roi_zip,
 )
 from cellseg_nb.data.catalog import (
     samples,
 )
 from cellseg_nb.data.io import (
-    Image, gray_if_equal, image_stem, luminance, read_image, select_plane, write_labels,
+    Image,
+    gray_if_equal,
+    image_stem,
+    luminance,
+    read_image,
+    select_plane,
+    write_labels,
 )
 from cellseg_nb.data.planes import (
     BrightnessSettings,
@@ -44,7 +62,8 @@ from cellseg_nb.data.transforms import (
     resize,
 )
 from cellseg_nb.measure.matching import (
-    Matching, match,
+    Matching,
+    match,
 )
 from cellseg_nb.measure.objects import (
     object_table,
@@ -55,19 +74,26 @@ from cellseg_nb.measure.plots import (
 
 # %% ../../nbs/apps/01_widgets.ipynb #8cf64cc2
 from cellseg_nb.models.bundle import (
-    find_bundle, needs_maps, read_specification, with_brightness,
+    find_bundle,
+    needs_maps,
+    read_specification,
+    with_brightness,
 )
 from cellseg_nb.models.specification import (
     Normalisation,
 )
 from cellseg_nb.segment.image import (
-    OTSU, SegmentSettings, model_facts,
+    OTSU,
+    SegmentSettings,
+    model_facts,
 )
 from cellseg_nb.segment.watershed import (
-    objects_from_probabilities, otsu_watershed,
+    objects_from_probabilities,
+    otsu_watershed,
 )
 from cellseg_nb.settings import (
-    Settings, setting,
+    Settings,
+    setting,
 )
 
 if TYPE_CHECKING:
@@ -101,9 +127,7 @@ def _real() -> Picture:
 
 EXAMPLES: dict[str, Callable[[], Picture]] = {
     "simulated nuclei": lambda: _simulated("simulated", seed=4),
-    "simulated nuclei, crowded": lambda: _simulated(
-        "crowded", n_nuclei=220, clustering=0.9, seed=5
-    ),
+    "simulated nuclei, crowded": lambda: _simulated("crowded", n_nuclei=220, clustering=0.9, seed=5),
     "real nuclei": _real,
 }
 
@@ -230,9 +254,7 @@ class NetworkControls(Settings):
 class OtsuControls(Settings):
     """How brightness becomes objects."""
 
-    sigma_px: float = setting(
-        1.0, "Blur against noise before the threshold.", label="Smoothing", slider=(0, 10, 0.1)
-    )
+    sigma_px: float = setting(1.0, "Blur against noise before the threshold.", label="Smoothing", slider=(0, 10, 0.1))
     seed_height_px: float = setting(
         1.0, "A deeper waist parts two objects.", label="Waist depth", slider=(0.05, 10, 0.05)
     )
@@ -358,9 +380,7 @@ def _content(self: Explorer, kind: str) -> bytes:
 def _make_controls(self: Explorer) -> list:  # widgets
     """Make what is chosen and moved."""
     self.planes = {axis: choice(word.capitalize()) for axis, word in PLANES.items()}
-    self.controls = {
-        method: controls_for(kind, self.defaults[method]) for method, kind in self.kinds.items()
-    }
+    self.controls = {method: controls_for(kind, self.defaults[method]) for method, kind in self.kinds.items()}
     rows = [list(controls.values()) for controls in self.controls.values()]
     methods = [(f"Network “{Path(self.model).name}”", "network"), ("Otsu's threshold", OTSU)]
     self.method, shown = alternatives(methods, self.tips, rows)

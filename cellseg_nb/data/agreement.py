@@ -17,19 +17,24 @@ import pandas as pd
 from scipy.spatial import cKDTree
 
 from cellseg_nb.core import (
-    PixelSize, write_csv,
+    PixelSize,
+    write_csv,
 )
 from cellseg_nb.data.io import (
     write_image,
 )
 from cellseg_nb.data.points import (
-    Annotations, clicks_by_annotator,
+    Annotations,
+    clicks_by_annotator,
 )
 from cellseg_nb.data.projects import (
-    ImageSizes, named_images, read_project,
+    ImageSizes,
+    named_images,
+    read_project,
 )
 from cellseg_nb.measure.points import (
-    check_points, match_points,
+    check_points,
+    match_points,
 )
 
 # %% ../../nbs/data/12_agreement.ipynb #15cd7bf5
@@ -125,9 +130,7 @@ def show_agreement(
     title = f"{len(found.agreed)} agreed, {len(found.disputed)} disputed at {radius_px:g} px"
     _show(ax, picture, title, pixel_size_um)
     ax.autoscale(False)
-    for (who, own), colour, marker in zip(
-        clicks.items(), label_colours(len(clicks)) / 255, "ox^sDv" * len(clicks)
-    ):
+    for (who, own), colour, marker in zip(clicks.items(), label_colours(len(clicks)) / 255, "ox^sDv" * len(clicks)):
         own, edge = check_points(own), {} if marker == "x" else {"edgecolors": "black"}
         style = dict(color=colour, marker=marker, s=24, linewidths=1.2 if marker == "x" else 0.6)
         ax.scatter(own[:, 1], own[:, 0], label=f"{who}: {len(own)}", **style, **edge)
@@ -273,18 +276,14 @@ def write_agreement(
         annotator_agreement(annotations, radius_px),
     )
     if not len(people):
-        raise ValueError(
-            f"{folder}: no image was marked by two annotators, so nothing can be compared"
-        )
+        raise ValueError(f"{folder}: no image was marked by two annotators, so nothing can be compared")
     rows = []
     for image, clicks in clicks_by_annotator(annotations).items():
         found = consensus(clicks, radius_px)
         votes = [f"{n} of {len(clicks)}" for n in found.votes]
         rows += [(image, y, x, text) for (y, x), text in zip(found.places.tolist(), votes)]
         if image not in sizes:
-            raise FileNotFoundError(
-                f"{folder}: points.csv names the image {image}, which is not in images/"
-            )
+            raise FileNotFoundError(f"{folder}: points.csv names the image {image}, which is not in images/")
         zones = disagreement_zones(found, sizes[image], radius_px)
         write_image(out / "zones" / f"{image}.png", zones.astype(np.uint8) * np.uint8(255), "YX")
     cells = pd.DataFrame(rows, columns=["image", "y", "x", "votes"])

@@ -20,7 +20,10 @@ import numpy as np
 from numba import njit
 
 from cellseg_nb.core import (
-    atomic_path, check_labels, label_dtype, read_json,
+    atomic_path,
+    check_labels,
+    label_dtype,
+    read_json,
 )
 from cellseg_nb.data.io import (
     image_stem,
@@ -219,10 +222,7 @@ def outlines(
     ValueError
         `labels` is not a label image, or not (Y, X).
     """
-    return {
-        number: [ring for part in parts for ring in part]
-        for number, parts in polygons(labels).items()
-    }
+    return {number: [ring for part in parts for ring in part] for number, parts in polygons(labels).items()}
 
 # %% ../../nbs/data/06_annotations.ipynb #1c5a5841
 @njit(cache=True, nogil=True)
@@ -273,9 +273,7 @@ def _check_rings(source, name, rings, shape, clip):
 
 # %% ../../nbs/data/06_annotations.ipynb #3c44fac7
 def labels_from_polygons(
-    polygons: Mapping[
-        int, list[list[np.ndarray]]
-    ],  # per id its parts; per part its closed rings (y, x)
+    polygons: Mapping[int, list[list[np.ndarray]]],  # per id its parts; per part its closed rings (y, x)
     shape: tuple[int, int],  # of the picture; (Y, X)
     clip: bool = False,  # cut what leaves the picture, instead of an error
     names: Mapping[int, str] | None = None,  # what to call an object in messages
@@ -310,9 +308,7 @@ def labels_from_polygons(
         ("overlap earlier ones", overlapping),
     ):
         if which:
-            message = (
-                f"{source}: {len(which)} of {len(polygons)} objects {words}, such as {which[0]}"
-            )
+            message = f"{source}: {len(which)} of {len(polygons)} objects {words}, such as {which[0]}"
             warnings.warn(message, stacklevel=3)
     return labels
 
@@ -349,8 +345,7 @@ def _measurements_by_id(measurements, ids):
 # %% ../../nbs/data/06_annotations.ipynb #d03f30e0
 def write_geojson(
     path: str | Path,  # .geojson or .json
-    labels: np.ndarray
-    | Mapping[int, list],  # label image; (Y, X); or polygons as `polygons` gives them
+    labels: np.ndarray | Mapping[int, list],  # label image; (Y, X); or polygons as `polygons` gives them
     measurements: Mapping | None = None,  # table with a column label, such as `object_table` gives
     classification: str | None = "Nucleus",  # class of all objects; None = no class
     object_type: str = "detection",  # or annotation, cell, tile
@@ -409,11 +404,7 @@ def _parts_of(source, name, geometry):
     except (TypeError, ValueError, IndexError) as error:
         raise ValueError(f"{source}: the coordinates of {name} are damaged ({error})") from error
     return [
-        [
-            ring if (ring[0] == ring[-1]).all() else np.concatenate([ring, ring[:1]])
-            for ring in rings
-        ]
-        for rings in parts
+        [ring if (ring[0] == ring[-1]).all() else np.concatenate([ring, ring[:1]]) for ring in rings] for rings in parts
     ]
 
 
@@ -459,9 +450,7 @@ def read_geojson(
     return labels_from_polygons(parts, shape, clip, dict(zip(ids, shown)), path)
 
 # %% ../../nbs/data/06_annotations.ipynb #99b5eb56
-LARGEST_ROI_PX = (
-    60_000  # ImageJ keeps whole coordinates in 16 bits; composite regions have no limit
-)
+LARGEST_ROI_PX = 60_000  # ImageJ keeps whole coordinates in 16 bits; composite regions have no limit
 
 
 def _roi(number, digits, parts):
@@ -497,8 +486,7 @@ def _roi(number, digits, parts):
 # %% ../../nbs/data/06_annotations.ipynb #9697aada
 def write_roi_zip(
     path: str | Path,  # .zip
-    labels: np.ndarray
-    | Mapping[int, list],  # label image; (Y, X); or polygons as `polygons` gives them
+    labels: np.ndarray | Mapping[int, list],  # label image; (Y, X); or polygons as `polygons` gives them
 ) -> Path:  # the file written
     """Write objects as regions for the ROI Manager of ImageJ; names are the ids in `labels`.
 
@@ -539,9 +527,7 @@ def _roi_rings(source, name, roi):
     else:
         raise ValueError(f"{source}: {name} is a {roi.roitype.name.lower()}, and no area")
     rings = [np.asarray(ring, float)[:, ::-1] for ring in rings if len(ring)]
-    return [
-        ring if (ring[0] == ring[-1]).all() else np.concatenate([ring, ring[:1]]) for ring in rings
-    ]
+    return [ring if (ring[0] == ring[-1]).all() else np.concatenate([ring, ring[:1]]) for ring in rings]
 
 
 def _stored_rois(path):

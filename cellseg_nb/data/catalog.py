@@ -23,13 +23,22 @@ from urllib.request import url2pathname
 import numpy as np
 
 from cellseg_nb.core import (
-    cell_value, claim, file_sha256,
+    cell_value,
+    claim,
+    file_sha256,
 )
 from cellseg_nb.data.downloads import (
-    download, unzip,
+    download,
+    unzip,
 )
 from cellseg_nb.data.io import (
-    IMAGE_SUFFIXES, find_images, image_stem, read_image, read_labels, read_pixels, write_image,
+    IMAGE_SUFFIXES,
+    find_images,
+    image_stem,
+    read_image,
+    read_labels,
+    read_pixels,
+    write_image,
     write_labels,
 )
 from cellseg_nb.data.sbsst265 import (
@@ -174,8 +183,7 @@ def _dataset(name):
     known = datasets()
     if name not in known:
         raise ValueError(
-            f"there is no data set {name!r}; there are {', '.join(known)}; a folder of your own is "
-            "named by its path"
+            f"there is no data set {name!r}; there are {', '.join(known)}; a folder of your own is named by its path"
         )
     return known[name]
 
@@ -194,8 +202,7 @@ def data_folder() -> Path | None:  # None = not set
     folder = Path(value).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"the environment variable CELLSEG_DATA names {value}, and there is no such folder; "
-            "correct it or unset it"
+            f"the environment variable CELLSEG_DATA names {value}, and there is no such folder; correct it or unset it"
         )
     return folder
 
@@ -229,9 +236,7 @@ def locate(
         `CELLSEG_DATA` names a folder that does not exist.
     """
     if not _dataset(name).layout:
-        raise ValueError(
-            f"{name} is computed, so it has no folder; samples({name!r}) gives its images"
-        )
+        raise ValueError(f"{name} is computed, so it has no folder; samples({name!r}) gives its images")
     if name == "sample":
         return _sample_folder()
     names = dict.fromkeys((name, name.replace("-", "_")))
@@ -251,9 +256,7 @@ def state(
 
 # %% ../../nbs/data/01_catalog.ipynb #346b622e
 @lru_cache(maxsize=1)
-def dsb2018_table() -> tuple[
-    dict[str, str | int], ...
-]:  # file, split, kind, height, width, n_nuclei
+def dsb2018_table() -> tuple[dict[str, str | int], ...]:  # file, split, kind, height, width, n_nuclei
     """Read the table of all dsb2018 images that comes with this package."""
     path = files("cellseg_nb").joinpath("data", "tables", "dsb2018.csv")
     with path.open(newline="", encoding="utf-8") as file:
@@ -300,9 +303,7 @@ def convert_dsb2018(
     folders = {one.parent.name[:16]: one.parent for one in source.glob("**/images")}
     missing = [row["file"] for row in table if row["file"] not in folders]
     if missing:
-        raise ValueError(
-            f"{source} lacks {len(missing)} of {len(table)} images, such as {missing[0]}"
-        )
+        raise ValueError(f"{source} lacks {len(missing)} of {len(table)} images, such as {missing[0]}")
     for row in table:
         folder = folders[row["file"]]
         pixels = read_pixels(next(folder.glob("images/*.png")))
@@ -674,9 +675,7 @@ def samples(
     else:
         found = None
     if found is not None:
-        splits, kinds = (
-            tuple(dict.fromkeys(one)) for one in zip(*((s.split, s.kind) for s in found))
-        )
+        splits, kinds = (tuple(dict.fromkeys(one)) for one in zip(*((s.split, s.kind) for s in found)))
     else:
         splits, kinds = _dataset(str(name)).splits, _dataset(str(name)).kinds
     for word, value, known in (("split", split, splits), ("kind", kind, kinds)):

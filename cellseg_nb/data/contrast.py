@@ -70,9 +70,7 @@ def find_contrast(
         for one, rank in zip(bins.tolist(), ranks)
     ]
     values = _pixels_of_keys(bins << 16 | np.array(digits))
-    dark, bright = (
-        float(a + (b - a) * (place % 1)) for a, b, place in zip(values[:2], values[2:], places)
-    )
+    dark, bright = (float(a + (b - a) * (place % 1)) for a, b, place in zip(values[:2], values[2:], places))
     return Contrast(dark, bright) if dark < bright else Contrast(least, most)
 
 # %% ../../nbs/data/26_contrast.ipynb #858fd734

@@ -13,10 +13,13 @@ import numpy as np
 import pandas as pd
 
 from cellseg_nb.data.agreement import (
-    consensus, disagreement_zones,
+    consensus,
+    disagreement_zones,
 )
 from cellseg_nb.data.io import (
-    image_stem, open_image, read_pixels,
+    image_stem,
+    open_image,
+    read_pixels,
 )
 from cellseg_nb.data.point_files import (
     read_csv_table,
@@ -25,7 +28,11 @@ from cellseg_nb.data.points import (
     clicks_by_annotator,
 )
 from cellseg_nb.data.projects import (
-    images_if_any, named_images, read_project, read_quality, trains,
+    images_if_any,
+    named_images,
+    read_project,
+    read_quality,
+    trains,
 )
 
 # %% ../../nbs/data/20_count_samples.ipynb #69106817
@@ -108,9 +115,7 @@ def counting_samples(
     splits = sorted(set(quality["split"]) - {""})
     if split is not None:
         if split not in splits:
-            raise ValueError(
-                f"{folder} has no split {split!r}; there is: {', '.join(splits) or 'none'}"
-            )
+            raise ValueError(f"{folder} has no split {split!r}; there is: {', '.join(splits) or 'none'}")
         quality = quality[quality["split"] == split]
     clicks, masks = clicks_by_annotator(annotations), images_if_any(folder / "masks")
     samples = []
@@ -132,9 +137,7 @@ def _quality_of(folder, annotations, paths):
     marked = set(annotations.points["image"])
     image = table["image"].map(image_stem)
     status = ["fully" if name in marked else "empty" for name in image]
-    quality = pd.DataFrame(
-        {"image": image, "annotation_status": status, "fgmask_status": "unchecked"}
-    )
+    quality = pd.DataFrame({"image": image, "annotation_status": status, "fgmask_status": "unchecked"})
     return quality.assign(split=table["split"] if "split" in table else "")
 
 
@@ -143,9 +146,7 @@ def _check_names(folder, tables, paths):
     for table, names in tables.items():
         absent = [name for name in names if name not in paths]
         if absent:
-            raise ValueError(
-                f"{folder}: {table} names the image {absent[0]}, which is not in images/"
-            )
+            raise ValueError(f"{folder}: {table} names the image {absent[0]}, which is not in images/")
 
 
 def _agreed(clicks, path, radius_px):

@@ -21,7 +21,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cellseg_nb.core import (
-    claim, file_sha256, temporary_beside,
+    claim,
+    file_sha256,
+    temporary_beside,
 )
 
 # %% ../../nbs/data/21_downloads.ipynb #36277908
@@ -59,7 +61,9 @@ def _check_room(address, part, missing, most_bytes):
         raise ValueError(f"{address} has {missing:,} bytes, and {most_bytes:,} are allowed")
     free = shutil.disk_usage(part.parent).free
     if missing > free:
-        raise ValueError(f"{address}: {missing:,} bytes do not fit on the disk, which has {free:,} left in {part.parent}")
+        raise ValueError(
+            f"{address}: {missing:,} bytes do not fit on the disk, which has {free:,} left in {part.parent}"
+        )
 
 
 def _fetch_rest(address, part, progress, timeout, most_bytes, deadline):
@@ -70,9 +74,7 @@ def _fetch_rest(address, part, progress, timeout, most_bytes, deadline):
     try:
         response = urllib.request.urlopen(request, timeout=timeout)
     except urllib.error.HTTPError as error:
-        if (
-            error.code != 416
-        ):  # "range not satisfiable": nothing is missing, or the file is another one
+        if error.code != 416:  # "range not satisfiable": nothing is missing, or the file is another one
             raise
         total = error.headers.get("Content-Range", "").rpartition("/")[2]
         if total != str(done):
@@ -108,8 +110,7 @@ def download(
     address: str,  # http or https
     path: str | Path,  # where to write it; its folder is made when missing
     sha256: str | None = None,  # checksum it must have; None = not known
-    progress: Callable[[int, int | None], None]
-    | None = None,  # called with bytes done and in total
+    progress: Callable[[int, int | None], None] | None = None,  # called with bytes done and in total
     attempts: int = 5,  # how often to go on after the connection broke
     timeout: float = 60,  # seconds without an answer
     most_bytes: int = MOST_BYTES,  # a larger file is refused
@@ -135,9 +136,7 @@ def download(
     return path
 
 # %% ../../nbs/data/21_downloads.ipynb #6df451ce
-def _download(
-    address, path, sha256, progress, attempts, timeout, most_bytes, deadline, most_seconds
-) -> None:
+def _download(address, path, sha256, progress, attempts, timeout, most_bytes, deadline, most_seconds) -> None:
     """Download a file that nobody else writes now."""
     part = path.with_name(path.name + ".part")
     reason = "no attempt"

@@ -18,16 +18,29 @@ import numpy as np
 from scipy import ndimage
 
 from cellseg_nb.core import (
-    atomic_path, file_sha256, moved, one_line, read_json,
+    atomic_path,
+    file_sha256,
+    moved,
+    one_line,
+    read_json,
 )
 from cellseg_nb.data.forest import (
-    Forest, ForestFormat, convert_forest, load_forest, save_forest,
+    Forest,
+    ForestFormat,
+    convert_forest,
+    load_forest,
+    save_forest,
 )
 from cellseg_nb.data.io import (
-    luminance, read_labels, read_pixels,
+    luminance,
+    read_labels,
+    read_pixels,
 )
 from cellseg_nb.data.projects import (
-    named_images, read_quality, write_mask, write_quality,
+    named_images,
+    read_quality,
+    write_mask,
+    write_quality,
 )
 from cellseg_nb.data.tiles import (
     plan_blocks,
@@ -171,17 +184,14 @@ def texture_foreground(
 # %% ../../nbs/data/14_foreground.ipynb #615468cc
 SCALES_PX = (1, 2, 4, 8)
 PIXEL_FEATURES = tuple(
-    f"{name}_{scale}"
-    for scale in SCALES_PX
-    for name in ("brightness", "slope", "ridge", "valley", "grain")
+    f"{name}_{scale}" for scale in SCALES_PX for name in ("brightness", "slope", "ridge", "valley", "grain")
 )
 
 
 def _features_at_scale(even, scale):
     """Five numbers per pixel through a window of one size; list of float32 (Y, X)."""
     smooth, dy, dx, dyy, dxx, dyx = (
-        ndimage.gaussian_filter(even, scale, order=order)
-        for order in ((0, 0), (1, 0), (0, 1), (2, 0), (0, 2), (1, 1))
+        ndimage.gaussian_filter(even, scale, order=order) for order in ((0, 0), (1, 0), (0, 1), (2, 0), (0, 2), (1, 1))
     )
     middle, half = (dyy + dxx) / 2, np.hypot((dyy - dxx) / 2, dyx)
     grain = ndimage.gaussian_filter(even * even, scale) - smooth * smooth
@@ -197,9 +207,7 @@ def pixel_features(
     return np.stack(features, axis=-1)
 
 # %% ../../nbs/data/14_foreground.ipynb #7f0da8dd
-PIXEL_FORMAT = ForestFormat(
-    "pixels", "pixel classifiers", PIXEL_FEATURES, 1, "cellseg points foreground writes one"
-)
+PIXEL_FORMAT = ForestFormat("pixels", "pixel classifiers", PIXEL_FEATURES, 1, "cellseg points foreground writes one")
 BLOCK_PX = 1024
 
 
@@ -240,14 +248,11 @@ def _training_pixels(image, scribbles, name):
     scribbles = np.asarray(scribbles)
     if scribbles.shape != np.asarray(image).shape[:2]:
         raise ValueError(
-            f"scribbles {name} have the shape {scribbles.shape}, their image "
-            f"{np.asarray(image).shape[:2]}"
+            f"scribbles {name} have the shape {scribbles.shape}, their image {np.asarray(image).shape[:2]}"
         )
     strange = np.setdiff1d(scribbles, (NONE, BACKGROUND, FOREGROUND))
     if len(strange):
-        raise ValueError(
-            f"scribbles {name} hold the value {strange[0]}; 0 is none, 1 background, 2 foreground"
-        )
+        raise ValueError(f"scribbles {name} hold the value {strange[0]}; 0 is none, 1 background, 2 foreground")
     there = scribbles > 0
     return pixel_features(image)[there], scribbles[there] == FOREGROUND
 
@@ -280,9 +285,7 @@ def learn_foreground(
             "least 20 of each are needed"
         )
     features, inside = map(np.concatenate, zip(*painted))
-    forest = RandomForestClassifier(
-        n_trees, min_samples_leaf=5, class_weight="balanced", random_state=seed, n_jobs=1
-    )
+    forest = RandomForestClassifier(n_trees, min_samples_leaf=5, class_weight="balanced", random_state=seed, n_jobs=1)
     forest.fit(features, inside)
     return convert_forest(forest, {"background_px": dish, "foreground_px": cells}, PixelClassifier)
 
@@ -382,11 +385,7 @@ def _manual_masks(project):
     def as_proposed(name, path):
         return path.suffix == ".png" and proposed.get(name) == file_sha256(path)
 
-    return {
-        name: path
-        for name, path in masks.items()
-        if name in reviewed or not as_proposed(name, path)
-    }
+    return {name: path for name, path in masks.items() if name in reviewed or not as_proposed(name, path)}
 
 
 def _note_proposed(project, written):
@@ -441,6 +440,4 @@ def write_foreground_masks(
     return done
 
 # %% ../../nbs/data/14_foreground.ipynb #94ee7a77
-__getattr__ = moved(__name__, {
-    "evened": f"{__name__}:flatten_light", "Limits": f"{__name__}:TextureLimits"
-})
+__getattr__ = moved(__name__, {"evened": f"{__name__}:flatten_light", "Limits": f"{__name__}:TextureLimits"})

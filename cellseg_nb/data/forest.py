@@ -17,7 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from cellseg_nb.core import (
-    atomic_path, moved, parse_json,
+    atomic_path,
+    moved,
+    parse_json,
 )
 
 # %% ../../nbs/data/16_forest.ipynb #36d07e6e
@@ -146,9 +148,7 @@ def load_forest(
             facts = parse_json((file.metadata() or {})[format.key])
             arrays = {name: file.get_tensor(name) for name in ARRAYS}
     except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"{path}: this is no file of {format.content} ({format.hint}): {error}"
-        ) from error
+        raise ValueError(f"{path}: this is no file of {format.content} ({format.hint}): {error}") from error
     version, features = facts.pop("format_version", None), facts.pop("features", None)
     if version != format.version or features != list(format.features):
         raise ValueError(

@@ -15,7 +15,10 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from cellseg_nb.core import (
-    atomic_path, consecutive, label_dtype, pixel_edges,
+    atomic_path,
+    consecutive,
+    label_dtype,
+    pixel_edges,
 )
 from cellseg_nb.data.io import (
     write_labels,
@@ -245,9 +248,7 @@ def _wall(tissue, other, thickness_um, chance, weak_walls):
     apart = np.maximum(np.linalg.norm(across, axis=1), 1e-3)
     away = (tissue.squared[:, other] - tissue.squared[:, 0]) / (2 * apart)
     low, high = np.minimum(first, second).astype(np.int64), np.maximum(first, second)
-    drawn = chance[
-        (low * 73_856_093 ^ high * np.int64(19_349_663)) % len(chance)
-    ]  # the same on both sides
+    drawn = chance[(low * 73_856_093 ^ high * np.int64(19_349_663)) % len(chance)]  # the same on both sides
     bright = np.exp(0.35 * drawn) * np.where(drawn < np.quantile(chance, weak_walls), 0.2, 1)
     seen = _wall_brightness(away, thickness_um, (across / apart[:, None]) ** 2 @ tissue.edges**2)
     return seen * bright.astype(np.float32)
@@ -368,9 +369,7 @@ def simulate_germline(
     parts = dict(gaps=gaps, weak_walls=weak_walls, scatter=scatter)
     edges = _checked(shape, n_cells, pixel_size_um, diameter_um, parts)
     rng = np.random.default_rng(seed)
-    tissue = _tissue(
-        rng, shape, edges, radius_um, diameter_um, n_cells, diameter_spread, bend_um, min_visible_px
-    )
+    tissue = _tissue(rng, shape, edges, radius_um, diameter_um, n_cells, diameter_spread, bend_um, min_visible_px)
     walls = _membranes(rng, tissue, thickness_um, gaps, weak_walls, surface, core)
     image = np.empty((2, *shape), np.uint16)
     for number, light in enumerate(_light_of_channels(rng, tissue, walls, haze, nucleus_part)):
@@ -462,9 +461,7 @@ def write_germlines(
 
     rows = []
     for number in range(n):
-        image, labels = simulate_germline(
-            shape, pixel_size_um=pixel_size_um, seed=seed + number, **settings
-        )
+        image, labels = simulate_germline(shape, pixel_size_um=pixel_size_um, seed=seed + number, **settings)
         name = f"germline_{seed + number:03}"
         path = Path(folder) / "images" / f"{name}.ome.tif"
         mask = Path(folder) / "masks" / f"{name}.tif"

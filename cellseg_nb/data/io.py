@@ -19,20 +19,38 @@ import numpy as np
 from fastcore.basics import patch
 
 from cellseg_nb.core import (
-    PixelSize, check_labels, file_sha256, label_dtype, moved, pixel_edges, plain_text,
+    PixelSize,
+    check_labels,
+    file_sha256,
+    label_dtype,
+    moved,
+    pixel_edges,
+    plain_text,
 )
 from cellseg_nb.data.formats.base import (
-    FORMATS, Format, Reader, explained, fitting_facts, format_of, gray_if_equal, image_stem,
-    load_formats, named_axes,
+    FORMATS,
+    Format,
+    Reader,
+    explained,
+    fitting_facts,
+    format_of,
+    gray_if_equal,
+    image_stem,
+    load_formats,
+    named_axes,
 )
 from cellseg_nb.data.masks import (
     objects_of,
 )
 from cellseg_nb.data.ome import (
-    image_parts, without_parts,
+    image_parts,
+    without_parts,
 )
 from cellseg_nb.places import (
-    gateway, is_elsewhere, local, shown,
+    gateway,
+    is_elsewhere,
+    local,
+    shown,
 )
 
 # %% ../../nbs/data/00_io.ipynb #9cd1835f
@@ -244,24 +262,16 @@ def write_image(
     """
     path, pixels = Path(path), np.asarray(pixels)
     if pixels.dtype.kind not in "iuf":
-        raise ValueError(
-            f"{path}: images hold numbers, not {pixels.dtype}; a mask is mask.astype('uint8')"
-        )
+        raise ValueError(f"{path}: images hold numbers, not {pixels.dtype}; a mask is mask.astype('uint8')")
     named_axes(path, pixels.shape, "", axes)
     colour = axes[-1] == "C"
     if axes != "".join(a for a in ("TZYXC" if colour else "TZCYX") if a in axes):
-        raise ValueError(
-            f"{path}: axes {axes!r} must be in the order TZCYX, or end in C for colour"
-        )
+        raise ValueError(f"{path}: axes {axes!r} must be in the order TZCYX, or end in C for colour")
     if colour and pixels.shape[-1] != 3:
-        raise ValueError(
-            f"{path}: a colour picture has 3 channels, not {pixels.shape[-1]}; use CYX"
-        )
+        raise ValueError(f"{path}: a colour picture has 3 channels, not {pixels.shape[-1]}; use CYX")
     n_channels = pixels.shape[axes.index("C")] if "C" in axes else 1
     if channels is not None and (colour or len(channels) != n_channels):
-        raise ValueError(
-            f"{path}: {len(channels)} channel names do not fit axes {axes} {pixels.shape}"
-        )
+        raise ValueError(f"{path}: {len(channels)} channel names do not fit axes {axes} {pixels.shape}")
     edges = _edges_to_write(pixel_size_um, axes)
     (format_of(path) or Format()).write(path, pixels, axes, edges, channels)
     return path
@@ -333,9 +343,7 @@ def _open_labels(path, series=None):
     file = open_image(path, series=series, labels=True)
     if file.rgb:
         file.close()
-        raise ValueError(
-            f"{path} is a colour picture {_label_shape(file)}, not a label image of integer ids"
-        )
+        raise ValueError(f"{path} is a colour picture {_label_shape(file)}, not a label image of integer ids")
     return file
 
 
@@ -475,9 +483,7 @@ def _plane_indices(image, channel, z, t):
     colours = image.rgb and channel is None
     chosen = {"C": None if colours else _channel_index(image, channel)}
     chosen["T"] = _plane_index(image, "T", t, "time point", "time points")
-    chosen["Z"] = (
-        None if z == "max" else _plane_index(image, "Z", z, "plane in depth", "planes in depth")
-    )
+    chosen["Z"] = None if z == "max" else _plane_index(image, "Z", z, "plane in depth", "planes in depth")
     return [None if letter in "YX" else chosen.get(letter, 0) for letter in image.axes]
 
 # %% ../../nbs/data/00_io.ipynb #d90b91fd
@@ -607,8 +613,7 @@ OWN_OUTPUTS += tuple(  # maps of stacks
     for suffix in (".ome.tif", ".zarr")
 )
 OTHER_IMAGE_SUFFIXES = tuple(  # images that are not read, for the warning
-    ".bmp .dm3 .dm4 .dv .gif .ims .jp2 .lif .lsm .mrc .nd .nrrd .oib "
-    ".oif .oir .stk .vsi .webp .zvi".split()
+    ".bmp .dm3 .dm4 .dv .gif .ims .jp2 .lif .lsm .mrc .nd .nrrd .oib .oif .oir .stk .vsi .webp .zvi".split()
 )
 
 
@@ -639,7 +644,9 @@ def _fits(path, is_file):
 def _folder_images(folder):
     """The images of a folder, and a sentence about those of other formats (may be empty)."""
     visible = {one: is_file for one, is_file in _entries(folder).items() if not one.name.startswith(".")}
-    misnamed = [one for one, is_file in visible.items() if one.suffix.lower() in IMAGE_SUFFIXES and not _fits(one, is_file)]
+    misnamed = [
+        one for one, is_file in visible.items() if one.suffix.lower() in IMAGE_SUFFIXES and not _fits(one, is_file)
+    ]
     visible = [one for one, is_file in visible.items() if is_file or _fits(one, is_file)]
     inside = [
         one

@@ -134,7 +134,9 @@ def beyond(
     one: np.ndarray,  # a glomerulus or a vessel; (12,)
     y: float,  # place; µm
     x: float,
-) -> tuple[float, float, float, float]:  # how far outside, µm, negative = inside; distance and direction from the middle
+) -> tuple[
+    float, float, float, float
+]:  # how far outside, µm, negative = inside; distance and direction from the middle
     """How far a place lies outside of a round thing."""
     dy, dx = y - one[Y], x - one[X]
     away = max(np.sqrt(dy * dy + dx * dx), 1e-6)

@@ -12,7 +12,9 @@ import bioimage_cpp as bic
 import numpy as np
 
 from cellseg_nb.core import (
-    check_labels, consecutive, label_dtype,
+    check_labels,
+    consecutive,
+    label_dtype,
 )
 
 # %% ../../nbs/data/23_masks.ipynb #1fa544a0

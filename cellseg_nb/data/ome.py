@@ -17,7 +17,11 @@ from cellseg_nb.core import (
     note,
 )
 from cellseg_nb.places import (
-    gateway, is_elsewhere, local, readable, stored_size,
+    gateway,
+    is_elsewhere,
+    local,
+    readable,
+    stored_size,
 )
 
 # %% ../../nbs/data/25_ome.ipynb #c312de00
@@ -84,8 +88,7 @@ def _description(path: Path, text: str) -> tuple[ElementTree.Element, str | None
     companion = path.with_name(Path(only.get("MetadataFile") or "").name or path.name)
     if companion == path or not companion.is_file():
         raise ValueError(
-            f"{path}: its description {only.get('MetadataFile')!r} is missing beside it; it says which planes "
-            "these are"
+            f"{path}: its description {only.get('MetadataFile')!r} is missing beside it; it says which planes these are"
         )
     if companion.suffix.lower() in (".tif", ".tiff"):
         return _parsed(companion, ome_text(companion) or ""), root.get("UUID"), True

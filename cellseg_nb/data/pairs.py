@@ -17,10 +17,15 @@ from pathlib import Path
 import numpy as np
 
 from cellseg_nb.core import (
-    cell_value, table_text,
+    cell_value,
+    table_text,
 )
 from cellseg_nb.data.io import (
-    find_images, image_stem, open_image, read_pixels, write_image,
+    find_images,
+    image_stem,
+    open_image,
+    read_pixels,
+    write_image,
 )
 
 # %% ../../nbs/data/33_pairs.ipynb #4638ebe1
@@ -72,7 +77,8 @@ COLUMNS = {  # what a table may say → names of its column, the first one there
 
 def group_of(
     name: str,  # of a picture, without suffix
-    pattern: str | None = None,  # regular expression; the part in brackets, or all that fits, is the group; None = tiles
+    pattern: str
+    | None = None,  # regular expression; the part in brackets, or all that fits, is the group; None = tiles
 ) -> str:  # the name itself where nothing fits
     """Find the group of a picture by its name.
 
@@ -182,15 +188,24 @@ def _parted_samples(folder: Path, split: str | None, mask_threshold: float | Non
         for source in sorted((folder / part).glob(f"*/*/{PART_FOLDERS[0]}")):
             group = source.parent.relative_to(folder / part).as_posix()
             if parts_of.setdefault(group, part) != part:
-                raise ValueError(f"{group} is in {parts_of[group]} and in {part} of {folder}; a group belongs to one part")
+                raise ValueError(
+                    f"{group} is in {parts_of[group]} and in {part} of {folder}; a group belongs to one part"
+                )
             images, masks = (_by_name(source.parent / one) for one in PART_FOLDERS)
             bare = [path for name, path in images.items() if name not in masks]
             if bare:
-                raise ValueError(f"{bare[0]} has no mask in {source.parent / PART_FOLDERS[1]}; a picture without foreground needs an empty one")
+                raise ValueError(
+                    f"{bare[0]} has no mask in {source.parent / PART_FOLDERS[1]}; a picture without foreground needs an empty one"
+                )
             if part == split or (split is None and part != "test"):
-                found += [PairSample(f"{group}/{name}", path, masks[name], group, part, mask_threshold) for name, path in images.items()]
+                found += [
+                    PairSample(f"{group}/{name}", path, masks[name], group, part, mask_threshold)
+                    for name, path in images.items()
+                ]
     if not found:
-        raise ValueError(f"no pairs of the split {split!r} in {folder}, which is sorted as train/<data set>/<group>/source and mask")
+        raise ValueError(
+            f"no pairs of the split {split!r} in {folder}, which is sorted as train/<data set>/<group>/source and mask"
+        )
     return found
 
 # %% ../../nbs/data/33_pairs.ipynb #c6153cd2
@@ -241,9 +256,7 @@ def _check_names(folder, table, names: Sequence[str], images: dict, masks: dict)
     """Refuse names without picture or mask, and those that come twice."""
     lost = [name for name in names if name not in images]
     if lost:
-        raise ValueError(
-            f"{table} names {len(lost)} pictures that are not in {folder / FOLDERS[0]}, such as {lost[0]}"
-        )
+        raise ValueError(f"{table} names {len(lost)} pictures that are not in {folder / FOLDERS[0]}, such as {lost[0]}")
     bare = [name for name in names if name not in masks]
     if bare:
         raise ValueError(

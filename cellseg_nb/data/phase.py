@@ -29,10 +29,12 @@ from cellseg_nb.data.point_files import (
     CLASS,
 )
 from cellseg_nb.data.points import (
-    points_table, write_points,
+    points_table,
+    write_points,
 )
 from cellseg_nb.data.projects import (
-    QUALITY_COLUMNS, write_annotators,
+    QUALITY_COLUMNS,
+    write_annotators,
 )
 
 # %% ../../nbs/data/13_phase.ipynb #8b5d51e4
@@ -181,9 +183,7 @@ def _phase_map(rng, shape, margin, cells, contrast, texture, irregularity):
     """Delay of light by the cells, rad, and where cells are; with a margin around the picture."""
     shape = tuple(size + 2 * margin for size in shape)
     phase, foreground = np.zeros(shape, np.float32), np.zeros(shape, bool)
-    wobble, fine, coarse = (
-        smooth_noise(rng, shape, np.ones(2), grain_px) for grain_px in (margin / 8, 1.3, 3)
-    )
+    wobble, fine, coarse = (smooth_noise(rng, shape, np.ones(2), grain_px) for grain_px in (margin / 8, 1.3, 3))
     for cell in cells:
         form, delay = _random_shape(rng, cell), rng.uniform(*CELL_KINDS[cell.kind].phase)
         delay *= 1 if cell.kind == "round" else contrast
@@ -219,15 +219,11 @@ def phase_contrast(
     """
     if not (0 < transmission <= 1 and halo_px > 0):
         raise ValueError(
-            "transmission must be above 0 and at most 1, and halo_px positive; they are "
-            f"{transmission} and {halo_px}"
+            f"transmission must be above 0 and at most 1, and halo_px positive; they are {transmission} and {halo_px}"
         )
     phase = np.asarray(phase, np.float32)
     real, imaginary = np.cos(phase), np.sin(phase)
-    smooth = [
-        ndimage.gaussian_filter(part, halo_px, mode="nearest", truncate=3)
-        for part in (real, imaginary)
-    ]
+    smooth = [ndimage.gaussian_filter(part, halo_px, mode="nearest", truncate=3) for part in (real, imaginary)]
     t = np.float32(transmission)
     seen_real = real - smooth[0] + t * smooth[1]
     seen_imaginary = imaginary - smooth[1] - t * smooth[0]
@@ -247,9 +243,7 @@ def _uneven_light(rng, shape, gradient, dirt):
 def _check_phase_settings(shape, n_cells, diameter_px, kinds, parts):
     """ValueError where settings make no sense."""
     if len(shape) != 2 or min(shape) < 1 or n_cells < 0:
-        raise ValueError(
-            f"an image has (Y, X) pixels and 0 or more cells, not {shape} and {n_cells}"
-        )
+        raise ValueError(f"an image has (Y, X) pixels and 0 or more cells, not {shape} and {n_cells}")
     if diameter_px <= 0:
         raise ValueError(f"diameter_px must be positive, not {diameter_px}")
     unknown = [name for name in kinds if name not in CELL_KINDS]

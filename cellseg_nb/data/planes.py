@@ -20,10 +20,16 @@ from cellseg_nb.core import (
     pixel_edges,
 )
 from cellseg_nb.data.io import (
-    Image, Plane, gray_if_equal, open_plane, read_image, select_plane,
+    Image,
+    Plane,
+    gray_if_equal,
+    open_plane,
+    read_image,
+    select_plane,
 )
 from cellseg_nb.settings import (
-    Settings, setting,
+    Settings,
+    setting,
 )
 
 # %% ../../nbs/data/17_planes.ipynb #5dfdfa3a
@@ -53,9 +59,7 @@ def _rising(value: tuple[float, float]) -> tuple[float, float]:
 
 
 Percent = Annotated[float, Field(ge=0, le=100)]
-Percentiles = Annotated[
-    tuple[Percent, Percent], BeforeValidator(_two_of_text), AfterValidator(_rising)
-]
+Percentiles = Annotated[tuple[Percent, Percent], BeforeValidator(_two_of_text), AfterValidator(_rising)]
 Positive = Annotated[float, Field(gt=0)]
 AxisNames = Annotated[str, BeforeValidator(_in_capitals)]
 
@@ -69,15 +73,9 @@ class PlaneSettings(Settings):
     z: Annotated[int | Literal["max"] | None, BeforeValidator(_plane_of_text)] = setting(
         None, "Plane of a stack: number from 0, or 'max'.", metavar="max|N", usual="the only one"
     )
-    t: int | None = setting(
-        None, "Time point: number from 0.", metavar="N", usual="the only one"
-    )
-    axes: AxisNames | None = setting(
-        None, "Axes where the file does not say them, as ZYX.", metavar="AXES"
-    )
-    series: int | None = setting(
-        None, "Image of a file that holds several: number from 0.", metavar="N"
-    )
+    t: int | None = setting(None, "Time point: number from 0.", metavar="N", usual="the only one")
+    axes: AxisNames | None = setting(None, "Axes where the file does not say them, as ZYX.", metavar="AXES")
+    series: int | None = setting(None, "Image of a file that holds several: number from 0.", metavar="N")
     pixel_size_um: Positive | tuple[Positive, Positive] | None = setting(
         None, "Edge of a pixel in µm; replaces the file's.", metavar="UM"
     )
@@ -88,11 +86,15 @@ class BrightnessSettings(Settings):
     """What becomes dark and bright before a model sees it."""
 
     percentiles: Percentiles | None = setting(
-        None, "Percentiles of the brightness that become 0 and 1, used as they are.",
-        metavar="LOW,HIGH", usual="the model's, checked against noise, dirt and hot pixels",
+        None,
+        "Percentiles of the brightness that become 0 and 1, used as they are.",
+        metavar="LOW,HIGH",
+        usual="the model's, checked against noise, dirt and hot pixels",
     )
     invert: bool | None = setting(
-        None, "What is looked for is darker than its surroundings.", usual="as the model was trained",
+        None,
+        "What is looked for is darker than its surroundings.",
+        usual="as the model was trained",
     )
 
 # %% ../../nbs/data/17_planes.ipynb #22459ec7

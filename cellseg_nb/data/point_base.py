@@ -22,7 +22,9 @@ import numpy as np
 import pandas as pd
 
 from cellseg_nb.core import (
-    cell_values, one_line, separated_text,
+    cell_values,
+    one_line,
+    separated_text,
 )
 from cellseg_nb.data.io import (
     image_stem,
@@ -167,9 +169,7 @@ def check_folders(
     for address, name in where:
         other = first.setdefault(name, address)
         if PurePosixPath(other).parent != PurePosixPath(address).parent:
-            raise ValueError(
-                f"{path}: {other} and {address} would have the same name; rename one of them"
-            )
+            raise ValueError(f"{path}: {other} and {address} would have the same name; rename one of them")
 
 # %% ../../nbs/data/27_point_base.ipynb #b5cd54ea
 def read_csv_table(
@@ -231,8 +231,7 @@ def coordinates(
         wrong = np.flatnonzero(~np.isfinite(values) & (text != "").to_numpy())
         if len(wrong):
             raise ValueError(
-                f"{path}: row {rows[wrong[0]]}: {name} is {table[name].iloc[wrong[0]]!r}; it must be "
-                "a number of pixels"
+                f"{path}: row {rows[wrong[0]]}: {name} is {table[name].iloc[wrong[0]]!r}; it must be a number of pixels"
             )
         numbers.append(values)
     points = np.stack(numbers, axis=1)

@@ -15,17 +15,36 @@ import numpy as np
 import pandas as pd
 
 from cellseg_nb.core import (
-    moved, parse_json, read_json,
+    moved,
+    parse_json,
+    read_json,
 )
 from cellseg_nb.data.io import (
-    IMAGE_SUFFIXES, image_stem, read_image,
+    IMAGE_SUFFIXES,
+    image_stem,
+    read_image,
 )
 from cellseg_nb.data.point_base import (
-    CLASS, IMAGE_NAME, UNKNOWN, ImageAnnotation, address_names, address_paths, check_folders,
-    annotator_of, coordinates, find_name, names_like, read_csv_table,
+    CLASS,
+    IMAGE_NAME,
+    UNKNOWN,
+    ImageAnnotation,
+    address_names,
+    address_paths,
+    annotator_of,
+    check_folders,
+    coordinates,
+    find_name,
+    names_like,
+    read_csv_table,
 )
 from cellseg_nb.data.point_formats import (
-    complete_table, is_coco, is_geojson, read_coco, read_cvat, read_geojson_points,
+    complete_table,
+    is_coco,
+    is_geojson,
+    read_coco,
+    read_cvat,
+    read_geojson_points,
 )
 
 # %% ../../nbs/data/18_point_files.ipynb #829d251e
@@ -47,11 +66,7 @@ def to_percent(
 # %% ../../nbs/data/18_point_files.ipynb #8b911a4f
 def _image_names(path, place, data, upload=None):
     """Names that an image may have, its address, and whether it was uploaded."""
-    named = {
-        key: str(text)
-        for key, text in data.items()
-        if IMAGE_NAME.search(address_paths(text)[-1].name)
-    }
+    named = {key: str(text) for key, text in data.items() if IMAGE_NAME.search(address_paths(text)[-1].name)}
     addresses = [named["image"]] if "image" in named else list(named.values())
     if not addresses and upload:
         addresses = [upload]
@@ -329,6 +344,4 @@ def _by_one(found: Iterator[ImageAnnotation], annotator: str) -> list[ImageAnnot
     return [one if several or one.annotator is None else replace(one, annotator=annotator) for one in found]
 
 # %% ../../nbs/data/18_point_files.ipynb #6ca2a97f
-__getattr__ = moved(
-    __name__, dict.fromkeys(("OWN_ENDINGS", "UPLOADED"), "cellseg_nb.data.point_base")
-)
+__getattr__ = moved(__name__, dict.fromkeys(("OWN_ENDINGS", "UPLOADED"), "cellseg_nb.data.point_base"))

@@ -20,7 +20,10 @@ from cellseg_nb.data.io import (
     image_stem,
 )
 from cellseg_nb.data.point_base import (
-    CLASS, UNKNOWN, ImageAnnotation, names_like,
+    CLASS,
+    UNKNOWN,
+    ImageAnnotation,
+    names_like,
 )
 
 # %% ../../nbs/data/28_point_formats.ipynb #6fd7b5cc
@@ -154,9 +157,7 @@ def read_cvat(
     _left_out(path, sum(len(points) for _, points, *_ in found), others, "boxes or outlines")
     for number, (name, points, kinds, size) in enumerate(found):
         who, place = (annotator or UNKNOWN) if len(points) else None, f"image {number}"
-        yield ImageAnnotation(
-            place=place, annotator=who, points=points, classes=kinds, shape=size, **_image(name)
-        )
+        yield ImageAnnotation(place=place, annotator=who, points=points, classes=kinds, shape=size, **_image(name))
 
 # %% ../../nbs/data/28_point_formats.ipynb #ab083320
 WANTED = ("image", "x", "y", "annotator", "class")

@@ -18,13 +18,16 @@ import pandas as pd
 from scipy.spatial import cKDTree
 
 from cellseg_nb.core import (
-    moved, write_csv,
+    moved,
+    write_csv,
 )
 from cellseg_nb.data.point_base import (
-    find_name, likely_names,
+    find_name,
+    likely_names,
 )
 from cellseg_nb.data.point_files import (
-    check_folders, read_point_file,
+    check_folders,
+    read_point_file,
 )
 
 # %% ../../nbs/data/11_points.ipynb #8d7f10f1
@@ -56,9 +59,7 @@ def points_table(
 ) -> pd.DataFrame:  # image, annotator, y, x, class
     """Make a points table; without rows, an empty one of the same types."""
     table = pd.DataFrame(list(rows), columns=list(COLUMNS))
-    return table.astype(
-        {"y": float, "x": float} | dict.fromkeys(("image", "annotator", "class"), str)
-    )
+    return table.astype({"y": float, "x": float} | dict.fromkeys(("image", "annotator", "class"), str))
 
 
 def write_points(

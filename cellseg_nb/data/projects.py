@@ -19,17 +19,32 @@ import numpy as np
 import pandas as pd
 
 from cellseg_nb.core import (
-    atomic_path, read_json, replace_folder, write_csv,
+    atomic_path,
+    read_json,
+    replace_folder,
+    write_csv,
 )
 from cellseg_nb.data.io import (
-    find_images, image_sha256, image_stem, open_image, write_image,
+    find_images,
+    image_sha256,
+    image_stem,
+    open_image,
+    write_image,
 )
 from cellseg_nb.data.point_files import (
-    read_csv_table, read_point_file,
+    read_csv_table,
+    read_point_file,
 )
 from cellseg_nb.data.points import (
-    Annotations, Looked, clicks_by_annotator, join_annotations, points_of, points_table,
-    read_annotations, without_doubles, write_points,
+    Annotations,
+    Looked,
+    clicks_by_annotator,
+    join_annotations,
+    points_of,
+    points_table,
+    read_annotations,
+    without_doubles,
+    write_points,
 )
 
 # %% ../../nbs/data/19_projects.ipynb #6e61fb2d
@@ -89,9 +104,7 @@ def make_quality(
     """
     status = _status(status, ("sparse", "fully"), "status")
     if not (0 < radius_px < np.inf and 0 <= min_f1 <= 1):
-        raise ValueError(
-            f"radius_px ({radius_px}) must be a positive number, min_f1 ({min_f1}) one from 0 to 1"
-        )
+        raise ValueError(f"radius_px ({radius_px}) must be a positive number, min_f1 ({min_f1}) one from 0 to 1")
     clicks, same, rows = clicks_by_annotator(annotations), set(), []
     if before is not None and touched is not None:
         same = set(before.loc[before["proposed"] != "", "image"]).difference(touched)
@@ -324,9 +337,7 @@ def _new_images(paths, own):
             raise ValueError(f"{path} and {there} would have the same name; rename one of them")
         hashes = {image_sha256(one, alone=True) for one in {path.resolve(), there.resolve()}}
         if len(hashes) > 1:
-            raise ValueError(
-                f"{there} is there already and differs from {path}; rename one of them"
-            )
+            raise ValueError(f"{there} is there already and differs from {path}; rename one of them")
     return [path for name, path in paths.items() if name not in own]
 
 

@@ -95,7 +95,9 @@ class RunLengths:
         if out is None:
             out = _zeros(self.shape[0] * self.shape[1]).reshape(self.shape[::-1]).T
         if out.shape != tuple(self.shape) or out.dtype != np.uint8 or not out.flags.f_contiguous:
-            raise ValueError(f"the mask of {self.shape} needs an array of uint8 in order 'F'; it is {out.dtype} {out.shape}")
+            raise ValueError(
+                f"the mask of {self.shape} needs an array of uint8 in order 'F'; it is {out.dtype} {out.shape}"
+            )
         _paint(out.T.reshape(-1), self.starts, self.stops)
         return out
 
@@ -129,7 +131,9 @@ def _numbers(text, name):
     if not re.fullmatch(r"[\d\s]*", text, re.ASCII):
         for place, word in enumerate(text.split(), 1):
             if not re.fullmatch(r"[+-]?\d+", word, re.ASCII):
-                raise ValueError(f"{name}: number {place} of its run lengths is {word[:40]!r}, which is no whole number")
+                raise ValueError(
+                    f"{name}: number {place} of its run lengths is {word[:40]!r}, which is no whole number"
+                )
     numbers = np.fromstring(text, np.int64, sep=" ") if text.strip() else np.zeros(0, np.int64)
     if len(numbers) % 2:
         raise ValueError(
@@ -193,7 +197,9 @@ def crop(
     """
     height, width = self.shape
     if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width):
-        raise ValueError(f"rows {y0} to {y1}, columns {x0} to {x1} do not lie within a mask of {height} x {width} pixels")
+        raise ValueError(
+            f"rows {y0} to {y1}, columns {x0} to {x1} do not lie within a mask of {height} x {width} pixels"
+        )
     first = max(0, np.searchsorted(self.starts, x0 * height, "right") - 1)
     those = slice(first, np.searchsorted(self.starts, x1 * height))
     column, top, bottom = _columns(self.starts[those], self.starts[those] + self.lengths[those], height)
@@ -214,7 +220,6 @@ def read(
     """Decode one rectangle of a mask. Raises as `crop`."""
     y1, x1 = self.shape[0] if y1 is None else y1, self.shape[1] if x1 is None else x1
     return self.crop(y0, y1, x0, x1).mask()
-
 
 # %% ../../nbs/data/29_rle.ipynb #94bb81ee
 @patch
@@ -345,7 +350,6 @@ def runs(self: RleBands) -> RunLengths:
     reaching = (np.flatnonzero(self._last) + 1) * height
     starts, stops = (np.sort(np.concatenate(some)) for some in (self._starts, [*self._stops, reaching]))
     return _joined(starts, stops, self.shape)
-
 
 # %% ../../nbs/data/29_rle.ipynb #a8d6c6cb
 def rle_runs(

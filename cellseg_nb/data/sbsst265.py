@@ -18,10 +18,16 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from cellseg_nb.core import (
-    atomic_path, cell_text, separated_text,
+    atomic_path,
+    cell_text,
+    separated_text,
 )
 from cellseg_nb.data.io import (
-    image_stem, read_image, read_labels, write_image, write_labels,
+    image_stem,
+    read_image,
+    read_labels,
+    write_image,
+    write_labels,
 )
 
 # %% ../../nbs/data/10_sbsst265.ipynb #e31d0f29
@@ -93,9 +99,7 @@ def _split(path, row, text):
 # %% ../../nbs/data/10_sbsst265.ipynb #92cc4a83
 def read_description(
     path: str | Path,  # image_description.csv
-) -> list[
-    dict
-]:  # one per image: file, split, kind, magnification, tissue, preparation, and the rest
+) -> list[dict]:  # one per image: file, split, kind, magnification, tissue, preparation, and the rest
     """Read the table of S-BSST265; an image without test class has the kind of its split.
 
     A missing magnification is a warning, and None.
@@ -231,9 +235,7 @@ def _miniature_image(kind, split, number, edge_px, seed):
     tissue, preparation, magnification = MINIATURE[kind]
     size = magnification / 20
     n_nuclei = max(3, int(20 * (edge_px / 256 / size) ** 2))
-    picture, labels = simulate_nuclei(
-        (edge_px, edge_px), n_nuclei, diameter_px=24 * size, seed=seed + number
-    )
+    picture, labels = simulate_nuclei((edge_px, edge_px), n_nuclei, diameter_px=24 * size, seed=seed + number)
     row = [f"{tissue}_{number}", tissue, preparation, split, kind if split == "test" else ""]
     return [*row, f"{magnification}x"], picture, labels
 

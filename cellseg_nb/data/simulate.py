@@ -15,10 +15,12 @@ from cellseg_nb.core import (
     label_dtype,
 )
 from cellseg_nb.data.germline import (
-    camera, simulate_germline,
+    camera,
+    simulate_germline,
 )
 from cellseg_nb.data.io import (
-    write_image, write_labels,
+    write_image,
+    write_labels,
 )
 
 # %% ../../nbs/data/02_simulate.ipynb #6ec69cb5
@@ -34,9 +36,7 @@ def _nucleus_rho(rng, diameter_px, elongation, irregularity):
     theta = np.arctan2(v, u)
     radius = np.ones_like(theta)
     for order in (2, 3, 4):
-        radius += (
-            irregularity / (order - 1) * rng.normal() * np.cos(order * theta + rng.uniform(0, 7))
-        )
+        radius += irregularity / (order - 1) * rng.normal() * np.cos(order * theta + rng.uniform(0, 7))
     return np.hypot(u, v) / np.clip(radius, 0.5, 1.5)
 
 # %% ../../nbs/data/02_simulate.ipynb #d2bc6ad5
@@ -102,9 +102,7 @@ def _place_nuclei(rng, shape, diameters, clustering, overlap, irregularity, min_
 # %% ../../nbs/data/02_simulate.ipynb #f8465d52
 def _texture(rng, shape, grain_px):
     """Smooth noise with mean 0 and standard deviation 1."""
-    noise = ndimage.gaussian_filter(
-        rng.normal(size=shape).astype(np.float32), grain_px, mode="wrap"
-    )
+    noise = ndimage.gaussian_filter(rng.normal(size=shape).astype(np.float32), grain_px, mode="wrap")
     return (noise - noise.mean()) / max(noise.std(), 1e-6)
 
 
@@ -119,9 +117,7 @@ def _light(rng, shape, placed, brightness, texture, blur_px, haze):
         chromatin = np.clip(1 + texture * grain[y : y + rho.shape[0], x : x + rho.shape[1]], 0.3, 2)
         depth = rng.choice(3, p=(0.6, 0.3, 0.1))
         layers[depth][nucleus["inside"]] += np.float32(bright) * dome * chromatin
-    focused = sum(
-        ndimage.gaussian_filter(layer, blur_px * times) for layer, times in zip(layers, (1, 2, 3.5))
-    )
+    focused = sum(ndimage.gaussian_filter(layer, blur_px * times) for layer, times in zip(layers, (1, 2, 3.5)))
     return focused + haze * ndimage.gaussian_filter(layers.sum(axis=0), 12 * blur_px)
 
 
@@ -165,17 +161,13 @@ def simulate_nuclei(
         The image or the number of nuclei is not positive, or a part is not between 0 and 1.
     """
     if min(shape) < 1 or len(shape) != 2 or n_nuclei < 0:
-        raise ValueError(
-            f"an image has (Y, X) pixels and 0 or more nuclei, not {shape} and {n_nuclei}"
-        )
+        raise ValueError(f"an image has (Y, X) pixels and 0 or more nuclei, not {shape} and {n_nuclei}")
     for name, part in (("clustering", clustering), ("overlap", overlap), ("gradient", gradient)):
         if not 0 <= part <= 1:
             raise ValueError(f"{name} must be between 0 and 1, not {part}")
     rng = np.random.default_rng(seed)
     diameters = diameter_px * np.exp(diameter_spread * rng.normal(size=n_nuclei).clip(-2.5, 2.5))
-    labels, placed = _place_nuclei(
-        rng, shape, diameters, clustering, overlap, irregularity, min_visible_px
-    )
+    labels, placed = _place_nuclei(rng, shape, diameters, clustering, overlap, irregularity, min_visible_px)
     brightness = np.exp(brightness_spread * rng.normal(size=len(placed)).clip(-2, 2.5))
     light = _light(rng, shape, placed, brightness, texture, blur_px, haze) + np.float32(background)
     light *= _illumination(rng, shape, gradient)

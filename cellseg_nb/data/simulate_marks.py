@@ -17,10 +17,12 @@ from numba import njit
 from scipy import ndimage
 
 from cellseg_nb.core import (
-    label_dtype, write_csv,
+    label_dtype,
+    write_csv,
 )
 from cellseg_nb.data.io import (
-    write_image, write_labels,
+    write_image,
+    write_labels,
 )
 from cellseg_nb.data.simulate_grids import (
     grid_nodes,
@@ -29,16 +31,22 @@ from cellseg_nb.data.simulate_grids import (
 # %% ../../nbs/data/38_simulate_marks.ipynb #46050e78
 SHAPES = {  # strokes: y, x and half width at the start, and at the end
     "crescent": (
-        (0.0, -0.85, 0.22, -0.32, -0.25, 0.30), (-0.32, -0.25, 0.30, -0.45, 0.75, 0.10),
-        (0.0, -0.85, 0.22, 0.15, -0.35, 0.22), (0.15, -0.35, 0.22, 0.80, 0.80, 0.09),
+        (0.0, -0.85, 0.22, -0.32, -0.25, 0.30),
+        (-0.32, -0.25, 0.30, -0.45, 0.75, 0.10),
+        (0.0, -0.85, 0.22, 0.15, -0.35, 0.22),
+        (0.15, -0.35, 0.22, 0.80, 0.80, 0.09),
     ),
     "horns": (
-        (0.1, -0.25, 0.38, 0.1, 0.3, 0.36), (0.1, -0.25, 0.36, 0.45, 0.2, 0.36),
-        (0.0, -0.4, 0.22, -0.55, -0.7, 0.08), (0.0, 0.45, 0.2, -0.75, 0.95, 0.06),
+        (0.1, -0.25, 0.38, 0.1, 0.3, 0.36),
+        (0.1, -0.25, 0.36, 0.45, 0.2, 0.36),
+        (0.0, -0.4, 0.22, -0.55, -0.7, 0.08),
+        (0.0, 0.45, 0.2, -0.75, 0.95, 0.06),
     ),
     "lobes": (
-        (-0.8, -0.95, 0.10, 0.0, -0.2, 0.26), (0.0, -0.2, 0.26, 0.45, 0.3, 0.30),
-        (0.45, 0.3, 0.30, 0.15, 0.75, 0.24), (0.15, 0.75, 0.24, -0.25, 0.7, 0.08),
+        (-0.8, -0.95, 0.10, 0.0, -0.2, 0.26),
+        (0.0, -0.2, 0.26, 0.45, 0.3, 0.30),
+        (0.45, 0.3, 0.30, 0.15, 0.75, 0.24),
+        (0.15, 0.75, 0.24, -0.25, 0.7, 0.08),
     ),
     "disc": ((0.0, -0.08, 0.6, 0.0, 0.08, 0.6),),
 }
@@ -95,12 +103,24 @@ def _paint(image, labels, rough, strokes, ids, looks):
 # %% ../../nbs/data/38_simulate_marks.ipynb #22c98399
 MATRICES = {  # grain; px, ground, how uneven, points of light, brightness of marks, rim, their softness; from and to
     "DHB": {
-        "shapes": ("crescent", "crescent", "crescent", "disc"), "grain": (0.7, 2.4), "ground": (0.08, 0.36), "spread": (0.2, 0.65),
-        "points": (0, 0.003), "level": (0.7, 0.98), "rim": (0, 0), "soft": (0.4, 1.0),
+        "shapes": ("crescent", "crescent", "crescent", "disc"),
+        "grain": (0.7, 2.4),
+        "ground": (0.08, 0.36),
+        "spread": (0.2, 0.65),
+        "points": (0, 0.003),
+        "level": (0.7, 0.98),
+        "rim": (0, 0),
+        "soft": (0.4, 1.0),
     },
     "DAN": {
-        "shapes": ("horns", "horns", "lobes", "lobes", "disc"), "grain": (0.4, 1.0), "ground": (0.1, 0.3), "spread": (0.25, 0.6),
-        "points": (0.002, 0.03), "level": (0.36, 0.7), "rim": (0.2, 0.9), "soft": (0.3, 0.7),
+        "shapes": ("horns", "horns", "lobes", "lobes", "disc"),
+        "grain": (0.4, 1.0),
+        "ground": (0.1, 0.3),
+        "spread": (0.25, 0.6),
+        "points": (0.002, 0.03),
+        "level": (0.36, 0.7),
+        "rim": (0.2, 0.9),
+        "soft": (0.3, 0.7),
     },
 }
 
@@ -233,7 +253,9 @@ def simulate_marks(
     if matrix not in MATRICES:
         raise ValueError(f"matrix must be one of {', '.join(MATRICES)}; it is {matrix!r}")
     if not 0 <= missing <= 1 or min(rows, cols) < 1:
-        raise ValueError(f"missing is a share from 0 to 1, and a grid has rows and columns; they are {missing}, {rows}, {cols}")
+        raise ValueError(
+            f"missing is a share from 0 to 1, and a grid has rows and columns; they are {missing}, {rows}, {cols}"
+        )
     rng = np.random.default_rng([seed, 7])
     look = _drawn_look(matrix, rng)
     nodes, steps = grid_nodes(rows, cols, shape, pitch_px, angle_deg, shear)
@@ -306,9 +328,21 @@ def random_marks(
     edge = edge_px * step
     n = int(edge * 1.2 / pitch.min()) if rng.random() < 0.8 else int(0.5 * edge / pitch.min())
     made = simulate_marks(
-        (edge, edge), max(n, 1), max(n, 1), matrix, tuple(pitch), size, -rng.uniform(-180, 180), rng.uniform(-0.05, 0.05),
-        rng.uniform(0, 0.15), rng.choice([0, 0.05, 0.3, 1], p=[0.3, 0.42, 0.25, 0.03]), int(rng.integers(0, 60)),
-        int(rng.integers(0, 4)), rng.uniform(0.75, 1.1), rng.uniform(0, 0.8), seed,
+        (edge, edge),
+        max(n, 1),
+        max(n, 1),
+        matrix,
+        tuple(pitch),
+        size,
+        -rng.uniform(-180, 180),
+        rng.uniform(-0.05, 0.05),
+        rng.uniform(0, 0.15),
+        rng.choice([0, 0.05, 0.3, 1], p=[0.3, 0.42, 0.25, 0.03]),
+        int(rng.integers(0, 60)),
+        int(rng.integers(0, 4)),
+        rng.uniform(0.75, 1.1),
+        rng.uniform(0, 0.8),
+        seed,
     )
     return np.ascontiguousarray(made.image[::step, ::step]), np.ascontiguousarray(made.mask[::step, ::step])
 

@@ -23,11 +23,31 @@ from cellseg_nb.core import (
     thread_count,
 )
 from cellseg_nb.data.kidney import (
-    BASAL, BETWEEN, CAPSULE, KIND, RADIUS, SCAR, TEXEL_UM, TEXELS, TUFT, WALL, X, Y,
-    Tissue, beyond, chance, depth_in_tissue, glomeruli_within, hills, look, surroundings, textures,
+    BASAL,
+    BETWEEN,
+    CAPSULE,
+    KIND,
+    RADIUS,
+    SCAR,
+    TEXEL_UM,
+    TEXELS,
+    TUFT,
+    WALL,
+    Tissue,
+    X,
+    Y,
+    beyond,
+    chance,
+    depth_in_tissue,
+    glomeruli_within,
+    hills,
+    look,
+    surroundings,
+    textures,
 )
 from cellseg_nb.data.rle import (
-    RunLengths, write_rle_csv,
+    RunLengths,
+    write_rle_csv,
 )
 from cellseg_nb.data.slides import (
     write_pyramid,
@@ -358,7 +378,9 @@ def slide_region(
 def _check_region(plan, y0, y1, x0, x1):
     height, width = plan.shape
     if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width):
-        raise ValueError(f"rows {y0} to {y1} and columns {x0} to {x1} are no region of a slide of {height} x {width} px")
+        raise ValueError(
+            f"rows {y0} to {y1} and columns {x0} to {x1} are no region of a slide of {height} x {width} px"
+        )
 
 # %% ../../nbs/data/35_simulate_slides.ipynb #bc1aa465
 @njit(cache=True, nogil=True)

@@ -24,25 +24,45 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from cellseg_nb.core import (
-    atomic_path, cell_values, claim, clear_temporaries, folder_lock, one_line, parse_json, thread_count, write_csv,
+    atomic_path,
+    cell_values,
+    claim,
+    clear_temporaries,
+    folder_lock,
+    one_line,
+    parse_json,
+    thread_count,
+    write_csv,
 )
 from cellseg_nb.data.formats.base import (
     image_stem,
 )
 from cellseg_nb.data.io import (
-    find_images, open_plane, read_pixels,
+    find_images,
+    open_plane,
+    read_pixels,
 )
 from cellseg_nb.data.rle import (
-    RleBands, RunLengths, read_rle_csv, rle_of, write_rle_csv,
+    RleBands,
+    RunLengths,
+    read_rle_csv,
+    rle_of,
+    write_rle_csv,
 )
 from cellseg_nb.data.slides import (
-    Slide, open_slide, write_pyramid,
+    Slide,
+    open_slide,
+    write_pyramid,
 )
 from cellseg_nb.data.tissue import (
-    SATURATION, enough_tissue, tissue_in_tiles, tissue_mask,
+    SATURATION,
+    enough_tissue,
+    tissue_in_tiles,
+    tissue_mask,
 )
 from cellseg_nb.settings import (
-    Settings, setting,
+    Settings,
+    setting,
 )
 
 # %% ../../nbs/data/36_slide_tiles.ipynb #c04e407a
@@ -58,7 +78,9 @@ class TileSettings(Settings):
 
     def open(self, path: Path) -> Slide:
         """Open a slide in the resolution of the tiles."""
-        return open_slide(path, self.um_per_px, self.magnification, reduce=self.reduce, pixel_size_um=self.pixel_size_um)
+        return open_slide(
+            path, self.um_per_px, self.magnification, reduce=self.reduce, pixel_size_um=self.pixel_size_um
+        )
 
 
 def tile_name(
@@ -341,7 +363,9 @@ def _content(path):
     """A checksum of a large file: its length, and 64 samples of what is in it."""
     path = Path(path)
     if path.is_dir():
-        listed = sorted((one.relative_to(path).as_posix(), one.stat().st_size) for one in path.rglob("*") if one.is_file())
+        listed = sorted(
+            (one.relative_to(path).as_posix(), one.stat().st_size) for one in path.rglob("*") if one.is_file()
+        )
         return hashlib.sha256(repr(listed).encode()).hexdigest()
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
@@ -392,10 +416,17 @@ def _check_folder(out, settings, overwrite):
     there = _kept(place)
     if there != asked:
         if overwrite:
-            for path in [*_own_tiles(out, None), *_records(out).glob("*.json"), out / "manifest.csv", out / "stats.json"]:
+            for path in [
+                *_own_tiles(out, None),
+                *_records(out).glob("*.json"),
+                out / "manifest.csv",
+                out / "stats.json",
+            ]:
                 path.unlink(missing_ok=True)
         elif there or _own_tiles(out, None):
-            wrong = [f"{key} {there.get(key)} instead of {value}" for key, value in asked.items() if there.get(key) != value]
+            wrong = [
+                f"{key} {there.get(key)} instead of {value}" for key, value in asked.items() if there.get(key) != value
+            ]
             what = f"tiles of other settings ({', '.join(wrong)})" if there else "tiles that were not made here"
             raise ValueError(f"{out} holds {what}; choose another --out, or --overwrite to remove them")
         _keep(place, asked)
@@ -410,7 +441,9 @@ def _one_slide(path, out, masks, tissue, settings, workers, progress):
         record = _kept(place)
         other = record.get("file", str(path))
         if record and other != str(path) and record.get("facts") != facts and Path(other).exists():
-            raise ValueError(f"{out} holds the tiles of {other}, another slide of that name; rename one, or choose another --out")
+            raise ValueError(
+                f"{out} holds the tiles of {other}, another slide of that name; rename one, or choose another --out"
+            )
         if record and record.get("facts") != facts:
             for one in _own_tiles(out, slide.name):
                 one.unlink()
@@ -432,8 +465,19 @@ def _manifest(records):
     for one in records:
         for tile in (Tile(*values) for values in one["tiles"]):
             y, x = (round(n * one["size_px"] * one["scale"]) for n in divmod(tile.number, one["columns"]))
-            rows.append([tile_name(one["slide"], tile.number, one["scale"]), one["slide"], y, x, one["um_per_px"], one["scale"],
-                         round(tile.tissue, 6), round(tile.positive, 6), *one["shape"]])
+            rows.append(
+                [
+                    tile_name(one["slide"], tile.number, one["scale"]),
+                    one["slide"],
+                    y,
+                    x,
+                    one["um_per_px"],
+                    one["scale"],
+                    round(tile.tissue, 6),
+                    round(tile.positive, 6),
+                    *one["shape"],
+                ]
+            )
     names = "image slide y x um_per_px reduce tissue positive slide_height slide_width"
     return pd.DataFrame(rows, columns=names.split())
 
@@ -492,7 +536,9 @@ def create_tiles(
     paths, masks = find_images(slides), label_source(labels)
     doubles = {image_stem(one) for one in paths if [image_stem(other) for other in paths].count(image_stem(one)) > 1}
     if doubles:
-        raise ValueError(f"several slides are called {', '.join(sorted(doubles))}; rename them, for tiles bear their names")
+        raise ValueError(
+            f"several slides are called {', '.join(sorted(doubles))}; rename them, for tiles bear their names"
+        )
     with claim(folder_lock(out), out):
         clear_temporaries([out, out / IMAGES, out / MASKS, _records(out)])
         _check_folder(out, settings, overwrite)
@@ -513,7 +559,9 @@ def _small_band(folder, table, shape, size_px, level):
     for name, column in zip(table.image, table.column):
         tile = read_pixels(folder / name)
         if tile.shape != (size_px, size_px):
-            raise ValueError(f"{folder / name} has shape {tile.shape}, and the tiles of the slide are {size_px} x {size_px}, in gray")
+            raise ValueError(
+                f"{folder / name} has shape {tile.shape}, and the tiles of the slide are {size_px} x {size_px}, in gray"
+            )
         left = column * size_px
         band[:, left : left + size_px] = tile[:, : shape[1] - left] >= level
     return band
@@ -523,7 +571,9 @@ def _slide_bands(folder, table, size_px, level) -> Iterator[np.ndarray]:
     """The mask of a slide from top to bottom, in full resolution; bool."""
     height, width, scale = (table[name].iloc[0] for name in ("slide_height", "slide_width", "reduce"))
     small = tuple(int(np.ceil(n / scale - 1e-3)) for n in (height, width))
-    rows, columns = (np.minimum(((np.arange(n) + 0.5) / scale).astype(int), m - 1) for n, m in zip((height, width), small))
+    rows, columns = (
+        np.minimum(((np.arange(n) + 0.5) / scale).astype(int), m - 1) for n, m in zip((height, width), small)
+    )
     for row in range(-(-small[0] // size_px)):
         band = _small_band(folder, table[table.row == row], small, size_px, level)[:, columns]
         inside = np.flatnonzero(rows // size_px == row)
@@ -537,7 +587,8 @@ def _mask_level(folder, names):
 
 # %% ../../nbs/data/36_slide_tiles.ipynb #5011a3f6
 def stitch_tiles(
-    predictions: str | Path,  # folder of predicted masks, with the names of the tiles; 0 and 255, 0 and 1, or 128 and more is foreground
+    predictions: str
+    | Path,  # folder of predicted masks, with the names of the tiles; 0 and 255, 0 and 1, or 128 and more is foreground
     manifest: str | Path,  # manifest.csv of the tiles
     out: str | Path,  # folder; gets <slide>.tif for each slide, and predicted.csv
     progress: bool = False,  # True = show how far it is
@@ -553,7 +604,11 @@ def stitch_tiles(
     table = cell_values(pd.read_csv(manifest, dtype={"slide": str, "image": str}))
     missing = [name for name in table.image if not (predictions / name).exists()]
     if missing or not len(table):
-        some = f"{len(missing)} of the {len(table)} tiles of {manifest} are not in {predictions}, such as {missing[0]}" if missing else f"{manifest} lists no tile"
+        some = (
+            f"{len(missing)} of the {len(table)} tiles of {manifest} are not in {predictions}, such as {missing[0]}"
+            if missing
+            else f"{manifest} lists no tile"
+        )
         raise ValueError(some)
     level, size_px = _mask_level(predictions, table.image), len(read_pixels(predictions / table.image[0]))
     for name in "yx":

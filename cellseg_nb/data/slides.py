@@ -22,7 +22,8 @@ from cellseg_nb.core import (
     atomic_path,
 )
 from cellseg_nb.data.formats.base import (
-    Reader, image_stem,
+    Reader,
+    image_stem,
 )
 from cellseg_nb.data.io import (
     open_image,
@@ -122,7 +123,9 @@ class Slide:
         self.image, self.scale, self.pixel_size_um = image, float(scale), pixel_size_um
         self.path, self.name = image.path, image_stem(image.path)
         self.levels, self.magnification = image.levels, image.magnification
-        self.um_per_px = None if pixel_size_um is None else float(f"{pixel_size_um * self.scale:.9g}")  # 8, not 7.999999999999999
+        self.um_per_px = (
+            None if pixel_size_um is None else float(f"{pixel_size_um * self.scale:.9g}")
+        )  # 8, not 7.999999999999999
         self.shape = tuple(max(1, int(np.ceil(n / self.scale - 1e-3))) for n in self.levels[0])
         usable = {n: one for n, one in _factors(self.levels).items() if max(one) <= self.scale * 1.001}
         self.gray = image.size("C") == 1
@@ -182,7 +185,9 @@ def read(
     height, width = self.shape
     y1, x1 = height if y1 is None else y1, width if x1 is None else x1
     if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width):
-        raise ValueError(f"{self.path}: rows {y0} to {y1}, columns {x0} to {x1} do not lie within its {height:,} x {width:,} pixels")
+        raise ValueError(
+            f"{self.path}: rows {y0} to {y1}, columns {x0} to {x1} do not lie within its {height:,} x {width:,} pixels"
+        )
     if self._steps == [1, 1] and self.levels[self.level] == self.shape:
         return _colours(self.image, slice(y0, y1), slice(x0, x1), self.level)
     pixels = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
@@ -229,7 +234,9 @@ def _asked_scale(image, pixel_size_um, um_per_px, magnification, reduce):
     if len(asked) > 1:
         raise ValueError(f"{path}: give one of {' and '.join(asked)}; each says which resolution is read")
     if not all(np.isfinite(value) and value > 0 for value in asked.values()):
-        raise ValueError(f"{path}: {'; '.join(f'{name} must be positive, not {value}' for name, value in asked.items())}")
+        raise ValueError(
+            f"{path}: {'; '.join(f'{name} must be positive, not {value}' for name, value in asked.items())}"
+        )
     instead = "or ask for a part of its resolution (reduce=, or --reduce)"
     if um_per_px is not None and pixel_size_um is None:
         raise ValueError(
@@ -248,7 +255,9 @@ def _asked_scale(image, pixel_size_um, um_per_px, magnification, reduce):
         scale, own = image.magnification / magnification, f"the slide's {image.magnification:g}"
     if scale < 1 - FINER:
         ((name, value),) = asked.items()
-        raise ValueError(f"{path}: {name}={value:g} is finer than {own}; a slide cannot be read finer than it was scanned")
+        raise ValueError(
+            f"{path}: {name}={value:g} is finer than {own}; a slide cannot be read finer than it was scanned"
+        )
     return scale
 
 # %% ../../nbs/data/30_slides.ipynb #1d691d49
@@ -256,7 +265,13 @@ def _colour_axes(shape):
     """Axes of a stored array of three colours, or one, with axes of length 1 before; None = it may be anything else."""
     large = [n for n, size in enumerate(shape) if size > 4]
     others = [size for size in shape if size <= 4]
-    if len(large) != 2 or large[1] != large[0] + 1 or not set(others) <= {1, 3} or others.count(3) > 1 or len(others) > 3:
+    if (
+        len(large) != 2
+        or large[1] != large[0] + 1
+        or not set(others) <= {1, 3}
+        or others.count(3) > 1
+        or len(others) > 3
+    ):
         return None
     y, x = large
     colours = shape.index(3) if 3 in others else len(shape) - 1 if x + 1 < len(shape) else 0
@@ -288,13 +303,19 @@ def _open_colours(path, axes, series):
 # %% ../../nbs/data/30_slides.ipynb #0625764c
 def _check_slide(image):
     """Refuse what is no picture of 8 bits."""
-    several = [f"{image.size(a)} {word}" for a, word in (("T", "time points"), ("Z", "planes in depth")) if image.size(a) > 1]
+    several = [
+        f"{image.size(a)} {word}" for a, word in (("T", "time points"), ("Z", "planes in depth")) if image.size(a) > 1
+    ]
     if image.size("C") not in (1, 3):
         several.append(f"{image.size('C')} channels")
     if several:
-        raise ValueError(f"{image.path} has {' and '.join(several)}; a slide is one plane in gray or in red, green and blue")
+        raise ValueError(
+            f"{image.path} has {' and '.join(several)}; a slide is one plane in gray or in red, green and blue"
+        )
     if image.dtype not in (np.uint8, bool):
-        raise ValueError(f"{image.path} has pixels of type {image.dtype}; a slide has 8 bits per colour (uint8), so convert it first")
+        raise ValueError(
+            f"{image.path} has pixels of type {image.dtype}; a slide has 8 bits per colour (uint8), so convert it first"
+        )
 
 
 def _square(image, pixel_size_um):
@@ -305,7 +326,9 @@ def _square(image, pixel_size_um):
             raise ValueError(f"{image.path}: pixel_size_um must be positive, in µm; it is {pixel_size_um}")
         return float(pixel_size_um)
     if edges and max(edges) > 1.01 * min(edges):
-        raise ValueError(f"{image.path} says that its pixels are not square, {edges} µm; give their size (pixel_size_um=, or --pixel-size)")
+        raise ValueError(
+            f"{image.path} says that its pixels are not square, {edges} µm; give their size (pixel_size_um=, or --pixel-size)"
+        )
     return edges and float(np.mean(edges))
 
 # %% ../../nbs/data/30_slides.ipynb #8f023cc6
@@ -348,7 +371,9 @@ def at(
     reduce: float | None = None,  # as in `open_slide`; of the full resolution
 ) -> Slide:  # of the same open file
     """The same slide in another resolution. Raises as `open_slide`."""
-    return Slide(self.image, _asked_scale(self.image, self.pixel_size_um, um_per_px, magnification, reduce), self.pixel_size_um)
+    return Slide(
+        self.image, _asked_scale(self.image, self.pixel_size_um, um_per_px, magnification, reduce), self.pixel_size_um
+    )
 
 # %% ../../nbs/data/30_slides.ipynb #d28e995c
 def _packed(tile, compression, quality):
@@ -426,7 +451,9 @@ def _bands_of(pixels, shape):
         band = np.asarray(band)
         band = band * np.uint8(255) if band.dtype == bool else band
         if band.dtype != np.uint8 or band.shape[1:] != shape[1:] or done + len(band) > shape[0]:
-            raise ValueError(f"a band of {band.dtype} {band.shape} does not fit below row {done} of a slide of uint8 {shape}")
+            raise ValueError(
+                f"a band of {band.dtype} {band.shape} does not fit below row {done} of a slide of uint8 {shape}"
+            )
         done += len(band)
         if len(band):
             yield band
@@ -493,7 +520,9 @@ def write_pyramid(
     if not re.search(r"\.tiff?$", path.name, re.IGNORECASE):
         raise ValueError(f"{path}: slides are written as .tif or .ome.tif")
     if compression not in ("jpeg", "deflate") or tile_px % 16:
-        raise ValueError(f"{path}: slides have the compression jpeg or deflate and tiles of a multiple of 16 px, not {compression!r}, {tile_px}")
+        raise ValueError(
+            f"{path}: slides have the compression jpeg or deflate and tiles of a multiple of 16 px, not {compression!r}, {tile_px}"
+        )
     if shape is None and not hasattr(pixels, "shape"):
         raise ValueError(f"{path}: bands need the shape of the whole slide: shape=(Y, X), or (Y, X, 3) in colour")
     bands = _bands_of(pixels, shape)

@@ -19,16 +19,19 @@ from cellseg_nb.core import (
     require,
 )
 from cellseg_nb.data.formats.base import (
-    gray_if_equal, without_alpha,
+    gray_if_equal,
+    without_alpha,
 )
 from cellseg_nb.data.formats.pictures import (
     shown_pixels,
 )
 from cellseg_nb.data.io import (
-    find_images, image_stem,
+    find_images,
+    image_stem,
 )
 from cellseg_nb.data.planes import (
-    PlaneSettings, read_plane,
+    PlaneSettings,
+    read_plane,
 )
 
 # %% ../../nbs/data/39_sources.ipynb #6bb06f16

@@ -16,7 +16,11 @@ from numba import njit
 from scipy import ndimage
 
 from cellseg_nb.core import (
-    PixelSize, check_labels, consecutive, label_dtype, pixel_edges,
+    PixelSize,
+    check_labels,
+    consecutive,
+    label_dtype,
+    pixel_edges,
 )
 
 # %% ../../nbs/data/03_targets.ipynb #2c89e73f
@@ -122,9 +126,7 @@ def star_distances(
     """
     labels = check_labels(labels)
     if labels.ndim != 2 or n_rays < 3:
-        raise ValueError(
-            f"labels must have 2 axes and there must be at least 3 rays; got {labels.ndim} and {n_rays}"
-        )
+        raise ValueError(f"labels must have 2 axes and there must be at least 3 rays; got {labels.ndim} and {n_rays}")
     shape = [-(-length // every) for length, every in zip(labels.shape, grid)]
     distances = np.zeros((*shape, n_rays), np.float32)
     framed = np.pad(labels.astype(np.int64), 1, constant_values=-1)
@@ -171,9 +173,7 @@ def _pixels_and_centres(numbered, steps):
     coordinates = np.stack(np.unravel_index(places, numbered.shape)).astype(np.float32)
     coordinates *= np.asarray(steps, np.float32)[:, None]
     n_pixels = np.bincount(objects)
-    masses = [
-        np.bincount(objects, weights=along) / np.maximum(n_pixels, 1) for along in coordinates
-    ]
+    masses = [np.bincount(objects, weights=along) / np.maximum(n_pixels, 1) for along in coordinates]
     squared = np.square(coordinates - np.float32(masses)[:, objects]).sum(axis=0)
     nearest = np.full(len(n_pixels), np.inf, np.float32)
     np.minimum.at(nearest, objects, squared)
@@ -398,15 +398,11 @@ def _along_axis(squared, near, step):
                     for here in range(q, stop):
                         p = places[here]
                         squared[1, plane, here, column] = distances[here]
-                        near[1, plane, here, column] = (
-                            label_1[p] if label_1[p] != label else label_2[p]
-                        )
+                        near[1, plane, here, column] = label_1[p] if label_1[p] != label else label_2[p]
                 q = stop
 
 # %% ../../nbs/data/03_targets.ipynb #291fe883
-def _two_nearest(
-    labels: np.ndarray, pixel_size: PixelSize
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _two_nearest(labels: np.ndarray, pixel_size: PixelSize) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Squared distances to the two nearest objects, their numbers 1, 2 …, and the ids of those."""
     numbered, ids = consecutive(labels)
     edges = np.array(pixel_edges(pixel_size, labels.ndim) or (1.0,) * labels.ndim)
@@ -504,9 +500,7 @@ def edge_weights(
     """
     weights, edges = np.asarray(weights, np.float32), np.asarray(edges, np.float32)
     if weights.shape != edges.shape:
-        raise ValueError(
-            f"weights and edges must have one shape; they have {weights.shape} and {edges.shape}"
-        )
+        raise ValueError(f"weights and edges must have one shape; they have {weights.shape} and {edges.shape}")
     numbers = {"edge_factor": edge_factor, "weight_factor": weight_factor, "outside": outside}
     for name, number in {"weights": weights, "edges": edges, **numbers}.items():
         if not (np.isfinite(number).all() and np.min(number, initial=0) >= 0):

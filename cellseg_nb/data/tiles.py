@@ -42,8 +42,7 @@ def tile_starts(
         )
     if offset_px % step_px or not 0 <= offset_px <= stride:
         raise ValueError(
-            f"the offset of the tiles, {offset_px} px, must be a multiple of {step_px} px, from 0 "
-            f"to {stride} px"
+            f"the offset of the tiles, {offset_px} px, must be a multiple of {step_px} px, from 0 to {stride} px"
         )
     last = max(0, -(-size_px // step_px) * step_px - tile_px)
     return sorted({0, *range(offset_px, last, stride), last})
@@ -71,10 +70,7 @@ def tile_weights(
     if halo_px is None:
         halo_px = overlap_px // 4 if blending == "ramp" else 0
     if not 0 <= halo_px <= overlap_px // 2:
-        raise ValueError(
-            f"the halo, {halo_px} px, must lie between 0 and half of the overlap, "
-            f"{overlap_px // 2} px"
-        )
+        raise ValueError(f"the halo, {halo_px} px, must lie between 0 and half of the overlap, {overlap_px // 2} px")
     weights = np.ones((len(starts), tile_px))
     if blending == "gaussian":
         from_middle = (np.arange(tile_px) - (tile_px - 1) / 2) / tile_px
@@ -142,9 +138,7 @@ def plan_tiles(
     _check_blending(blending)
     axes = [
         _plan_axis(size, *along, blending)
-        for size, *along in zip(
-            shape, *(_per_axis(n, shape) for n in (tile, overlap, step, halo, offset))
-        )
+        for size, *along in zip(shape, *(_per_axis(n, shape) for n in (tile, overlap, step, halo, offset)))
     ]
     return [
         Tile(index, *zip(*(axis[number] for axis, number in zip(axes, index))))
@@ -157,9 +151,7 @@ def _per_axis(value: int | None | Sequence[int], shape: Sequence[int]) -> list:
     if value is None or np.isscalar(value):
         return [value] * len(shape)
     if len(value) != len(shape):
-        raise ValueError(
-            f"{tuple(value)} has {len(value)} numbers for the {len(shape)} axes {tuple(shape)}"
-        )
+        raise ValueError(f"{tuple(value)} has {len(value)} numbers for the {len(shape)} axes {tuple(shape)}")
     return list(value)
 
 
@@ -229,9 +221,7 @@ def stitch(
     window: Sequence[slice | int],  # what is wanted; a shape stands for the whole picture
 ) -> np.ndarray | None:  # float32; (..., Y, X) of the window; None = there was no part
     """Add up what tiles contribute to a window of the picture."""
-    window = [
-        slice(0, along) if isinstance(along, (int, np.integer)) else along for along in window
-    ]
+    window = [slice(0, along) if isinstance(along, (int, np.integer)) else along for along in window]
     total = None
     for place, values in parts:
         if total is None:

@@ -178,9 +178,7 @@ def to_magnification(
         A magnification is unknown or not positive, or picture and labels differ in size.
     """
     if magnification is None or not (magnification > 0 and target > 0):
-        raise ValueError(
-            f"magnifications must be known and positive; they are {magnification} and {target}"
-        )
+        raise ValueError(f"magnifications must be known and positive; they are {magnification} and {target}")
     if image.shape != labels.shape:
         raise ValueError(f"picture {image.shape} and labels {labels.shape} must have one shape")
     factor = target / magnification
@@ -218,9 +216,7 @@ def random_scaled_crop(
 ) -> tuple[np.ndarray, np.ndarray]:  # both (size_px, size_px)
     """Cut a random square, enlarged or shrunk; small pictures are continued by reflection."""
     edge, starts = _random_window(image.shape, size_px, scale, rng)
-    margins = [
-        (max(0, -start), max(0, start + edge - size)) for start, size in zip(starts, image.shape)
-    ]
+    margins = [(max(0, -start), max(0, start + edge - size)) for start, size in zip(starts, image.shape)]
     window = tuple(slice(max(0, start), max(0, start) + edge) for start in starts)
     if np.any(margins):
         image = np.pad(image, margins, mode="symmetric")
@@ -273,8 +269,7 @@ def warp(
     size_px: int,  # edge of the square result; px
     matrix: np.ndarray,  # a step in the crop, times this, is the step in the picture; (2, 2)
     centre: tuple[float, float],  # where in the picture the middle of the crop lies; (y, x); px
-    bend: np.ndarray
-    | None = None,  # shift of each pixel before `matrix`; px; (2, size_px, size_px)
+    bend: np.ndarray | None = None,  # shift of each pixel before `matrix`; px; (2, size_px, size_px)
 ) -> tuple[np.ndarray, np.ndarray]:  # float32 and labels of the same type; both (size_px, size_px)
     """Fetch a crop in one interpolation: linear for the picture, nearest for the labels.
 
@@ -288,9 +283,7 @@ def warp(
     """
     if image.ndim != 2 or not image.size or image.shape != labels.shape:
         shapes = f"{image.shape} and {labels.shape}"
-        raise ValueError(
-            f"picture and labels must be (Y, X), not empty and alike; they are {shapes}"
-        )
+        raise ValueError(f"picture and labels must be (Y, X), not empty and alike; they are {shapes}")
     shape = (size_px, size_px)
     if bend is None:
         bend = np.zeros((2, *shape))

@@ -20,10 +20,13 @@ from scipy import ndimage
 from scipy.interpolate import BSpline
 
 from cellseg_nb.core import (
-    PixelSize, pixel_edges, require,
+    PixelSize,
+    pixel_edges,
+    require,
 )
 from cellseg_nb.data.transforms import (
-    FromTo, random_brightness,
+    FromTo,
+    random_brightness,
 )
 
 # %% ../../nbs/data/08_transforms3d.ipynb #e85bba61
@@ -87,8 +90,7 @@ def _check_volumes(image, labels, weights):
     for name, other in (("labels", labels), ("weights", weights)):
         if other is not None and other.shape != image.shape[1:]:
             raise ValueError(
-                f"{name} must lie on the voxels of the image, {image.shape[1:]} (Z, Y, X); their "
-                f"shape is {other.shape}"
+                f"{name} must lie on the voxels of the image, {image.shape[1:]} (Z, Y, X); their shape is {other.shape}"
             )
 
 
@@ -100,9 +102,7 @@ def warp_volume(
     matrix: np.ndarray,  # a step in the patch, times this, is the step in the stack; (3, 3)
     centre: Sequence[float],  # where in the stack the middle of the patch lies; (z, y, x); voxels
     bend: np.ndarray | None = None,  # shifts before `matrix`; voxels; (3, Z, Y, X), Z may be 1
-) -> tuple[
-    np.ndarray, np.ndarray, np.ndarray | None
-]:  # image, weights float32; labels as they were
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:  # image, weights float32; labels as they were
     """Fetch a patch in one interpolation: linear for image and weights, nearest for the labels.
 
     Raises
@@ -424,13 +424,9 @@ def augment3d(
     """
     _check_volumes(image, labels, weights)
     image = _chosen_channels(image, settings, rng)
-    image, labels, weights = random_volume_warp(
-        image, labels, weights, size, settings, rng, pixel_size
-    )
+    image, labels, weights = random_volume_warp(image, labels, weights, size, settings, rng, pixel_size)
     for n, channel in enumerate(image):
-        image[n] = random_brightness(
-            channel, settings.gamma, settings.brightness, settings.contrast, rng
-        )
+        image[n] = random_brightness(channel, settings.gamma, settings.brightness, settings.contrast, rng)
     image = random_volume_blur(image, settings.blur_px, rng, pixel_size)
     for transform in settings.monai:
         image = apply_monai(image, transform, rng)

@@ -22,10 +22,22 @@ from fastcore.basics import patch
 from tqdm import tqdm
 
 from cellseg_nb.core import (
-    PixelSize, atomic_path, cell_text, cell_value, pixel_edges, separated_text,
+    PixelSize,
+    atomic_path,
+    cell_text,
+    cell_value,
+    pixel_edges,
+    separated_text,
 )
 from cellseg_nb.data.io import (
-    Plane, image_stem, open_image, open_plane, read_image, read_labels, write_image, write_labels,
+    Plane,
+    image_stem,
+    open_image,
+    open_plane,
+    read_image,
+    read_labels,
+    write_image,
+    write_labels,
 )
 from cellseg_nb.data.planes import (
     ground_level,
@@ -34,10 +46,14 @@ from cellseg_nb.data.targets import (
     border_weights,
 )
 from cellseg_nb.data.tiles import (
-    Tile, cut, plan_tiles,
+    Tile,
+    cut,
+    plan_tiles,
 )
 from cellseg_nb.places import (
-    exists, local, shown,
+    exists,
+    local,
+    shown,
 )
 
 # %% ../../nbs/data/07_volumes.ipynb #0e85d1a1
@@ -85,9 +101,7 @@ class Stack:
 # %% ../../nbs/data/07_volumes.ipynb #85cb14d7
 def _check_axes(axes, path):
     if axes is not None and axes not in STACK_AXES:
-        raise ValueError(
-            f"{path}: axes {axes!r} are unknown for a stack; allowed are {', '.join(STACK_AXES)}"
-        )
+        raise ValueError(f"{path}: axes {axes!r} are unknown for a stack; allowed are {', '.join(STACK_AXES)}")
 
 
 def _stored_axes(path, axes):
@@ -152,10 +166,7 @@ def _channel_number(path, names, n_channels, channel):
 # %% ../../nbs/data/07_volumes.ipynb #15296a85
 def choose_channels(
     pixels: np.ndarray,  # (C, Z, Y, X), or (Z, Y, X) = one channel
-    channel: int
-    | str
-    | Sequence[int | str]
-    | None,  # index from 0, or name; or several; None = all
+    channel: int | str | Sequence[int | str] | None,  # index from 0, or name; or several; None = all
     names: list[str] | None = None,  # of the channels, as far as they are known
     path: str | Path = "the stack",  # how errors call it
 ) -> tuple[np.ndarray, list[str] | None]:  # (Z, Y, X) where one is named, else as given; names
@@ -239,10 +250,7 @@ class StackFile:
         return np.stack([self._at(n).read(y[0], y[1], x[0], x[1]) for n in range(*z)])
 
     def _at(self, depth: int) -> Plane:
-        indices = [
-            depth if axis == "Z" else index
-            for axis, index in zip(self._plane.image.axes, self._plane.indices)
-        ]
+        indices = [depth if axis == "Z" else index for axis, index in zip(self._plane.image.axes, self._plane.indices)]
         return self._like(indices)
 
     def _like(self, indices: list[int | None]) -> Plane:
@@ -425,9 +433,7 @@ def write_table(
             writer.writerow(
                 {
                     name: cell_text(
-                        Path(os.path.relpath(value, path.parent)).as_posix()
-                        if isinstance(value, Path)
-                        else value
+                        Path(os.path.relpath(value, path.parent)).as_posix() if isinstance(value, Path) else value
                     )
                     for name, value in row.items()
                 }
@@ -507,9 +513,7 @@ def plan_patches(
     """
     size = tuple(size)
     if len(size) != 3 or not all(isinstance(n, (int, np.integer)) and n >= 2 for n in size):
-        raise ValueError(
-            f"the patch size must be three whole numbers (Z, Y, X) from 2; it is {size}"
-        )
+        raise ValueError(f"the patch size must be three whole numbers (Z, Y, X) from 2; it is {size}")
     if not 0 <= overlap < 1:
         raise ValueError(f"the overlap must be a share from 0 to below 1; it is {overlap}")
     for axis, edge, length in zip("ZYX", size, shape):
@@ -550,9 +554,7 @@ def cut_patches(
         raise ValueError(f"min_foreground must be a share from 0 to 1; it is {min_foreground}")
     for name, other in (("labels", labels), ("weights", weights)):
         if other is not None and other.shape != image.shape[-3:]:
-            raise ValueError(
-                f"{name} are {other.shape} and the stack is {image.shape[-3:]} (Z, Y, X)"
-            )
+            raise ValueError(f"{name} are {other.shape} and the stack is {image.shape[-3:]} (Z, Y, X)")
     for tile in plan_patches(labels.shape, size, overlap):
         cells = cut(labels, tile)
         if np.count_nonzero(cells) < min_foreground * cells.size:

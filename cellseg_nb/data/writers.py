@@ -15,13 +15,21 @@ import numpy as np
 from fastcore.basics import patch
 
 from cellseg_nb.core import (
-    PixelSize, check_labels, pixel_edges, replace_folder,
+    PixelSize,
+    check_labels,
+    pixel_edges,
+    replace_folder,
 )
 from cellseg_nb.data.formats.base import (
     image_stem,
 )
 from cellseg_nb.data.formats.ome_zarr import (
-    ZARR_TILE_PX, check_replaceable, create_zarr_level, finish_zarr, names_zarr, new_zarr,
+    ZARR_TILE_PX,
+    check_replaceable,
+    create_zarr_level,
+    finish_zarr,
+    names_zarr,
+    new_zarr,
     scratch_zarr,
 )
 from cellseg_nb.data.formats.tiff import (
@@ -59,12 +67,8 @@ class LabelWriter:
         if len(self.shape) != 2 or min(self.shape) < 1:
             raise ValueError(f"{path}: a label image is (Y, X), not {self.shape}")
         self._to_tiff, self._files = bool(tiff), ExitStack()
-        self._group = self._files.enter_context(
-            scratch_zarr(self.path) if tiff else new_zarr(self.path, labels=True)
-        )
-        self._level = create_zarr_level(
-            self._group, "0", self.shape, self.dtype, "YX", self.tile_px
-        )
+        self._group = self._files.enter_context(scratch_zarr(self.path) if tiff else new_zarr(self.path, labels=True))
+        self._level = create_zarr_level(self._group, "0", self.shape, self.dtype, "YX", self.tile_px)
 
 # %% ../../nbs/data/22_writers.ipynb #349839ce
 @patch
@@ -87,9 +91,7 @@ def write(
     block = check_labels(block, "block")
     end = (y + block.shape[0], x + block.shape[-1])
     if block.ndim != 2 or min(y, x) < 0 or end[0] > self.shape[0] or end[1] > self.shape[1]:
-        raise ValueError(
-            f"{self.path}: a block of shape {block.shape} at ({y}, {x}) leaves the image {self.shape}"
-        )
+        raise ValueError(f"{self.path}: a block of shape {block.shape} at ({y}, {x}) leaves the image {self.shape}")
     if block.max(initial=0) > np.iinfo(self.dtype).max:
         raise ValueError(f"{self.path}: the id {block.max()} does not fit into {self.dtype}")
     self._level[y : end[0], x : end[1]] = block.astype(self.dtype, copy=False)

@@ -14,7 +14,8 @@ from cellseg_nb.core import (
     moved,
 )
 from cellseg_nb.measure.matching import (
-    Matching, pool,
+    Matching,
+    pool,
 )
 
 # %% ../../nbs/measure/05_intervals.ipynb #be6704ee
@@ -55,9 +56,7 @@ def interval(
 # %% ../../nbs/measure/05_intervals.ipynb #41262eb6
 def bootstrap_interval(
     per_image: np.ndarray,  # what was counted; (images, columns)
-    statistic: Callable[
-        [np.ndarray], np.ndarray
-    ],  # (n_resamples, columns) of sums → one score each
+    statistic: Callable[[np.ndarray], np.ndarray],  # (n_resamples, columns) of sums → one score each
     level: float = 0.95,  # share of the draws inside
     n_resamples: int = 1000,  # how often the images are drawn
     seed: int = 0,  # of the draws

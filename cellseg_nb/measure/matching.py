@@ -42,9 +42,7 @@ def exact_threshold(
         else:
             exact = Fraction(str(threshold))
     except (ValueError, ArithmeticError, TypeError):
-        raise ValueError(
-            f"an IoU threshold must be a number, such as 0.5; found {threshold!r}"
-        ) from None
+        raise ValueError(f"an IoU threshold must be a number, such as 0.5; found {threshold!r}") from None
     if not 0 < exact <= 1:
         raise ValueError(f"an IoU threshold must be above 0 and at most 1; found {threshold}")
     return exact
@@ -117,9 +115,7 @@ def checked_ignore(
     """Return the mask of unknown pixels unchanged. ValueError: it is not bool, or of another shape."""
     ignore = np.asarray(ignore)
     if ignore.dtype != bool or ignore.shape != shape:
-        raise ValueError(
-            f"ignore must be bool, of shape {shape}; it is {ignore.dtype} {ignore.shape}"
-        )
+        raise ValueError(f"ignore must be bool, of shape {shape}; it is {ignore.dtype} {ignore.shape}")
     return ignore
 
 
@@ -384,8 +380,7 @@ def table(self: Matching):  # pandas DataFrame, one row per threshold
 def match(
     truth: np.ndarray,  # label image; integer; (Y, X) or (Z, Y, X); 0 = background
     pred: np.ndarray,  # label image; integer; same shape
-    thresholds: float
-    | Iterable[float] = THRESHOLDS,  # IoU at which a pair counts as a hit; one or several
+    thresholds: float | Iterable[float] = THRESHOLDS,  # IoU at which a pair counts as a hit; one or several
     ignore: np.ndarray | None = None,  # unknown pixels; bool; same shape
 ) -> Matching:
     """Match predicted with true objects, one to one, at each IoU threshold.
@@ -409,9 +404,7 @@ def match(
     tp = np.array([len(pairs) for pairs in hits])
     n_truth, n_pred = len(table.truth_ids), len(table.pred_ids)
     sum_iou = np.array([table.ious[pairs].sum() for pairs in hits])
-    return Matching(
-        tuple(map(float, exact)), tp, n_pred - tp, n_truth - tp, sum_iou, n_truth, n_pred
-    )
+    return Matching(tuple(map(float, exact)), tp, n_pred - tp, n_truth - tp, sum_iou, n_truth, n_pred)
 
 # %% ../../nbs/measure/00_matching.ipynb #6c0ce7b5
 def pool(
@@ -455,9 +448,7 @@ def matched_pairs(
     pred: np.ndarray,  # label image; integer; same shape
     threshold: float = 0.5,  # least IoU of a pair
     ignore: np.ndarray | None = None,  # unknown pixels; bool; same shape
-) -> tuple[
-    np.ndarray, np.ndarray, np.ndarray
-]:  # true ids, their predicted partners, IoU of each pair
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # true ids, their predicted partners, IoU of each pair
     """List the matched pairs, sorted by true id. Raises ValueError like `match`."""
     table = pairs_table(truth, pred, ignore)
     hits = find_hits(table, threshold)

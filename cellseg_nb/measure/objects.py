@@ -14,7 +14,10 @@ import pandas as pd
 from skimage.measure import regionprops_table
 
 from cellseg_nb.core import (
-    PixelSize, check_labels, consecutive, pixel_edges,
+    PixelSize,
+    check_labels,
+    consecutive,
+    pixel_edges,
 )
 
 # %% ../../nbs/measure/02_objects.ipynb #42993cc2
@@ -43,18 +46,13 @@ def _intensities(
     name: str,  # ending of the column names: "" or "_DAPI"
 ) -> dict[str, np.ndarray]:
     """Measure one channel inside each object."""
-    names = {
-        f"intensity_{statistic}": f"{statistic}_intensity{name}"
-        for statistic in ("mean", "min", "max")
-    }
+    names = {f"intensity_{statistic}": f"{statistic}_intensity{name}" for statistic in ("mean", "min", "max")}
     measured = regionprops_table(labels, image, properties=list(names))
     columns = {column: measured[measure] for measure, column in names.items()}
     return columns | {f"sum_intensity{name}": measured["intensity_mean"] * areas_px}
 
 
-def _channels(
-    image: np.ndarray, labels: np.ndarray, channels: Sequence[str] | None
-) -> dict[str, np.ndarray]:
+def _channels(image: np.ndarray, labels: np.ndarray, channels: Sequence[str] | None) -> dict[str, np.ndarray]:
     """Take an image apart into channels, by the ending of their column names."""
     image = np.asarray(image)
     if image.dtype.kind not in "biuf":
@@ -70,9 +68,7 @@ def _channels(
         )
     if channels is not None:
         if len(channels) != image.shape[-1]:
-            raise ValueError(
-                f"channels names {list(channels)}, but image has {image.shape[-1]} channels"
-            )
+            raise ValueError(f"channels names {list(channels)}, but image has {image.shape[-1]} channels")
         endings = [f"_{channel}" for channel in channels]
     return {ending: image[..., number] for number, ending in enumerate(endings)}
 
@@ -160,15 +156,11 @@ def summary(
     quantity = "area" if len(shape) == 2 else "volume"
     size = f"{quantity}_px" if edges is None else f"{quantity}_um{len(shape)}"
     if size not in objects:
-        raise ValueError(
-            f"objects has no column {size}; give summary the pixel_size_um given to object_table"
-        )
+        raise ValueError(f"objects has no column {size}; give summary the pixel_size_um given to object_table")
     numbers = {"n_objects": len(objects), "n_touching_border": int(objects.touches_border.sum())}
     if edges is not None:
         field_mm = np.prod(np.multiply(shape, edges) / 1000)
-        numbers[f"density_per_mm{len(shape)}"] = (
-            float(len(objects) / field_mm) if field_mm else float("nan")
-        )
+        numbers[f"density_per_mm{len(shape)}"] = float(len(objects) / field_mm) if field_mm else float("nan")
     whole = objects[~objects.touches_border]
     diameter = "diameter_px" if edges is None else "diameter_um"
     for column in (size, diameter):
@@ -202,9 +194,7 @@ def count_interval(
     """
     counts = np.asarray(counts, float)
     if counts.ndim != 1 or len(counts) == 0 or not (counts >= 0).all():
-        raise ValueError(
-            f"counts must list the count of each image, 0 or more; found {counts.tolist()}"
-        )
+        raise ValueError(f"counts must list the count of each image, 0 or more; found {counts.tolist()}")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, such as 0.95; found {confidence}")
     mean = float(counts.mean())

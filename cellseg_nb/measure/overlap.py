@@ -13,7 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from cellseg_nb.measure.matching import (
-    checked_ignore, count_pairs, pairs_table,
+    checked_ignore,
+    count_pairs,
+    pairs_table,
 )
 
 # %% ../../nbs/measure/01_overlap.ipynb #09b38bb1
@@ -128,9 +130,7 @@ def aggregated_jaccard(
     return float(table.intersections[best].sum() / either) if either else 1.0
 
 # %% ../../nbs/measure/01_overlap.ipynb #795eafbd
-def _pixels(
-    truth: np.ndarray, pred: np.ndarray, ignore_labels: Collection[int], ignore: np.ndarray | None
-) -> tuple:
+def _pixels(truth: np.ndarray, pred: np.ndarray, ignore_labels: Collection[int], ignore: np.ndarray | None) -> tuple:
     """Pixels of each pair of objects, and for each pair those of its two objects."""
     truth_ids, pred_ids, pixels = count_pairs(truth, pred, ignore)
     kept = ~np.isin(truth_ids, list(ignore_labels))
@@ -159,9 +159,7 @@ def variation_of_information(
     ValueError
         An image is not a label image, or the shapes differ.
     """
-    pixels, truth_areas, pred_areas, truth_index, pred_index = _pixels(
-        truth, pred, ignore_labels, ignore
-    )
+    pixels, truth_areas, pred_areas, truth_index, pred_index = _pixels(truth, pred, ignore_labels, ignore)
     total = max(pixels.sum(), 1)
     split = (pixels * np.log2(truth_areas[truth_index] / pixels)).sum() / total
     merge = (pixels * np.log2(pred_areas[pred_index] / pixels)).sum() / total

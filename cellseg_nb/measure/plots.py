@@ -19,10 +19,16 @@ from matplotlib.patches import Rectangle
 from skimage.segmentation import find_boundaries
 
 from cellseg_nb.core import (
-    PixelSize, check_labels, pixel_edges,
+    PixelSize,
+    check_labels,
+    pixel_edges,
 )
 from cellseg_nb.measure.matching import (
-    THRESHOLDS, Errors, Matching, errors, match,
+    THRESHOLDS,
+    Errors,
+    Matching,
+    errors,
+    match,
 )
 
 # %% ../../nbs/measure/03_plots.ipynb #375147e6
@@ -99,9 +105,7 @@ def _stretched(
     image = image.astype(np.uint8) if image.dtype == bool else image
     colour = image.ndim == 3 and image.shape[-1] in (3, 4)
     if image.ndim != 2 and not colour:
-        raise ValueError(
-            f"image must be (Y, X), or (Y, X, 3) for colour, but its shape is {image.shape}"
-        )
+        raise ValueError(f"image must be (Y, X), or (Y, X, 3) for colour, but its shape is {image.shape}")
     image = image[..., :3] if colour else np.broadcast_to(image[..., None], (*image.shape, 3))
     if colour and image.dtype == np.uint8:
         return image.copy()
@@ -119,13 +123,9 @@ def _check_flat(labels: np.ndarray, image: np.ndarray, name: str) -> np.ndarray:
     """Check a label image for a 2D picture."""
     labels = check_labels(labels, name)
     if labels.ndim != 2:
-        raise ValueError(
-            f"{name} must be (Y, X) for a picture, not {labels.shape}; choose one plane"
-        )
+        raise ValueError(f"{name} must be (Y, X) for a picture, not {labels.shape}; choose one plane")
     if np.shape(image)[:2] != labels.shape:
-        raise ValueError(
-            f"image {np.shape(image)} and {name} {labels.shape} must have the same height and width"
-        )
+        raise ValueError(f"image {np.shape(image)} and {name} {labels.shape} must have the same height and width")
     return labels
 
 # %% ../../nbs/measure/03_plots.ipynb #05321323
@@ -168,8 +168,7 @@ def _round_length(most: float) -> float:
 def scale_bar(
     ax: Axes,  # axes that show an image in pixels
     pixel_size_um: PixelSize,  # pixel edge; µm
-    length_um: float
-    | None = None,  # length of the bar; µm; None = a round number, about a fifth of the width
+    length_um: float | None = None,  # length of the bar; µm; None = a round number, about a fifth of the width
     colour: str = "white",  # of bar and text
 ) -> None:
     """Draw a scale bar into the lower right corner.
@@ -188,9 +187,7 @@ def scale_bar(
     length = length_um / edges[-1] * np.sign(width)
     x, y, thickness = right - 0.04 * width - length, bottom + 0.04 * height, 0.012 * height
     ax.add_patch(Rectangle((x, y), length, thickness, color=colour, linewidth=0))
-    unit, factor = (
-        ("mm", 1e-3) if length_um >= 1000 else ("nm", 1e3) if length_um < 1 else ("µm", 1)
-    )
+    unit, factor = ("mm", 1e-3) if length_um >= 1000 else ("nm", 1e3) if length_um < 1 else ("µm", 1)
     text = f"{length_um * factor:g} {unit}"
     ax.text(
         x + length / 2,
@@ -271,15 +268,11 @@ def _paint_outlines(canvas: np.ndarray, labels: np.ndarray, kinds: dict[str, lis
             canvas[tuple(places)] = COLOURS[KINDS[kind]]
 
 
-def _painted_errors(
-    image: np.ndarray, truth: np.ndarray, pred: np.ndarray, found: Errors
-) -> np.ndarray:
+def _painted_errors(image: np.ndarray, truth: np.ndarray, pred: np.ndarray, found: Errors) -> np.ndarray:
     """The image with every object outlined in the colour of its fate; RGB."""
     canvas = _stretched(image, 1.0, 99.8)
     joined, cut = sum(found.merges.values(), []), sum(found.splits.values(), [])
-    _paint_outlines(
-        canvas, truth, {"misses": found.misses, "merges": joined, "splits": list(found.splits)}
-    )
+    _paint_outlines(canvas, truth, {"misses": found.misses, "merges": joined, "splits": list(found.splits)})
     hits = [pred_id for _, pred_id in found.hits]
     kinds = {"hits": hits, "extras": found.extras, "merges": list(found.merges), "splits": cut}
     _paint_outlines(canvas, pred, kinds)
@@ -288,10 +281,7 @@ def _painted_errors(
 
 def _kinds_legend(figure: Figure, counts: Mapping[str, int] | None = None) -> None:
     """What the colours mean, with the number of each kind where it is known."""
-    lines = [
-        Line2D([], [], color=np.array(COLOURS[colour]) / 255, linewidth=4)
-        for colour in KINDS.values()
-    ]
+    lines = [Line2D([], [], color=np.array(COLOURS[colour]) / 255, linewidth=4) for colour in KINDS.values()]
     names = [kind if counts is None else f"{kind}: {counts[kind]}" for kind in KINDS]
     figure.legend(lines, names, loc="outside lower center", ncols=len(KINDS), frameon=False)
 
@@ -361,9 +351,7 @@ def worst_and_best(
     n_worst = min(n, (len(ranked) + 1) // 2)
     rows = [ranked[:n_worst], ranked[n_worst:][-n:][::-1]]
     rows = [row for row in rows if row]
-    figure = StandaloneFigure(
-        figsize=(2.9 * n_worst, 3.3 * len(rows)), dpi=80, layout="constrained"
-    )
+    figure = StandaloneFigure(figsize=(2.9 * n_worst, 3.3 * len(rows)), dpi=80, layout="constrained")
     panels = figure.subplots(len(rows), n_worst, squeeze=False)
     for row, names, word in zip(panels, rows, ("worst", "best")):
         for ax in row:
@@ -385,8 +373,7 @@ def _check_stars(polygons, points):
         raise ValueError(f"polygons must be (n, 2, rays) with y, x; the shape is {polygons.shape}")
     if points.shape != (len(polygons), 2):
         raise ValueError(
-            f"points must be (n, 2) with y, x, one per polygon ({len(polygons)}); the shape is "
-            f"{points.shape}"
+            f"points must be (n, 2) with y, x, one per polygon ({len(polygons)}); the shape is {points.shape}"
         )
     return polygons, points
 
@@ -419,9 +406,7 @@ def show_stars(
         lines = np.stack([starts, corners], axis=2).reshape(-1, 2, 2)
         shades = np.repeat(colours, corners.shape[1], axis=0)
         ax.add_collection(LineCollection(lines, colors=shades, linewidths=0.8, alpha=0.7))
-    ax.add_collection(
-        PolyCollection(corners, facecolors="none", edgecolors=colours, linewidths=1.4)
-    )
+    ax.add_collection(PolyCollection(corners, facecolors="none", edgecolors=colours, linewidths=1.4))
     ax.scatter(*points.T[::-1], s=9, c="white", edgecolors="black", linewidths=0.5, zorder=3)
     return ax
 
@@ -446,9 +431,7 @@ def f1_against_iou(
         matchings = {"": matchings}
     ax = _axes(ax, (5, 3.2))
     colours = label_colours(len(matchings)) / 255
-    for (name, matching), colour, marker in zip(
-        matchings.items(), colours, "osD^v<>" * len(matchings)
-    ):
+    for (name, matching), colour, marker in zip(matchings.items(), colours, "osD^v<>" * len(matchings)):
         text = _curve_text(name, matching)
         ax.plot(matching.thresholds, matching.f1, color=colour, marker=marker, label=text)
     ax.set(xlabel="IoU threshold", ylabel="F1", ylim=(0, 1.02))
@@ -478,9 +461,7 @@ def f1_by_size(
     counts = [one.n_truth for one in next(iter(classes.values())).values()]
     ax = _axes(ax, (1.5 + 0.9 * len(names), 3.2))
     places, width = np.arange(len(names)), 0.8 / len(classes)
-    for number, ((name, matchings), colour) in enumerate(
-        zip(classes.items(), label_colours(len(classes)) / 255)
-    ):
+    for number, ((name, matchings), colour) in enumerate(zip(classes.items(), label_colours(len(classes)) / 255)):
         filled = [one.n_truth + one.n_pred > 0 for one in matchings.values()]
         f1 = [one.at(threshold)["f1"] for one in matchings.values()]
         shift = (number - (len(classes) - 1) / 2) * width

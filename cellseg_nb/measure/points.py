@@ -36,9 +36,7 @@ def check_points(
     if points.size == 0 and points.ndim < 2:
         points = points.reshape(0, 2)
     if points.ndim != 2 or points.shape[1] not in (2, 3):
-        raise ValueError(
-            f"{name} must be (N, 2) with y, x or (N, 3) with z, y, x; the shape is {points.shape}"
-        )
+        raise ValueError(f"{name} must be (N, 2) with y, x or (N, 3) with z, y, x; the shape is {points.shape}")
     if not np.isfinite(points).all():
         row = int(np.flatnonzero(~np.isfinite(points).all(axis=1))[0])
         raise ValueError(f"{name}: row {row} is {points[row]}; coordinates must be finite numbers")
@@ -155,18 +153,14 @@ def show_points(
         truth = check_points(truth, "truth")
         matching = match_points(truth, points, radius_px)
         groups = _fates(truth, points, matching)
-        shown = (
-            f"precision {matching.precision:.2f}, recall {matching.recall:.2f} at {radius_px:g} px"
-        )
+        shown = f"precision {matching.precision:.2f}, recall {matching.recall:.2f} at {radius_px:g} px"
     ax = _axes(ax, (5, 5))
     _show(ax, _stretched(image, 1.0, 99.8), shown if title is None else title, pixel_size_um)
     ax.autoscale(False)
     for kind, places in groups.items():
         colour = np.array(COLOURS[KINDS.get(kind, "orange")]) / 255
         style = dict(marker=MARKERS.get(kind, "o"), s=26, label=f"{kind}: {len(places)}")
-        ax.scatter(
-            places[:, 1], places[:, 0], color=colour, edgecolors="black", linewidths=0.6, **style
-        )
+        ax.scatter(places[:, 1], places[:, 0], color=colour, edgecolors="black", linewidths=0.6, **style)
     if truth is not None:
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3, frameon=False, fontsize=9)
     return ax
@@ -307,9 +301,7 @@ def plot_counts(
             label=name,
             zorder=3,
         )
-    ax.set(
-        xlabel="true count", ylabel="predicted count", xlim=(0, end), ylim=(0, end), aspect="equal"
-    )
+    ax.set(xlabel="true count", ylabel="predicted count", xlim=(0, end), ylim=(0, end), aspect="equal")
     ax.set_title("MAE {mae:.3g}, bias {bias:+.3g}, n = {n}".format(**errors), fontsize=10)
     if low is not None:
         ax.legend(frameon=False, fontsize=8, loc="upper left")

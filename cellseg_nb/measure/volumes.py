@@ -15,13 +15,21 @@ import pandas as pd
 from fastcore.basics import patch
 
 from cellseg_nb.core import (
-    PixelSize, pixel_edges,
+    PixelSize,
+    pixel_edges,
 )
 from cellseg_nb.measure.matching import (
-    Matching, errors, find_hits, match, pairs_table, pool,
+    Matching,
+    errors,
+    find_hits,
+    match,
+    pairs_table,
+    pool,
 )
 from cellseg_nb.measure.overlap import (
-    pixel_pairs, rand_from_pairs, variation_of_information,
+    pixel_pairs,
+    rand_from_pairs,
+    variation_of_information,
 )
 
 # %% ../../nbs/measure/04_volumes.ipynb #df428629
@@ -93,13 +101,10 @@ def match_by_size(
     table, whole = pairs_table(truth, pred, ignore), match(truth, pred, thresholds, ignore)
     voxel = _voxel(pixel_size_um, np.ndim(truth))
     true_class, own_class = (
-        np.searchsorted(edges, areas * voxel, side="right")
-        for areas in (table.truth_areas, table.pred_areas)
+        np.searchsorted(edges, areas * voxel, side="right") for areas in (table.truth_areas, table.pred_areas)
     )
     n_truth, n_pred = (np.bincount(one, minlength=len(names)) for one in (true_class, own_class))
-    tp, fp, sums = (
-        np.zeros((len(names), len(whole.thresholds)), kind) for kind in (int, int, float)
-    )
+    tp, fp, sums = (np.zeros((len(names), len(whole.thresholds)), kind) for kind in (int, int, float))
     for column, threshold in enumerate(whole.thresholds):
         hits = find_hits(table, threshold)
         hit_class = true_class[table.truth_index[hits]]
@@ -213,8 +218,7 @@ def pool_volumes(
     scores = list(scores)
     matching = pool(one.matching for one in scores)
     counts = {
-        name: sum(getattr(one, name) for one in scores)
-        for name in ("splits", "merges", "misses", "extras", "voxels")
+        name: sum(getattr(one, name) for one in scores) for name in ("splits", "merges", "misses", "extras", "voxels")
     }
     bits = {
         name: sum(one.voxels * getattr(one, name) for one in scores) / max(counts["voxels"], 1)

@@ -12,33 +12,71 @@ from pydantic import ValidationError
 
 import cellseg_nb
 from cellseg_nb.core import (
-    explain_settings, read_json,
+    explain_settings,
+    read_json,
 )
 from cellseg_nb.models.kinds.count import (
-    CountNetworkSettings, CountNormalisation, CountOutput, CountSpecification, CountTarget, Peaks,
+    CountNetworkSettings,
+    CountNormalisation,
+    CountOutput,
+    CountSpecification,
+    CountTarget,
+    Peaks,
 )
 from cellseg_nb.models.kinds.files import (
-    FileNetworkSettings, FileNormalisation, FileSpecification, FileStackSpecification,
+    FileNetworkSettings,
+    FileNormalisation,
+    FileSpecification,
+    FileStackSpecification,
 )
 from cellseg_nb.models.kinds.pairs import (
-    PairNetworkSettings, PairNormalisation, PairSpecification,
+    PairNetworkSettings,
+    PairNormalisation,
+    PairSpecification,
 )
 from cellseg_nb.models.kinds.stacks import (
-    StackMethod, StackNetworkSettings, StackPostprocessing, StackSpecification, StackTarget,
+    StackMethod,
+    StackNetworkSettings,
+    StackPostprocessing,
+    StackSpecification,
+    StackTarget,
 )
 from cellseg_nb.models.kinds.stars import (
-    STAR_DEFAULTS, StarNetworkSettings, StarNormalisation, StarPostprocessing, StarSpecification,
+    STAR_DEFAULTS,
+    StarNetworkSettings,
+    StarNormalisation,
+    StarPostprocessing,
+    StarSpecification,
 )
+
+# %% ../../nbs/models/02_bundle.ipynb #a32606ed
 from cellseg_nb.models.specification import (
-    Bundle, NetworkSettings, Normalisation, Scale, Scales, SegmentationSetting, Specification, Target,
-    VoxelSize, check_weights, needs_maps, save_bundle, specification_class, weight_arrays, with_brightness,
+    Bundle,
+    NetworkSettings,
+    Normalisation,
+    Scale,
+    Scales,
+    SegmentationSetting,
+    Specification,
+    Target,
+    VoxelSize,
+    check_weights,
+    needs_maps,
+    save_bundle,
+    specification_class,
+    weight_arrays,
+    with_brightness,
     write_specification,
 )
 from cellseg_nb.models.stars import (
-    PRETRAINED, pretrained_bundle,
+    PRETRAINED,
+    pretrained_bundle,
 )
 from cellseg_nb.places import (
-    gateway, is_elsewhere, local, shown,
+    gateway,
+    is_elsewhere,
+    local,
+    shown,
 )
 
 # %% ../../nbs/models/02_bundle.ipynb #a8278903
@@ -90,9 +128,7 @@ def find_bundle(
             f"{model} has config.json and no model.json; if it is a folder of StarDist, 'cellseg model "
             "import' makes a model of it (in Python, models.stars.import_stardist)"
         )
-    raise FileNotFoundError(
-        f"no model {str(model)!r}: neither a folder with model.json nor one of: {', '.join(known)}"
-    )
+    raise FileNotFoundError(f"no model {str(model)!r}: neither a folder with model.json nor one of: {', '.join(known)}")
 
 # %% ../../nbs/models/02_bundle.ipynb #6eff348f
 def read_specification(
@@ -114,9 +150,7 @@ def read_specification(
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     version = fields.get("format_version") if isinstance(fields, dict) else None
     if not isinstance(version, int):
-        raise ValueError(
-            f"{path} has no whole number format_version; it is not a model of cellseg_nb"
-        )
+        raise ValueError(f"{path} has no whole number format_version; it is not a model of cellseg_nb")
     if version > FORMAT_VERSION:
         raise ValueError(
             f"{path} has format {version}, and this version of cellseg_nb reads up to "

@@ -21,16 +21,23 @@ from cellseg_nb.core import (
     checked_settings,
 )
 from cellseg_nb.models.file_networks import (
-    FileNetwork, script_bytes,
+    FileNetwork,
+    script_bytes,
 )
 from cellseg_nb.models.kinds.files import (
-    FileNetworkSettings, FileSpecification, FileStackSpecification, Meaning,
+    FileNetworkSettings,
+    FileSpecification,
+    FileStackSpecification,
+    Meaning,
 )
 from cellseg_nb.models.kinds.stacks import (
-    StackNetworkSettings, StackSpecification,
+    StackNetworkSettings,
+    StackSpecification,
 )
 from cellseg_nb.models.specification import (
-    NetworkSettings, Specification, save_bundle,
+    NetworkSettings,
+    Specification,
+    save_bundle,
 )
 from cellseg_nb.models.unet3d import (
     UNet3D,
@@ -39,7 +46,8 @@ from cellseg_nb.models.zoo import (
     build_network,
 )
 from cellseg_nb.settings import (
-    Settings, setting,
+    Settings,
+    setting,
 )
 
 # %% ../../nbs/models/12_checkpoints.ipynb #77ef6173
@@ -86,10 +94,16 @@ def _weights_in(found: Any, path: Path) -> dict[str, torch.Tensor]:
     for name in NESTED:
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
             found = found[name]
-    weights = {str(name): one for name, one in found.items() if isinstance(one, torch.Tensor)} if isinstance(found, Mapping) else {}
+    weights = (
+        {str(name): one for name, one in found.items() if isinstance(one, torch.Tensor)}
+        if isinstance(found, Mapping)
+        else {}
+    )
     if not weights:
         raise ValueError(f"{path} holds no weights by name")
-    while len({match[0] for name in weights if (match := PREFIXES.match(name))}) == 1 and all(map(PREFIXES.match, weights)):
+    while len({match[0] for name in weights if (match := PREFIXES.match(name))}) == 1 and all(
+        map(PREFIXES.match, weights)
+    ):
         weights = {PREFIXES.sub("", name): one for name, one in weights.items()}
     return weights
 
@@ -109,8 +123,11 @@ def fill_network(
     optional = {name for name in own if name.endswith("num_batches_tracked")}
     lacking = [name for name in own if name not in weights and name not in optional]
     many = [name for name in weights if name not in own]
-    other = [f"{name} is {tuple(weights[name].shape)} there and {tuple(own[name].shape)} here" for name in own
-             if name in weights and weights[name].shape != own[name].shape]
+    other = [
+        f"{name} is {tuple(weights[name].shape)} there and {tuple(own[name].shape)} here"
+        for name in own
+        if name in weights and weights[name].shape != own[name].shape
+    ]
     said = []
     for names, what in [(lacking, "lacks"), (many, "has too many:"), (other, "has other shapes:")]:
         if names:
@@ -126,12 +143,18 @@ class CheckpointSettings(Settings):
 
     name: str | None = setting(None, "What to call the model.", usual="the file")
     description: str = setting("", "What it is for.")
-    architecture: str | None = setting(None, "Name in segmentation-models-pytorch, or UNet3D.", usual="UNet3D where the names say so")
+    architecture: str | None = setting(
+        None, "Name in segmentation-models-pytorch, or UNet3D.", usual="UNet3D where the names say so"
+    )
     encoder: str | None = setting(None, "Name in segmentation-models-pytorch.")
     encoder_depth: int = setting(5, "Times the picture is halved.", ge=3, le=5)
     decoder_channels: tuple[int, ...] | None = setting(None, "Channels of the decoder.", usual="the library's")
-    channels: tuple[Meaning, ...] | None = setting(None, "What the channels of the result mean.", usual="foreground; of stacks boundary")
-    activation: Literal["sigmoid", "softmax", "identity"] = setting("sigmoid", "What turns the numbers of the network into probabilities.")
+    channels: tuple[Meaning, ...] | None = setting(
+        None, "What the channels of the result mean.", usual="foreground; of stacks boundary"
+    )
+    activation: Literal["sigmoid", "softmax", "identity"] = setting(
+        "sigmoid", "What turns the numbers of the network into probabilities."
+    )
     layer_order: Literal["gcr"] = setting("gcr", "Of UNet3D: group normalisation, convolution, ReLU.")
     diameter_px: float | None = setting(None, "Median diameter of the training objects.", gt=0, unit="px")
     data: str = setting("", "What it was trained on.")
@@ -158,7 +181,9 @@ def read_settings(
             raise ValueError(f"{path} is no valid YAML: {' '.join(str(error).split())[:200]}") from error
         if not isinstance(fields, dict):
             raise ValueError(f"{path} must hold keys such as architecture: Unet")
-    return checked_settings(CheckpointSettings, fields | {name: one for name, one in changes.items() if one is not None})
+    return checked_settings(
+        CheckpointSettings, fields | {name: one for name, one in changes.items() if one is not None}
+    )
 
 
 def _stack_settings(weights: Mapping[str, torch.Tensor]) -> StackNetworkSettings:
@@ -166,9 +191,13 @@ def _stack_settings(weights: Mapping[str, torch.Tensor]) -> StackNetworkSettings
     levels = len({name.split(".")[1] for name in weights if name.startswith("encoders.")})
     first, second = (weights.get(f"encoders.0.basic_module.SingleConv{n}.conv.weight") for n in (1, 2))
     if first is None or second is None or first.ndim != 5:
-        raise ValueError("the checkpoint is of another network than the U-Net for stacks with two layers per level (UNet3D, gcr): it lacks "
-                         "encoders.0.basic_module.SingleConv1.conv.weight, or has another shape of it")
-    return checked_settings(StackNetworkSettings, {"in_channels": first.shape[1], "f_maps": second.shape[0], "levels": levels})
+        raise ValueError(
+            "the checkpoint is of another network than the U-Net for stacks with two layers per level (UNet3D, gcr): it lacks "
+            "encoders.0.basic_module.SingleConv1.conv.weight, or has another shape of it"
+        )
+    return checked_settings(
+        StackNetworkSettings, {"in_channels": first.shape[1], "f_maps": second.shape[0], "levels": levels}
+    )
 
 # %% ../../nbs/models/12_checkpoints.ipynb #45d6fa27
 class Rebuilt:
@@ -204,18 +233,30 @@ def rebuild(
         own = _stack_settings(weights)
         final = weights.get("final_conv.weight")
         n_channels = 1 if final is None else final.shape[0]
-        return Rebuilt(fill_network(UNet3D(own.in_channels, n_channels, own.f_maps, own.levels), weights), own, n_channels)
+        return Rebuilt(
+            fill_network(UNet3D(own.in_channels, n_channels, own.f_maps, own.levels), weights), own, n_channels
+        )
     if settings.architecture is None or settings.encoder is None:
-        raise ValueError(f"the checkpoint does not say which network it belongs to; give --architecture and --encoder, names in "
-                         f"segmentation-models-pytorch (its first numbers are called {next(iter(weights))})")
+        raise ValueError(
+            f"the checkpoint does not say which network it belongs to; give --architecture and --encoder, names in "
+            f"segmentation-models-pytorch (its first numbers are called {next(iter(weights))})"
+        )
     pictures = [one for name, one in weights.items() if one.ndim == 4 and name.startswith("encoder.")]
     head = weights.get("segmentation_head.0.weight")
     if not pictures or head is None:
-        raise ValueError("the checkpoint is of no network of segmentation-models-pytorch: it lacks encoder… or segmentation_head.0.weight")
-    fields = {"architecture": settings.architecture, "encoder": settings.encoder, "encoder_depth": settings.encoder_depth}
+        raise ValueError(
+            "the checkpoint is of no network of segmentation-models-pytorch: it lacks encoder… or segmentation_head.0.weight"
+        )
+    fields = {
+        "architecture": settings.architecture,
+        "encoder": settings.encoder,
+        "encoder_depth": settings.encoder_depth,
+    }
     fields |= {"decoder_channels": settings.decoder_channels, "in_channels": pictures[0].shape[1]}
     own = checked_settings(NetworkSettings, fields)
-    return Rebuilt(fill_network(build_network(**own.model_dump(), out_channels=head.shape[0]), weights), own, head.shape[0])
+    return Rebuilt(
+        fill_network(build_network(**own.model_dump(), out_channels=head.shape[0]), weights), own, head.shape[0]
+    )
 
 # %% ../../nbs/models/12_checkpoints.ipynb #c15500f5
 def _channels(rebuilt: Rebuilt, settings: CheckpointSettings) -> tuple[str, ...]:
@@ -231,7 +272,9 @@ def _channels(rebuilt: Rebuilt, settings: CheckpointSettings) -> tuple[str, ...]
     return tuple(chosen)
 
 
-def _specification(rebuilt: Rebuilt, channels: tuple[str, ...], settings: CheckpointSettings, about: dict[str, Any]) -> Any:
+def _specification(
+    rebuilt: Rebuilt, channels: tuple[str, ...], settings: CheckpointSettings, about: dict[str, Any]
+) -> Any:
     """What the model says of itself, and its network."""
     stacks = isinstance(rebuilt.settings, StackNetworkSettings)
     plain = len({*channels}) == len(channels) and not {*channels} - {"foreground", "boundary", "distance"}
@@ -242,8 +285,15 @@ def _specification(rebuilt: Rebuilt, channels: tuple[str, ...], settings: Checkp
     content = script_bytes(rebuilt.network, (1, *[2 * step] * n_axes))
     axes = "bc" + "zyx"[-n_axes:]
     own = FileNetworkSettings(
-        architecture="TorchScript", n_axes=n_axes, channels=channels, activation=settings.activation, least_px=(step,) * n_axes,
-        steps_px=(step,) * n_axes, lost_px=(0,) * n_axes, layout=axes, result_layout=axes,
+        architecture="TorchScript",
+        n_axes=n_axes,
+        channels=channels,
+        activation=settings.activation,
+        least_px=(step,) * n_axes,
+        steps_px=(step,) * n_axes,
+        lost_px=(0,) * n_axes,
+        layout=axes,
+        result_layout=axes,
     )
     cls = FileStackSpecification if stacks else FileSpecification
     return cls(**about, network=own, outputs=own.maps), FileNetwork(own, content)
@@ -266,7 +316,9 @@ def import_checkpoint(
     try:
         rebuilt = rebuild(read_checkpoint(path), settings)
         if rebuilt.settings.in_channels != 1:
-            raise ValueError(f"the network wants pictures of {rebuilt.settings.in_channels} channels, and only those of one are supported")
+            raise ValueError(
+                f"the network wants pictures of {rebuilt.settings.in_channels} channels, and only those of one are supported"
+            )
         channels = _channels(rebuilt, settings)
         named = ("description", "diameter_px", "data", "licence", "citation")
         about = {"name": settings.name or Path(path).stem} | {name: getattr(settings, name) for name in named}

@@ -23,13 +23,15 @@ import numpy as np
 
 # %% ../../nbs/models/10_engines.ipynb #e2ae79bd
 from cellseg_nb.core import (
-    file_sha256, require,
+    file_sha256,
+    require,
 )
 from cellseg_nb.models.specification import (
     Specification,
 )
 from cellseg_nb.settings import (
-    Settings, setting,
+    Settings,
+    setting,
 )
 
 if TYPE_CHECKING:  # settings are read without PyTorch, which takes seconds to load
@@ -49,7 +51,11 @@ class ComputeSettings(Settings):
     )
 
 # %% ../../nbs/models/10_engines.ipynb #8ba46439
-LIBRARIES = {"openvino": ("openvino", "fast"), INT8: ("openvino", "fast"), "onnx": ("onnxruntime", "fast")}  # package, extra
+LIBRARIES = {
+    "openvino": ("openvino", "fast"),
+    INT8: ("openvino", "fast"),
+    "onnx": ("onnxruntime", "fast"),
+}  # package, extra
 REPORTS = "openvino_telemetry"  # sends what is done with OpenVINO and NNCF to their maker
 _IMPORTING = threading.Lock()
 

@@ -14,31 +14,51 @@ import torch
 from pydantic import ValidationError
 
 from cellseg_nb.core import (
-    atomic_path, explain_settings,
+    atomic_path,
+    explain_settings,
 )
 from cellseg_nb.models.checkpoints import (
-    import_checkpoint, read_settings,
+    import_checkpoint,
+    read_settings,
 )
 from cellseg_nb.models.file_networks import (
-    FileNetwork, is_torchscript, open_torchscript, write_torchscript,
+    FileNetwork,
+    is_torchscript,
+    open_torchscript,
+    write_torchscript,
 )
 from cellseg_nb.models.kinds.files import (
-    FileNetworkSettings, FileSpecification, FileStackSpecification,
+    FileNetworkSettings,
+    FileSpecification,
+    FileStackSpecification,
 )
 from cellseg_nb.models.onnx_files import (
-    TOLERANCE, onnx_facts, open_onnx, run_onnx, write_onnx,
+    TOLERANCE,
+    onnx_facts,
+    open_onnx,
+    run_onnx,
+    write_onnx,
 )
 from cellseg_nb.models.package_reader import (
-    PAGES, find_page, import_package,
+    PAGES,
+    find_page,
+    import_package,
 )
 from cellseg_nb.models.package_writer import (
-    check_exportable, difference_on_picture, export_package, file_facts, maps_network, sample_tensors,
+    check_exportable,
+    difference_on_picture,
+    export_package,
+    file_facts,
+    maps_network,
+    sample_tensors,
 )
 from cellseg_nb.models.specification import (
-    Bundle, save_bundle,
+    Bundle,
+    save_bundle,
 )
 from cellseg_nb.models.stars import (
-    export_stardist, import_stardist,
+    export_stardist,
+    import_stardist,
 )
 
 # %% ../../nbs/models/13_exchange.ipynb #eee94acd
@@ -152,10 +172,21 @@ def import_model(
         raise ValueError(f"{out} is there already; choose another folder")
     kind, settings = kind_of_source(source), read_settings(config, **chosen)
     given = settings.model_dump(exclude_unset=True)
-    useful = {"stardist": {"name", "description", "licence"}, "checkpoint": {*given}, "package": {"channels", "activation"}}
-    unused = sorted({*given} - useful.get(kind, {"channels", "activation", "name", "description", "licence", "citation", "data", "diameter_px"}))
+    useful = {
+        "stardist": {"name", "description", "licence"},
+        "checkpoint": {*given},
+        "package": {"channels", "activation"},
+    }
+    unused = sorted(
+        {*given}
+        - useful.get(
+            kind, {"channels", "activation", "name", "description", "licence", "citation", "data", "diameter_px"}
+        )
+    )
     if unused:
-        raise ValueError(f"{source} is {_named(kind)}, for which {', '.join(unused)} would change nothing; leave it out")
+        raise ValueError(
+            f"{source} is {_named(kind)}, for which {', '.join(unused)} would change nothing; leave it out"
+        )
     if kind == "stardist":
         return import_stardist(source, out, **given)
     if kind == "checkpoint":
@@ -170,26 +201,57 @@ def _named(kind: str) -> str:
     return names.get(kind, f"a file of {kind}")
 
 # %% ../../nbs/models/13_exchange.ipynb #16a33e83
-FACTS = ("name", "description", "normalisation", "scales", "diameter_px", "postprocessing", "data", "licence", "citation")
+FACTS = (
+    "name",
+    "description",
+    "normalisation",
+    "scales",
+    "diameter_px",
+    "postprocessing",
+    "data",
+    "licence",
+    "citation",
+)
 
-
+# %% ../../nbs/models/13_exchange.ipynb #68679764
 def _import_file(source: Path, out: Path, kind: str, given: dict[str, Any]) -> Path:
     """Make a model folder of one ONNX or TorchScript file."""
     content = source.read_bytes()
     facts = onnx_facts(source) if kind == "onnx" else open_torchscript(content, str(source))[1]
     ours = facts.get("kind") in ("maps", "stacks")
     if facts.get("kind") in ("count", "pairs"):
-        raise ValueError(f"{source} holds a model that was written as {facts['kind']}, of which no objects are made; import the folder of the model instead")
-    channels = given.get("channels") or (tuple("boundary" if one in ("edges", "inner_edges") else one for one in facts["outputs"]) if ours else None)
+        raise ValueError(
+            f"{source} holds a model that was written as {facts['kind']}, of which no objects are made; import the folder of the model instead"
+        )
+    channels = given.get("channels") or (
+        tuple("boundary" if one in ("edges", "inner_edges") else one for one in facts["outputs"]) if ours else None
+    )
     if not channels:
-        raise ValueError(f"{source} does not say what its channels mean; say it: --channels, such as foreground,boundary")
+        raise ValueError(
+            f"{source} does not say what its channels mean; say it: --channels, such as foreground,boundary"
+        )
     deep = facts.get("axes") == "bczyx" if ours else _n_axes(content, kind) == 3
-    axes, step = "bczyx" if deep else "bcyx", facts.get("step_px", 32) if isinstance(facts.get("step_px", 32), int) else 32
-    fields = {"architecture": "ONNX" if kind == "onnx" else "TorchScript", "n_axes": len(axes) - 2, "channels": channels, "layout": axes,
-              "result_layout": axes, "activation": given.get("activation", "identity")}
-    fields |= {"least_px": (step,) * (len(axes) - 2), "steps_px": (step,) * (len(axes) - 2), "lost_px": (0,) * (len(axes) - 2)}
+    axes, step = (
+        "bczyx" if deep else "bcyx",
+        facts.get("step_px", 32) if isinstance(facts.get("step_px", 32), int) else 32,
+    )
+    fields = {
+        "architecture": "ONNX" if kind == "onnx" else "TorchScript",
+        "n_axes": len(axes) - 2,
+        "channels": channels,
+        "layout": axes,
+        "result_layout": axes,
+        "activation": given.get("activation", "identity"),
+    }
+    fields |= {
+        "least_px": (step,) * (len(axes) - 2),
+        "steps_px": (step,) * (len(axes) - 2),
+        "lost_px": (0,) * (len(axes) - 2),
+    }
     cls = FileStackSpecification if deep else FileSpecification
-    about = {name: facts[name] for name in FACTS if ours and name in facts} | {name: one for name, one in given.items() if name in FACTS}
+    about = {name: facts[name] for name in FACTS if ours and name in facts} | {
+        name: one for name, one in given.items() if name in FACTS
+    }
     try:
         network = FileNetworkSettings(**fields)
         specification = cls(**{"name": source.stem} | about, network=network, outputs=network.maps)
@@ -201,7 +263,7 @@ def _import_file(source: Path, out: Path, kind: str, given: dict[str, Any]) -> P
         raise ValueError(f"{source}: {error}") from error
     return save_bundle(out, filled, specification)
 
-
+# %% ../../nbs/models/13_exchange.ipynb #8d1b6213
 def _n_axes(content: bytes, kind: str) -> int:
     """Spatial axes that an ONNX file wants; a TorchScript file does not say, and is taken for pictures."""
     return len(open_onnx(content).get_inputs()[0].shape) - 2 if kind == "onnx" else 2

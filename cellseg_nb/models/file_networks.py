@@ -25,15 +25,23 @@ from cellseg_nb.core import (
     atomic_path,
 )
 from cellseg_nb.data.tiles import (
-    cut, plan_tiles, stitch, weigh,
+    cut,
+    plan_tiles,
+    stitch,
+    weigh,
 )
 from cellseg_nb.models.onnx_files import (
-    TOLERANCE, open_onnx, run_onnx, trial_batch,
+    TOLERANCE,
+    open_onnx,
+    run_onnx,
+    trial_batch,
 )
 
 # %% ../../nbs/models/09_file_networks.ipynb #41fc9524
 FACTS = "cellseg_nb.json"  # what we write beside a network
-NOT_MATHEMATICS = re.compile(r"torch\.(save|load|from_file)\(|\bopen\(|(?<![\w.])ops\.(?!prim\b|aten\b|quantized\b|torchvision\b)(\w+)")
+NOT_MATHEMATICS = re.compile(
+    r"torch\.(save|load|from_file)\(|\bopen\(|(?<![\w.])ops\.(?!prim\b|aten\b|quantized\b|torchvision\b)(\w+)"
+)
 
 
 def is_torchscript(
@@ -70,7 +78,9 @@ def open_torchscript(
             warnings.simplefilter("ignore")  # that TorchScript will be replaced one day
             module = torch.jit.load(io.BytesIO(content), map_location="cpu", _extra_files=kept)
     except (RuntimeError, zipfile.BadZipFile, UnicodeDecodeError, EOFError) as error:
-        raise ValueError(f"{name} is no TorchScript file, or it is damaged ({str(error).splitlines()[0][:200]})") from error
+        raise ValueError(
+            f"{name} is no TorchScript file, or it is damaged ({str(error).splitlines()[0][:200]})"
+        ) from error
     text = kept[FACTS].decode() if isinstance(kept[FACTS], bytes) else kept[FACTS]
     return module.eval(), json.loads(text) if text else {}
 
@@ -136,7 +146,9 @@ def _script_difference(network: nn.Module, content: bytes, shape: Sequence[int])
         with torch.inference_mode():
             expected, found = network(batch), module(batch)
         if found.shape != expected.shape:
-            raise ValueError(f"as TorchScript the network gives maps of {tuple(found.shape)}, and here of {tuple(expected.shape)}")
+            raise ValueError(
+                f"as TorchScript the network gives maps of {tuple(found.shape)}, and here of {tuple(expected.shape)}"
+            )
         largest = max(largest, float((found - expected).abs().max()))
     return largest
 

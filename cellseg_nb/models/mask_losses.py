@@ -149,9 +149,7 @@ class MaskLoss(nn.Module):
         Label smoothing; 0..1.
     """
 
-    def __init__(
-        self, name: str = "sym_lovasz_focal_dice", deep_weight: float = 0.5, smoothing: float = 0.0
-    ):
+    def __init__(self, name: str = "sym_lovasz_focal_dice", deep_weight: float = 0.5, smoothing: float = 0.0):
         super().__init__()
         import_all("cellseg_nb.models.additions")
         if name not in MASK_LOSSES:

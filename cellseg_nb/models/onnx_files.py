@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 from cellseg_nb.core import (
-    atomic_path, require,
+    atomic_path,
+    require,
 )
 from cellseg_nb.models.losses import (
     activate,
@@ -254,7 +255,8 @@ def write_onnx(
                     exported,
                     (torch.from_numpy(trial_batch(shape, 2)),),
                     str(temporary),
-                    input_names=names[:1], output_names=names[1:],
+                    input_names=names[:1],
+                    output_names=names[1:],
                     dynamic_axes={name: axes for name in names},
                     opset_version=opset,
                     dynamo=False,

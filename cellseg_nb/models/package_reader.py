@@ -22,7 +22,8 @@ import yaml
 from pydantic import ValidationError
 
 from cellseg_nb.core import (
-    explain_settings, file_sha256,
+    explain_settings,
+    file_sha256,
 )
 from cellseg_nb.data.catalog import (
     cache_folder,
@@ -31,10 +32,16 @@ from cellseg_nb.data.downloads import (
     unzip,
 )
 from cellseg_nb.models.file_networks import (
-    FileNetwork, arranged,
+    FileNetwork,
+    arranged,
 )
 from cellseg_nb.models.kinds.files import (
-    FileNetworkSettings, FileSpecification, FileStackSpecification, Meaning, Step, prepare_by,
+    FileNetworkSettings,
+    FileSpecification,
+    FileStackSpecification,
+    Meaning,
+    Step,
+    prepare_by,
 )
 from cellseg_nb.models.specification import (
     save_bundle,
@@ -99,7 +106,9 @@ def _file(folder: Path, entry: Any, what: str) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"{what} {source!r} is missing in the package")
     if entry.get("sha256") and file_sha256(path) != entry["sha256"]:
-        raise ValueError(f"{what} {source!r} does not have the checksum (sha256) that the package states: it is damaged or another file")
+        raise ValueError(
+            f"{what} {source!r} does not have the checksum (sha256) that the package states: it is damaged or another file"
+        )
     return path
 
 # %% ../../nbs/models/10_package_reader.ipynb #22e802d7
@@ -123,10 +132,14 @@ def choose_weights(
         entry = weights.get(name)
         if isinstance(entry, dict):
             if entry.get("external_data"):
-                raise ValueError("the ONNX weights are spread over two files, which is not supported; export them as one")
+                raise ValueError(
+                    "the ONNX weights are spread over two files, which is not supported; export them as one"
+                )
             return kind, _file(folder, entry, f"the {name} weights")
     there = ", ".join(map(str, weights))
-    reason = "; pytorch_state_dict needs the code of its author, which is not run" if "pytorch_state_dict" in weights else ""
+    reason = (
+        "; pytorch_state_dict needs the code of its author, which is not run" if "pytorch_state_dict" in weights else ""
+    )
     raise ValueError(f"the package has weights for {there}, and only torchscript and onnx can be run here{reason}")
 
 # %% ../../nbs/models/10_package_reader.ipynb #11e4c659
@@ -172,7 +185,9 @@ def _axis(axis: dict[str, Any]) -> AxisSize:
     if letter == "c":
         names = axis.get("channel_names", ["channel"])
         count = axis.get("size", len(names) if isinstance(names, list) else 1)
-        return AxisSize("c", count if isinstance(count, int) else 1, names=tuple(map(str, names)) if isinstance(names, list) else ())
+        return AxisSize(
+            "c", count if isinstance(count, int) else 1, names=tuple(map(str, names)) if isinstance(names, list) else ()
+        )
     if axis.get("scale", 1.0) != 1.0 and isinstance(axis.get("size"), dict) and "tensor_id" in axis["size"]:
         raise ValueError(f"the result has another resolution along {letter} than the picture, which is not supported")
     return _size(letter, axis.get("size"))
@@ -203,7 +218,9 @@ def _axes_of_letters(tensor: dict[str, Any], letters: str) -> list[AxisSize]:
         elif isinstance(shape, dict) and "offset" in shape:
             scale, offset = shape["scale"][n], shape["offset"][n]
             if letter in "zyx" and scale != 1:
-                raise ValueError(f"the result has another resolution along {letter} than the picture, which is not supported")
+                raise ValueError(
+                    f"the result has another resolution along {letter} than the picture, which is not supported"
+                )
             one = AxisSize(letter, int(2 * offset) if letter == "c" else 1, offset=int(2 * offset))
         else:
             raise ValueError(f"the sizes of a tensor cannot be told: {shape!r}")
@@ -229,8 +246,11 @@ def preparation_steps(
     ValueError
         An operation is not supported.
     """
-    return tuple(_step(one.get("id", one.get("name")), one.get("kwargs") or {}) for one in operations
-                 if one.get("id", one.get("name")) not in SKIPPED)
+    return tuple(
+        _step(one.get("id", one.get("name")), one.get("kwargs") or {})
+        for one in operations
+        if one.get("id", one.get("name")) not in SKIPPED
+    )
 
 # %% ../../nbs/models/10_package_reader.ipynb #8161df9a
 def _step(name: str, how: dict[str, Any]) -> Step:
@@ -254,8 +274,10 @@ def _step(name: str, how: dict[str, Any]) -> Step:
         return Step(id=name, eps=eps)
     if name == "clip":
         return Step(id=name, low=how.get("min", -1e30), high=how.get("max", 1e30))
-    raise ValueError(f"pictures are to be prepared by {name}, which is not supported; supported are scale_range, zero_mean_unit_variance, "
-                     "fixed_zero_mean_unit_variance, scale_linear and clip")
+    raise ValueError(
+        f"pictures are to be prepared by {name}, which is not supported; supported are scale_range, zero_mean_unit_variance, "
+        "fixed_zero_mean_unit_variance, scale_linear and clip"
+    )
 
 # %% ../../nbs/models/10_package_reader.ipynb #abf35513
 def last_steps(
@@ -276,21 +298,62 @@ def last_steps(
         elif name == "binarize" and isinstance(how.get("threshold"), (int, float)):
             threshold = float(how["threshold"])
         elif name not in (*SKIPPED, "clip"):
-            raise ValueError(f"results are to be treated by {name}, which is not supported; supported are sigmoid, softmax, binarize and clip")
+            raise ValueError(
+                f"results are to be treated by {name}, which is not supported; supported are sigmoid, softmax, binarize and clip"
+            )
     return activation, threshold
 
 # %% ../../nbs/models/10_package_reader.ipynb #052b0f5b
 WORDS = {
     "background": ("background", "bg", "outside"),
-    "boundary": ("boundary", "boundaries", "border", "borders", "edge", "edges", "membrane", "membranes", "outline", "contour", "contours", "wall", "walls"),
+    "boundary": (
+        "boundary",
+        "boundaries",
+        "border",
+        "borders",
+        "edge",
+        "edges",
+        "membrane",
+        "membranes",
+        "outline",
+        "contour",
+        "contours",
+        "wall",
+        "walls",
+    ),
     "distance": ("distance", "distances", "dist"),
-    "foreground": ("foreground", "fg", "cell", "cells", "nucleus", "nuclei", "mask", "object", "objects", "interior", "inside", "probability",
-                   "probabilities", "body", "bodies", "segmentation", "glomeruli"),
+    "foreground": (
+        "foreground",
+        "fg",
+        "cell",
+        "cells",
+        "nucleus",
+        "nuclei",
+        "mask",
+        "object",
+        "objects",
+        "interior",
+        "inside",
+        "probability",
+        "probabilities",
+        "body",
+        "bodies",
+        "segmentation",
+        "glomeruli",
+    ),
 }
-NO_MAPS = {"flow": "flows", "flows": "flows", "labels": "labels", "label": "labels", "density": "a density", "affinity": "affinities",
-           "affinities": "affinities", "embedding": "embeddings"}
+NO_MAPS = {
+    "flow": "flows",
+    "flows": "flows",
+    "labels": "labels",
+    "label": "labels",
+    "density": "a density",
+    "affinity": "affinities",
+    "affinities": "affinities",
+    "embedding": "embeddings",
+}
 
-
+# %% ../../nbs/models/10_package_reader.ipynb #4824bcc4
 def _words(text: str) -> set[str]:
     """Words of a name."""
     return {*re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text).lower())}
@@ -328,12 +391,16 @@ def channel_meanings(
     title = str(output.get("id", output.get("name", "result")))
     for word in sorted(_words(" ".join([title, *names]))):
         if word in NO_MAPS and not any(map(guess_meaning, names)):
-            raise ValueError(f"the result {title!r} holds {NO_MAPS[word]}, of which no objects are made here; foreground or boundaries are needed")
+            raise ValueError(
+                f"the result {title!r} holds {NO_MAPS[word]}, of which no objects are made here; foreground or boundaries are needed"
+            )
     found = [guess_meaning(name) for name in names] or [None] * n_channels
     if n_channels == 1 and found == [None]:
         found = [guess_meaning(f"{title} {output.get('description', '')}")]
     if None in found or not {"foreground", "background", "boundary"} & {*found}:
-        raise ValueError(f"the names of the result ({title}: {', '.join(names) or 'none'}) do not tell what is foreground; {advice}")
+        raise ValueError(
+            f"the names of the result ({title}: {', '.join(names) or 'none'}) do not tell what is foreground; {advice}"
+        )
     return tuple(found)
 
 # %% ../../nbs/models/10_package_reader.ipynb #af3497b4
@@ -357,7 +424,9 @@ def network_settings(
     letters = "zyx" if deep else "yx"
     sizes = {one.letter: one for one in taken}
     known = next((one for one in taken if one.letter in letters and one.offset is None), AxisSize("y"))
-    sizes |= {name: one._replace(least=known.least, step=known.step) for name, one in sizes.items() if one.offset is not None}
+    sizes |= {
+        name: one._replace(least=known.least, step=known.step) for name, one in sizes.items() if one.offset is not None
+    }
     number, output = 0, fields["outputs"][0]
     given = {one.letter: one for one in tensor_axes(output)}
     count = given["c"].least if "c" in given else 1
@@ -365,9 +434,17 @@ def network_settings(
     said, threshold = last_steps(output.get("postprocessing") or [])
     lost = [sizes[one].least - given[one].least if given[one].offset is None else -given[one].offset for one in letters]
     return FileNetworkSettings(
-        architecture=kind, n_axes=len(letters), in_channels=sizes["c"].least if "c" in sizes else 1, channels=meanings,
-        activation=activation or said, least_px=[sizes[one].least for one in letters], steps_px=[sizes[one].step for one in letters],
-        lost_px=lost, layout="".join(one.letter for one in taken), result_layout="".join(given), result=number,
+        architecture=kind,
+        n_axes=len(letters),
+        in_channels=sizes["c"].least if "c" in sizes else 1,
+        channels=meanings,
+        activation=activation or said,
+        least_px=[sizes[one].least for one in letters],
+        steps_px=[sizes[one].step for one in letters],
+        lost_px=lost,
+        layout="".join(one.letter for one in taken),
+        result_layout="".join(given),
+        result=number,
     ), threshold
 
 
@@ -377,13 +454,31 @@ def _about(fields: dict[str, Any]) -> dict[str, Any]:
     said = [" ".join(str(one[key]) for key in ("text", "doi", "url") if one.get(key)) for one in cite]
     licence = fields.get("license")
     return {
-        "name": str(fields.get("name", "model")), "description": " ".join(str(fields.get("description", "")).split()),
-        "licence": str(licence.get("source") if isinstance(licence, dict) else licence or ""), "citation": "; ".join(said),
-        "training": {"package": {key: fields[key] for key in ("id", "version", "format_version") if isinstance(fields.get(key), str)}},
+        "name": str(fields.get("name", "model")),
+        "description": " ".join(str(fields.get("description", "")).split()),
+        "licence": str(licence.get("source") if isinstance(licence, dict) else licence or ""),
+        "citation": "; ".join(said),
+        "training": {
+            "package": {
+                key: fields[key] for key in ("id", "version", "format_version") if isinstance(fields.get(key), str)
+            }
+        },
     }
 
 # %% ../../nbs/models/10_package_reader.ipynb #df1e8a0b
-OURS = ("outputs", "scales", "diameter_px", "postprocessing", "known_pictures", "data", "normalisation", "description", "name", "licence", "citation")
+OURS = (
+    "outputs",
+    "scales",
+    "diameter_px",
+    "postprocessing",
+    "known_pictures",
+    "data",
+    "normalisation",
+    "description",
+    "name",
+    "licence",
+    "citation",
+)
 
 
 def describe_package(
@@ -405,7 +500,9 @@ def describe_package(
     network, threshold = network_settings(kind, fields, channels, activation)
     deep, steps = network.n_axes == 3, preparation_steps(fields["inputs"][0].get("preprocessing") or [])
     if network.in_channels != 1:
-        raise ValueError(f"the network wants pictures of {network.in_channels} channels, and only those of one are supported")
+        raise ValueError(
+            f"the network wants pictures of {network.in_channels} channels, and only those of one are supported"
+        )
     described = _about(fields) | {"network": network, "outputs": network.maps, "normalisation": {"steps": steps}}
     if threshold is not None and not deep:
         described["postprocessing"] = {"threshold": min(max(threshold, 0.01), 0.99)}
@@ -447,7 +544,9 @@ def prepared_batch(
     """
     steps = preparation_steps(fields["inputs"][0].get("preprocessing") or [])
     whole = (slice(None),) * (given.ndim - 2)
-    return np.stack([np.stack([prepare_by(steps, one, channel=n)[whole] for n, one in enumerate(item)]) for item in given])
+    return np.stack(
+        [np.stack([prepare_by(steps, one, channel=n)[whole] for n, one in enumerate(item)]) for item in given]
+    )
 
 # %% ../../nbs/models/10_package_reader.ipynb #b793a2cf
 def check_package(
@@ -467,13 +566,17 @@ def check_package(
     arrays = _test_arrays(page.parent, fields, how.result)
     if arrays is None:
         return None
-    given, expected = (arranged(torch.from_numpy(np.asarray(one, np.float32)), axes, layout).numpy() for one, layout in
-                       zip(arrays, (how.layout, how.result_layout)))
+    given, expected = (
+        arranged(torch.from_numpy(np.asarray(one, np.float32)), axes, layout).numpy()
+        for one, layout in zip(arrays, (how.layout, how.result_layout))
+    )
     seen = prepared_batch(fields, given)
     with torch.inference_mode():
         raw = network.raw(torch.from_numpy(seen))
         said, threshold = last_steps(fields["outputs"][how.result].get("postprocessing") or [])
-        found = {"softmax": lambda one: one.softmax(1), "sigmoid": torch.sigmoid}.get(said, lambda one: one)(raw).numpy()
+        found = {"softmax": lambda one: one.softmax(1), "sigmoid": torch.sigmoid}.get(said, lambda one: one)(
+            raw
+        ).numpy()
         maps = network.activated(raw).numpy()
     inner = tuple(slice(lost // 2, size - (lost - lost // 2)) for lost, size in zip(how.lost_px, found.shape[2:]))
     if any(how.lost_px):
@@ -493,14 +596,21 @@ def _check_probabilities(maps: np.ndarray, how: FileNetworkSettings) -> None:
         if meaning != "unused" and not -0.01 <= least <= most <= 1.01:
             raise ValueError(
                 f"the channel of the {meaning} reaches from {least:.3g} to {most:.3g} and is no probability (0 to 1); "
-                + ("leave it out: --channels with unused in its place" if meaning == "distance" else "say what makes it one: --activation sigmoid or softmax")
+                + (
+                    "leave it out: --channels with unused in its place"
+                    if meaning == "distance"
+                    else "say what makes it one: --activation sigmoid or softmax"
+                )
             )
 
 
 def _compared(found: np.ndarray, expected: np.ndarray, fields: dict[str, Any]) -> float:
     """Largest difference. ValueError where it is larger than the package allows."""
     config = ((fields.get("config") or {}).get("bioimageio") or {}).get("reproducibility_tolerance") or [{}]
-    most = [max(float(config[0].get(f"{name}_tolerance", MOST_DIFFERENCE)), MOST_DIFFERENCE) for name in ("absolute", "relative")]
+    most = [
+        max(float(config[0].get(f"{name}_tolerance", MOST_DIFFERENCE)), MOST_DIFFERENCE)
+        for name in ("absolute", "relative")
+    ]
     difference = np.abs(found - expected)
     if not (difference <= most[0] + most[1] * np.abs(expected)).all():
         raise ValueError(

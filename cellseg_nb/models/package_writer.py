@@ -26,7 +26,8 @@ from cellseg_nb.core import (
     atomic_path,
 )
 from cellseg_nb.models.file_networks import (
-    FileNetwork, write_torchscript,
+    FileNetwork,
+    write_torchscript,
 )
 from cellseg_nb.models.kinds.count import (
     CountSpecification,
@@ -44,13 +45,20 @@ from cellseg_nb.models.kinds.stars import (
     StarSpecification,
 )
 from cellseg_nb.models.onnx_files import (
-    TOLERANCE, with_activation, write_onnx,
+    TOLERANCE,
+    with_activation,
+    write_onnx,
 )
 from cellseg_nb.models.package_reader import (
-    choose_weights, network_settings, prepared_batch, read_page,
+    choose_weights,
+    network_settings,
+    prepared_batch,
+    read_page,
 )
 from cellseg_nb.models.specification import (
-    Bundle, Specification, weight_arrays,
+    Bundle,
+    Specification,
+    weight_arrays,
 )
 
 # %% ../../nbs/models/11_package_writer.ipynb #b50aca47
@@ -97,7 +105,18 @@ def file_facts(
     about = bundle.specification
     fields = about.model_dump(mode="json")
     deep = spatial_axes(about) == "zyx"
-    kept = ("name", "description", "outputs", "normalisation", "scales", "diameter_px", "postprocessing", "data", "licence", "citation")
+    kept = (
+        "name",
+        "description",
+        "outputs",
+        "normalisation",
+        "scales",
+        "diameter_px",
+        "postprocessing",
+        "data",
+        "licence",
+        "citation",
+    )
     return {name: fields[name] for name in kept} | {
         "kind": fields.get("task") or ("stacks" if deep else "maps"),
         "axes": f"bc{spatial_axes(about)}",
@@ -170,7 +189,9 @@ def preparation(
         pairs = [(1 / (bright - dark), -dark / (bright - dark)) for dark, bright in how.constants]
         gain, offset = (list(one) for one in zip(*pairs))
         along = {"axis": "channel", "gain": gain, "offset": offset}
-        steps.append({"id": "scale_linear", "kwargs": along if len(pairs) > 1 else {"gain": gain[0], "offset": offset[0]}})
+        steps.append(
+            {"id": "scale_linear", "kwargs": along if len(pairs) > 1 else {"gain": gain[0], "offset": offset[0]}}
+        )
         return steps
     percentiles = {"min_percentile": how.low, "max_percentile": how.high}
     return [*steps, {"id": "scale_range", "kwargs": {"axes": [*spatial_axes(specification)], **percentiles}}]
@@ -193,8 +214,12 @@ def _raw_network(bundle: Bundle) -> nn.Module:
 
 # %% ../../nbs/models/11_package_writer.ipynb #8f97a7c2
 FORMAT = "0.5.3"  # the oldest version that has all that is said here
-TAGS = {"maps": ["instance-segmentation"], "stacks": ["instance-segmentation", "cell-membrane"],
-        "count": ["object-detection"], "pairs": ["semantic-segmentation"]}
+TAGS = {
+    "maps": ["instance-segmentation"],
+    "stacks": ["instance-segmentation", "cell-membrane"],
+    "count": ["object-detection"],
+    "pairs": ["semantic-segmentation"],
+}
 
 
 def _axes(specification: Specification, channels: tuple[str, ...], of_input: bool) -> list[dict[str, Any]]:
@@ -220,19 +245,39 @@ def description(
     """Describe a model in the words of BioImage.IO; the files are named as `export_package` writes them."""
     about, facts = bundle.specification, file_facts(bundle)
     name = re.sub(r"[^\w+\- ()]", "-", about.name, flags=re.ASCII).ljust(5, "_")[:128]
-    seen = ("red", "green", "blue") if about.network.in_channels == 3 else tuple(f"channel{n}" for n in range(about.network.in_channels))
-    image = {"id": "image", "description": "As it was read; objects bright" if not about.normalisation.invert else "As it was read",
-             "axes": _axes(about, seen, True), "data": {"type": "float32"}, "preprocessing": preparation(about)}
-    maps = {"id": "maps", "description": ", ".join(about.outputs), "axes": _axes(about, about.outputs, False),
-            "data": {"type": "float32"}}
+    seen = (
+        ("red", "green", "blue")
+        if about.network.in_channels == 3
+        else tuple(f"channel{n}" for n in range(about.network.in_channels))
+    )
+    image = {
+        "id": "image",
+        "description": "As it was read; objects bright" if not about.normalisation.invert else "As it was read",
+        "axes": _axes(about, seen, True),
+        "data": {"type": "float32"},
+        "preprocessing": preparation(about),
+    }
+    maps = {
+        "id": "maps",
+        "description": ", ".join(about.outputs),
+        "axes": _axes(about, about.outputs, False),
+        "data": {"type": "float32"},
+    }
     if steps := last_step(about):
         maps["postprocessing"] = steps
     dims, tolerance = f"{len(spatial_axes(about))}d", min(1e-3, scale / 200)
     known = about.known_pictures.model_dump(mode="json") if about.known_pictures else None
     fields = {
-        "type": "model", "format_version": FORMAT, "name": name, "description": about.description[:1024], "version": "0.1.0",
-        "authors": [{"name": "cellseg_nb developers"}], "cite": _citations(about.citation), "tags": ["pytorch", "unet", dims, *TAGS[facts["kind"]]],
-        "documentation": {"source": "README.md"}, "covers": [{"source": "cover.png"}],
+        "type": "model",
+        "format_version": FORMAT,
+        "name": name,
+        "description": about.description[:1024],
+        "version": "0.1.0",
+        "authors": [{"name": "cellseg_nb developers"}],
+        "cite": _citations(about.citation),
+        "tags": ["pytorch", "unet", dims, *TAGS[facts["kind"]]],
+        "documentation": {"source": "README.md"},
+        "covers": [{"source": "cover.png"}],
         "inputs": [image | {"test_tensor": {"source": "test_input.npy"}}],
         "outputs": [maps | {"test_tensor": {"source": "test_output.npy"}}],
         "weights": {
@@ -240,7 +285,9 @@ def description(
             "onnx": {"source": "weights.onnx", "opset_version": 18, "parent": "torchscript"},
         },
         "config": {
-            "bioimageio": {"reproducibility_tolerance": [{"absolute_tolerance": tolerance, "relative_tolerance": 1e-3}]},
+            "bioimageio": {
+                "reproducibility_tolerance": [{"absolute_tolerance": tolerance, "relative_tolerance": 1e-3}]
+            },
             "cellseg_nb": facts | {"known_pictures": known},
         },
     }
@@ -286,22 +333,32 @@ def documentation(
     else:
         said = "Gray values of 8 bit become 0 and 1 by constants; bring other pictures to 0..255 first."
     if tuple(about.scales) != (1.0,):
-        beyond.append(f"cellseg_nb predicts at the enlargements {', '.join(map(str, about.scales))} and averages; the package at 1 alone.")
+        beyond.append(
+            f"cellseg_nb predicts at the enlargements {', '.join(map(str, about.scales))} and averages; the package at 1 alone."
+        )
     if about.diameter_px:
-        beyond.append(f"Objects of the training were {about.diameter_px:g} px across (median); bring others to that size.")
+        beyond.append(
+            f"Objects of the training were {about.diameter_px:g} px across (median); bring others to that size."
+        )
     objects = "`cellseg segment --model FILE.zip` does it in one step; the settings stand in `config.cellseg_nb.postprocessing`."
     if about.other:
         objects = f"The model {about.other}: {about.instead}."
     scores = json.dumps(about.scores, indent=1, ensure_ascii=False) if about.scores else "none published"
     return PAGE.format(
         **{name: getattr(about, name) or "not said" for name in ("name", "description", "data", "licence", "citation")},
-        outputs=", ".join(about.outputs), preparation=said, step=about.network.step_px, overlap=4 * about.network.step_px,
-        beyond="\n" + "\n".join(f"- {one}" for one in beyond) + "\n" if beyond else "", objects=objects, scores=f"```\n{scores}\n```",
+        outputs=", ".join(about.outputs),
+        preparation=said,
+        step=about.network.step_px,
+        overlap=4 * about.network.step_px,
+        beyond="\n" + "\n".join(f"- {one}" for one in beyond) + "\n" if beyond else "",
+        objects=objects,
+        scores=f"```\n{scores}\n```",
     )
 
 
 def _cover(read: np.ndarray, painted: np.ndarray) -> np.ndarray:
     """The picture, and its first map beside it; uint8; (Y, 2 Y, 3)."""
+
     def shown(plane):
         low, high = np.percentile(plane, [1, 99.8])
         return np.clip(255 * (plane - low) / (high - low + 1e-9), 0, 255).astype(np.uint8)
@@ -312,7 +369,18 @@ def _cover(read: np.ndarray, painted: np.ndarray) -> np.ndarray:
     return np.moveaxis(np.concatenate([np.stack([shown(one) for one in side]) for side in (left, right)], 2), 0, -1)
 
 # %% ../../nbs/models/11_package_writer.ipynb #1d1f1f96
-LICENCES = ("CC0-1.0", "CC-BY-4.0", "CC-BY-SA-4.0", "CC-BY-NC-4.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "Apache-2.0", "GPL-3.0-only", "LGPL-3.0-only")
+LICENCES = (
+    "CC0-1.0",
+    "CC-BY-4.0",
+    "CC-BY-SA-4.0",
+    "CC-BY-NC-4.0",
+    "MIT",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "Apache-2.0",
+    "GPL-3.0-only",
+    "LGPL-3.0-only",
+)
 
 
 def _fill(folder: Path, bundle: Bundle, tolerance: float) -> None:
@@ -335,7 +403,9 @@ def _fill(folder: Path, bundle: Bundle, tolerance: float) -> None:
         fields["license"] = {"source": "LICENSE.txt"}
     for one in [fields["weights"]["torchscript"], fields["weights"]["onnx"]]:
         one["sha256"] = sha256((folder / one["source"]).read_bytes()).hexdigest()
-    (folder / "bioimageio.yaml").write_text(yaml.safe_dump(fields, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    (folder / "bioimageio.yaml").write_text(
+        yaml.safe_dump(fields, sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
 
 # %% ../../nbs/models/11_package_writer.ipynb #55750475
 def package_difference(

@@ -19,10 +19,12 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from cellseg_nb.core import (
-    atomic_path, import_all,
+    atomic_path,
+    import_all,
 )
 from cellseg_nb.settings import (
-    Settings, setting,
+    Settings,
+    setting,
 )
 
 if TYPE_CHECKING:  # PyTorch takes seconds to load, and a specification is read without it
@@ -46,8 +48,9 @@ class NetworkSettings(Settings):
     encoder: str = setting("mobilenet_v2", "Name in segmentation-models-pytorch.")
     in_channels: int = setting(1, "Channels of the picture.", ge=1)
     encoder_depth: int = setting(5, "Times the picture is halved.", ge=3, le=5)
-    decoder_channels: tuple[int, ...] | None = setting(DECODER,
-        "Channels of the decoder, one number per halving.", usual="the library's")
+    decoder_channels: tuple[int, ...] | None = setting(
+        DECODER, "Channels of the decoder, one number per halving.", usual="the library's"
+    )
 
     @property
     def step_px(self) -> int:
@@ -60,11 +63,13 @@ class _Brightness(Settings):
 
     low: float = setting(1.0, "Percentile of the whole picture that becomes 0.", ge=0, le=100)
     high: float = setting(99.8, "Percentile of the whole picture that becomes 1.", ge=0, le=100)
-    invert: bool = setting(False,
-        "Take the negative first, for dark objects on a bright background; the percentiles count "
-        "on the negative.")
-    robust: bool = setting(True,
-        "Check the upper percentile against noise and against what is bright, and leave out hot pixels.")
+    invert: bool = setting(
+        False,
+        "Take the negative first, for dark objects on a bright background; the percentiles count on the negative.",
+    )
+    robust: bool = setting(
+        True, "Check the upper percentile against noise and against what is bright, and leave out hot pixels."
+    )
 
     @model_validator(mode="after")
     def _rises(self):
@@ -125,8 +130,9 @@ MOST_SCALE = 20  # a picture is enlarged or shrunk for a model no more than so m
 class KnownPictures(Settings):
     """What training pictures and the objects in them look like: clouds of points, one for each picture."""
 
-    quantiles: dict[str, tuple[float, float, float, float, float]] = setting(...,
-        "Name of a number → 1, 25, 50, 75 and 99 % of it over the pictures.")
+    quantiles: dict[str, tuple[float, float, float, float, float]] = setting(
+        ..., "Name of a number → 1, 25, 50, 75 and 99 % of it over the pictures."
+    )
     middles: tuple[tuple[float, ...], ...] = setting(..., "Of each cloud, in usual widths (logarithmic).")
     precision: tuple[tuple[float, ...], ...] = setting(..., "Inverse of the covariance matrix within clouds.")
     limit: float = setting(..., "Pictures farther from all middles are unusual.", gt=0)
@@ -149,21 +155,24 @@ class Specification(Settings):
     activation: ClassVar[str] = "sigmoid"  # what turns the numbers of the network into maps; in `models.losses`
     name: str = setting(..., "What to call it.")
     description: str = setting("", "What it is for.")
-    outputs: tuple[Target, ...] = setting(("foreground", "boundary", "distance"),
-        "Painted channels, names in `data.targets`.")
+    outputs: tuple[Target, ...] = setting(
+        ("foreground", "boundary", "distance"), "Painted channels, names in `data.targets`."
+    )
     network: NetworkSettings = setting(NetworkSettings(), "Which network.")
     normalisation: Normalisation = setting(Normalisation(), "How pictures are prepared.")
     diameter_px: float | None = setting(None, "Median diameter of the training objects.", gt=0)
-    scales: Scales = setting((1.0,),
-        "Enlargements at which the picture is predicted; the results are averaged.")
-    postprocessing: dict[SegmentationSetting, float] = setting({}, "Arguments of `segment.watershed.objects_from_probabilities`.")
+    scales: Scales = setting((1.0,), "Enlargements at which the picture is predicted; the results are averaged.")
+    postprocessing: dict[SegmentationSetting, float] = setting(
+        {}, "Arguments of `segment.watershed.objects_from_probabilities`."
+    )
     data: str = setting("", "What it was trained on.")
     licence: str = setting("", "Under which terms it may be used.")
     citation: str = setting("", "What to cite.")
     training: dict[str, Any] = setting({}, "Command, configuration, seed, versions, duration.")
     scores: dict[str, Any] = setting({}, "Where it was scored, and how well.")
-    known_pictures: KnownPictures | None = setting(None,
-        "What the training pictures look like; see `segment.familiarity`.", usual="not measured")
+    known_pictures: KnownPictures | None = setting(
+        None, "What the training pictures look like; see `segment.familiarity`.", usual="not measured"
+    )
     training_statistics: dict[str, list[float]] = setting({}, "The same in models of older versions; not used.")
     format_version: int = setting(4, "The oldest version of this page that has all its fields.")
 

@@ -15,17 +15,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cellseg_nb.core import (
-    atomic_path, claim, read_json,
+    atomic_path,
+    claim,
+    read_json,
 )
 from cellseg_nb.data.catalog import (
-    cache_folder, download, unzip,
+    cache_folder,
+    download,
+    unzip,
 )
 from cellseg_nb.models.kinds.stars import (
-    StarNetworkSettings, StarPostprocessing, StarSpecification, build_stars, fill_stars, star_arrays,
-    star_config, stardist_models,
+    StarNetworkSettings,
+    StarPostprocessing,
+    StarSpecification,
+    build_stars,
+    fill_stars,
+    star_arrays,
+    star_config,
+    stardist_models,
 )
 from cellseg_nb.models.specification import (
-    Bundle, save_bundle,
+    Bundle,
+    save_bundle,
 )
 
 if TYPE_CHECKING:  # TensorFlow takes seconds to load
@@ -58,8 +69,7 @@ def _as_json(value: Any) -> str:
 
 # %% ../../nbs/models/04_stars.ipynb #204e3660
 def read_stardist(
-    folder: str
-    | Path,  # with config.json, weights_best.h5 and, where there is one, thresholds.json
+    folder: str | Path,  # with config.json, weights_best.h5 and, where there is one, thresholds.json
 ) -> tuple["StarDist2D | StarDist3D", StarNetworkSettings, StarPostprocessing]:
     """Read a folder of StarDist.
 
@@ -209,9 +219,7 @@ def pretrained_bundle(
     with claim(bundle.with_name(f".{name}.claim"), f"the model {name}", wait=True):
         if not (bundle / "model.json").is_file():
             about = {"description": f"Published by the authors of StarDist as {name}"}
-            about["citation"] = (
-                "Schmidt et al., MICCAI 2018, https://doi.org/10.1007/978-3-030-00934-2_30"
-            )
+            about["citation"] = "Schmidt et al., MICCAI 2018, https://doi.org/10.1007/978-3-030-00934-2_30"
             found = find_pretrained(name)
             import_stardist(found, bundle, name=name, licence="BSD-3-Clause", **about)
     return bundle

@@ -65,14 +65,10 @@ class UNet3D(nn.Module):
         Number of resolutions; the stack is halved `levels` - 1 times.
     """
 
-    def __init__(
-        self, in_channels: int = 1, out_channels: int = 1, f_maps: int = 32, levels: int = 4
-    ):
+    def __init__(self, in_channels: int = 1, out_channels: int = 1, f_maps: int = 32, levels: int = 4):
         super().__init__()
         if min(in_channels, out_channels) < 1 or levels < 2:
-            raise ValueError(
-                "UNet3D needs in_channels and out_channels of 1 or more, levels from 2"
-            )
+            raise ValueError("UNet3D needs in_channels and out_channels of 1 or more, levels from 2")
         if f_maps < GROUPS or f_maps % GROUPS:
             raise ValueError(f"f_maps must be a multiple of {GROUPS}; it is {f_maps}")
         widths = [f_maps * 2**level for level in range(levels)]

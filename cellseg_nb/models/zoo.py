@@ -62,13 +62,11 @@ def _decoder_options(architecture, encoder_depth, decoder_channels, attention) -
     if attention is not None:
         if attention != "scse" or architecture not in ("Unet", "UnetPlusPlus"):
             raise ValueError(
-                f"attention must be None, or 'scse' in a Unet or UnetPlusPlus; it is {attention!r} "
-                f"in {architecture}"
+                f"attention must be None, or 'scse' in a Unet or UnetPlusPlus; it is {attention!r} in {architecture}"
             )
         if min(decoder_channels or (16,)) < 16:
             raise ValueError(
-                "attention needs at least 16 decoder_channels at every step; they are "
-                f"{tuple(decoder_channels)}"
+                f"attention needs at least 16 decoder_channels at every step; they are {tuple(decoder_channels)}"
             )
         options["decoder_attention_type"] = attention
     return options

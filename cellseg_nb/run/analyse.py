@@ -12,22 +12,28 @@ from typing import TYPE_CHECKING
 
 # %% ../../nbs/run/00_analyse.ipynb #d4b7c34a
 from cellseg_nb.core import (
-    atomic_path, moved,
+    atomic_path,
+    moved,
 )
 from cellseg_nb.data.catalog import (
     samples,
 )
 from cellseg_nb.data.io import (
-    read_labels, write_image,
+    read_labels,
+    write_image,
 )
 from cellseg_nb.run.runner import (
-    Summary, run,
+    Summary,
+    run,
 )
 from cellseg_nb.run.tasks.segment import (
     Segment,
 )
 from cellseg_nb.segment.image import (
-    OTSU, Model, SegmentSettings, segment_image,
+    OTSU,
+    Model,
+    SegmentSettings,
+    segment_image,
 )
 
 if TYPE_CHECKING:  # loaded where tables are made

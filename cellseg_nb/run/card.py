@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, UTC
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,16 +24,21 @@ from typing import Any
 import pandas as pd
 
 from cellseg_nb.core import (
-    atomic_path, file_sha256, package_versions, read_json, thread_count,
-)
-from cellseg_nb.segment.image import (
-    model_facts,
+    atomic_path,
+    file_sha256,
+    package_versions,
+    read_json,
+    thread_count,
 )
 from cellseg_nb.run.outputs import (
     counted,
 )
 from cellseg_nb.run.steps import (
-    score_test, segment_test,
+    score_test,
+    segment_test,
+)
+from cellseg_nb.segment.image import (
+    model_facts,
 )
 
 # %% ../../nbs/run/09_card.ipynb #5418e254

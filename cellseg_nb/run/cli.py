@@ -20,10 +20,13 @@ from cellseg_nb.run import (
     commands,
 )
 from cellseg_nb.run.options import (
-    error_line, flag, say,
+    error_line,
+    flag,
+    say,
 )
 from cellseg_nb.run.registry import (
-    LazyTask, task_lines,
+    LazyTask,
+    task_lines,
 )
 from cellseg_nb.working import (
     printing_addresses,
@@ -38,7 +41,6 @@ ORDER = (
     "demo segment count slide marks evaluate train experiment tune segment3d graph graph-train patches "
     "init verify data model pipeline points tiles submit notebook serve"
 ).split()
-
 
 # %% ../../nbs/run/01_cli.ipynb #cfbdb200
 class Verbs(TyperGroup):

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from datetime import datetime, UTC
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,13 +24,20 @@ from typing import Any, Protocol
 from fastcore.basics import patch
 
 from cellseg_nb.core import (
-    claim, one_line, package_versions, read_json,
+    claim,
+    one_line,
+    package_versions,
+    read_json,
 )
 from cellseg_nb.run.jobs import (
-    Job, Merged, read_job,
+    Job,
+    Merged,
+    read_job,
 )
 from cellseg_nb.run.outputs import (
-    FEW, counted, write_text,
+    FEW,
+    counted,
+    write_text,
 )
 from cellseg_nb.run.records import (
     facts_sha256,
@@ -40,7 +47,9 @@ from cellseg_nb.run.records import (
 def _git(folder: Path, *words: str) -> str:
     """What git says; empty where there is none."""
     try:
-        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, errors="replace", timeout=60)
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, errors="replace", timeout=60
+        )
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return ""
     return done.stdout if done.returncode == 0 else ""
@@ -162,7 +171,9 @@ def read_submission(
     found = [folder / "submission.json", *folder.glob(".cellseg/submit-*/submission.json")]
     found = sorted((path for path in found if path.is_file()), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise FileNotFoundError(f"{folder} has no submission; name the folder that 'cellseg submit' printed, or its results")
+        raise FileNotFoundError(
+            f"{folder} has no submission; name the folder that 'cellseg submit' printed, or its results"
+        )
     return Submission(found[-1].parent.resolve(), read_json(found[-1]))
 
 # %% ../../nbs/run/23_cluster.ipynb #57d6b911
@@ -187,14 +198,22 @@ def begin_submission(
     facts = read_json(folder / "submission.json") if begun else {}
     code = code_state(here)
     if refuse_uncommitted and (not code or code_note(code)):
-        raise ValueError(code_note(code) or f"{here} is not under git; a commit must hold the code (--refuse-uncommitted)")
+        raise ValueError(
+            code_note(code) or f"{here} is not under git; a commit must hold the code (--refuse-uncommitted)"
+        )
     pieces = job.pieces()
     if begun and facts["pieces"] != pieces:
         forget(Submission(folder, facts))  # numbers mean others now
     kept = {key: facts["pieces"][key] for key in pieces if key in facts.get("pieces", ())} if begun else {}
     about = {
-        "words": [*words], "noun": job.noun, "folder": str(here), "snapshot": snapshot, "overwrite": getattr(job, "overwrite", False),
-        "versions": package_versions(VERSIONS), "platform": platform.platform(), "host": platform.node(),
+        "words": [*words],
+        "noun": job.noun,
+        "folder": str(here),
+        "snapshot": snapshot,
+        "overwrite": getattr(job, "overwrite", False),
+        "versions": package_versions(VERSIONS),
+        "platform": platform.platform(),
+        "host": platform.node(),
         "code": {key: value for key, value in code.items() if key != "diff"},
         "pieces": {name: kept.get(name, one) if job.noun == "notebook" else one for name, one in pieces.items()},
     }
@@ -217,7 +236,9 @@ def _opened(folder: str, stamp: int) -> tuple[Submission, Job]:
     ours = package_versions(("cellseg_nb",))["cellseg_nb"]
     theirs = submission.facts["versions"]["cellseg_nb"]
     if ours != theirs:
-        raise ValueError(f"{platform.node()} has cellseg_nb {ours}, the submission was made with {theirs}; install the same there")
+        raise ValueError(
+            f"{platform.node()} has cellseg_nb {ours}, the submission was made with {theirs}; install the same there"
+        )
     return submission, submission.job()
 
 # %% ../../nbs/run/23_cluster.ipynb #7c22d160
@@ -237,11 +258,21 @@ def work(
     if before["state"] in ENDED:
         return before
     name, attempt, begun = submission.names[number], before.get("attempt", 0) + 1, datetime.now(UTC)
-    about = {"lost": before.get("lost", 0), "attempt": attempt, "host": platform.node(), "pid": os.getpid(), "since": begun.isoformat(timespec="seconds")}
+    about = {
+        "lost": before.get("lost", 0),
+        "attempt": attempt,
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "since": begun.isoformat(timespec="seconds"),
+    }
     submission.note(number, state="running", **about)
     log = submission.log(number)
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a", encoding="utf-8", errors="backslashreplace", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):
+    with (
+        open(log, "a", encoding="utf-8", errors="backslashreplace", buffering=1) as file,
+        redirect_stdout(file),
+        redirect_stderr(file),
+    ):
         print(f"--- {name}, attempt {attempt}, process {os.getpid()} on {platform.node()}, {about['since']}")
         try:
             with submission.there():
@@ -305,7 +336,9 @@ def drive(
         _prepare(submission)
         while todo := [number for number in everything if submission.state(number)["state"] not in ENDED]:
             try:
-                known = scheduler.run(submission, todo, lambda: progress(len(submission.ended(everything)), len(everything)))
+                known = scheduler.run(
+                    submission, todo, lambda: progress(len(submission.ended(everything)), len(everything))
+                )
             except BaseException:  # Ctrl-C too: no worker goes on unseen
                 scheduler.cancel(submission)
                 raise
@@ -361,7 +394,9 @@ def merge(
     """
     open_ = [name for number, name in enumerate(submission.names) if submission.state(number)["state"] not in ENDED]
     if open_:
-        raise ValueError(f"{counted(len(open_), submission.facts['noun'])} did not end yet ({open_[0]}, …); see 'cellseg submit status {submission.folder}'")
+        raise ValueError(
+            f"{counted(len(open_), submission.facts['noun'])} did not end yet ({open_[0]}, …); see 'cellseg submit status {submission.folder}'"
+        )
     with submission.there():
         found = submission.job().merge(failures(submission))
     write_text(submission.folder / "merged.json", json.dumps({"done": found.n_done, "failures": found.failures}))
@@ -371,9 +406,15 @@ def merge(
 def status_lines(submission: Submission) -> list[str]:
     """How a submission stands: how many pieces are in which state, and why some failed."""
     states = [submission.state(number) for number in range(len(submission.names))]
-    counts = {kind: sum(one["state"] == kind for one in states) for kind in ("done", "running", "waiting", "lost", "failed")}
+    counts = {
+        kind: sum(one["state"] == kind for one in states) for kind in ("done", "running", "waiting", "lost", "failed")
+    }
     shown = ", ".join(f"{number} {kind}" for kind, number in counts.items() if number)
-    lines = [f"{submission.folder}", f"cellseg {' '.join(submission.facts['words'])}", f"{counted(len(states), submission.facts['noun'])}: {shown}"]
+    lines = [
+        f"{submission.folder}",
+        f"cellseg {' '.join(submission.facts['words'])}",
+        f"{counted(len(states), submission.facts['noun'])}: {shown}",
+    ]
     seconds = [one["seconds"] for one in states if one["state"] == "done" and "seconds" in one]
     if seconds:
         lines.append(f"seconds for one: {min(seconds):.1f} to {max(seconds):.1f}, together {sum(seconds):.1f}")
@@ -400,9 +441,13 @@ def log_text(
     if name is None:
         chosen = [number for number in range(len(names)) if submission.state(number)["state"] in ("failed", "lost")]
         if not chosen:
-            raise ValueError(f"nothing failed; name one of {counted(len(names), submission.facts['noun'])}, such as {names[0]!r}")
+            raise ValueError(
+                f"nothing failed; name one of {counted(len(names), submission.facts['noun'])}, such as {names[0]!r}"
+            )
     elif name not in names:
-        raise ValueError(f"there is no {submission.facts['noun']} {name!r}; there is: {', '.join(names[:10])}{', …' if len(names) > 10 else ''}")
+        raise ValueError(
+            f"there is no {submission.facts['noun']} {name!r}; there is: {', '.join(names[:10])}{', …' if len(names) > 10 else ''}"
+        )
     else:
         chosen = [names.index(name)]
     texts = [submission.log(number) for number in chosen]

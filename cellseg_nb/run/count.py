@@ -21,16 +21,24 @@ from cellseg_nb.core import (
     moved,
 )
 from cellseg_nb.data.sources import (
-    named_sources, read_source,
+    named_sources,
+    read_source,
 )
 from cellseg_nb.run.runner import (
-    Summary, run,
+    Summary,
+    run,
 )
 from cellseg_nb.run.tasks.count import (
-    DEFAULT_MODEL, Count, CountSettings, count_row, draw_count, load_counters,
+    DEFAULT_MODEL,
+    Count,
+    CountSettings,
+    count_row,
+    draw_count,
+    load_counters,
 )
 from cellseg_nb.segment.count import (
-    Counted, count_image,
+    Counted,
+    count_image,
 )
 from cellseg_nb.segment.image import (
     Model,

@@ -56,9 +56,7 @@ def depths(
 ) -> dict[str, int]:  # step or place → its row, from 0
     """Find the row of each step and place."""
     arrows = links(steps)
-    names = list(
-        dict.fromkeys([step.name for step in steps] + [one for two in arrows for one in two])
-    )
+    names = list(dict.fromkeys([step.name for step in steps] + [one for two in arrows for one in two]))
     depth = dict.fromkeys(names, 0)
     for _ in names:  # as high as possible
         for start, end in arrows:
@@ -241,11 +239,7 @@ def pipeline_page(
         for group, colour in _colours(steps).items()
     )
     lines = "".join(
-        "<tr>"
-        + "".join(
-            f"<td>{html.escape(text)}</td>" for text in (step.name, step.pipeline, step.state)
-        )
-        + "</tr>"
+        "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in (step.name, step.pipeline, step.state)) + "</tr>"
         for step in steps
     )
     title = "The whole pipeline" if name == "__default__" else f"Pipeline {html.escape(name)}"

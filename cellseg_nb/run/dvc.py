@@ -18,10 +18,17 @@ from typing import Any
 import yaml
 
 from cellseg_nb.core import (
-    atomic_path, one_line, read_json, require,
+    atomic_path,
+    one_line,
+    read_json,
+    require,
 )
 from cellseg_nb.run.project import (
-    home_file, parameter_files, read_catalog, read_project, read_settings_file,
+    home_file,
+    parameter_files,
+    read_catalog,
+    read_project,
+    read_settings_file,
 )
 from cellseg_nb.run.records import (
     facts_sha256,
@@ -173,7 +180,9 @@ IGNORED_BY_DVC = """
 .cellseg/lock
 .viz
 """
-DVC_YAML = "# Stages whose command begins with `cellseg pipeline` are written by `cellseg init --dvc`; others are kept.\n"
+DVC_YAML = (
+    "# Stages whose command begins with `cellseg pipeline` are written by `cellseg init --dvc`; others are kept.\n"
+)
 
 
 def _write(file: Path, text: str) -> None:

@@ -21,31 +21,56 @@ from tqdm import tqdm
 
 import cellseg_nb
 from cellseg_nb.core import (
-    atomic_path, cell_values, one_line,
+    atomic_path,
+    cell_values,
+    one_line,
 )
 from cellseg_nb.data.io import (
-    IMAGE_SUFFIXES, OWN_OUTPUTS, find_images, image_stem, read_labels, read_truth,
+    IMAGE_SUFFIXES,
+    OWN_OUTPUTS,
+    find_images,
+    image_stem,
+    read_labels,
+    read_truth,
 )
 from cellseg_nb.data.rle import (
-    read_rle_csv, rle_of,
+    read_rle_csv,
+    rle_of,
 )
 from cellseg_nb.data.slides import (
     open_slide,
 )
 from cellseg_nb.measure.intervals import (
-    resample_images, interval, pool_resampled,
+    interval,
+    pool_resampled,
+    resample_images,
 )
 from cellseg_nb.measure.matching import (
-    THRESHOLDS, Matching, exact_threshold, match, pool,
+    THRESHOLDS,
+    Matching,
+    exact_threshold,
+    match,
+    pool,
 )
 from cellseg_nb.measure.overlap import (
-    PixelCounts, pixel_counts, pool_pixels,
+    PixelCounts,
+    pixel_counts,
+    pool_pixels,
 )
+
+# %% ../../nbs/run/03_evaluate.ipynb #d915756e
 from cellseg_nb.measure.plots import (
-    StandaloneFigure, f1_against_iou, f1_by_size,
+    StandaloneFigure,
+    f1_against_iou,
+    f1_by_size,
 )
 from cellseg_nb.measure.volumes import (
-    VolumeScores, match_by_size, pool_volumes, scores_table, size_names, volume_scores,
+    VolumeScores,
+    match_by_size,
+    pool_volumes,
+    scores_table,
+    size_names,
+    volume_scores,
 )
 
 # %% ../../nbs/run/03_evaluate.ipynb #7efd4146
@@ -120,9 +145,7 @@ def _groups(index: str | Path, by: str, names: list[str]) -> dict[str, str]:
     file_column = next((name for name in ("file", "image", "name") if name in table), None)
     if file_column is None or by not in table:
         wanted = repr(by) if file_column else "'file', 'image' or 'name'"
-        raise ValueError(
-            f"{index} has no column {wanted}; its columns are: {', '.join(table.columns)}"
-        )
+        raise ValueError(f"{index} has no column {wanted}; its columns are: {', '.join(table.columns)}")
     groups = table[by].fillna("").set_axis(table[file_column].fillna("").map(_image_name))
     missing = [name for name in names if name not in groups.index]
     if missing:
@@ -132,9 +155,7 @@ def _groups(index: str | Path, by: str, names: list[str]) -> dict[str, str]:
     if len(twice):
         raise ValueError(f"{index} has more than one row for {_listed(list(twice))}")
     if ALL in set(groups):
-        raise ValueError(
-            f"{index} has a group {ALL!r}, which is the name of the row of all images; rename it"
-        )
+        raise ValueError(f"{index} has a group {ALL!r}, which is the name of the row of all images; rename it")
     return groups.to_dict()
 
 
@@ -156,9 +177,7 @@ def _listed(names: list[str], most: int = 10) -> str:
     return f"{len(names)} image{'s' if len(names) > 1 else ''}: {', '.join(names[:most])}{more}"
 
 # %% ../../nbs/run/03_evaluate.ipynb #9dc55c61
-Metric = Literal[
-    "ap", "f1", "precision", "recall", "pq", "iou", "mean_ap", "count_mae", "pixel_f1", "pixel_iou"
-]
+Metric = Literal["ap", "f1", "precision", "recall", "pq", "iou", "mean_ap", "count_mae", "pixel_f1", "pixel_iou"]
 Columns = dict[str, tuple[str, float | None]]  # column → score, and the IoU threshold that it is at
 AT_IOU = ("ap", "f1", "precision", "recall", "pq", "iou")  # scores that depend on an IoU threshold
 PIXEL_SCORES = ("pixel_f1", "pixel_iou")
@@ -448,8 +467,7 @@ def write_evaluation(
 ) -> None:
     """Write the scores per group and per image, with what was missing and unused."""
     content = {
-        "pooled": "objects are pooled over the images of a group; count_mae is the mean over its "
-        "images",
+        "pooled": "objects are pooled over the images of a group; count_mae is the mean over its images",
         "groups": evaluation.groups.to_dict("records"),
         "images": evaluation.images.to_dict("records"),
         "missing_counted_as_empty": evaluation.missing,
@@ -463,8 +481,7 @@ def write_evaluation(
         content["stacks"] = evaluation.stacks.to_dict("records")
     if evaluation.classes:
         content["size_classes"] = [
-            {"class": name, **one.table().reset_index().to_dict("list")}
-            for name, one in evaluation.classes.items()
+            {"class": name, **one.table().reset_index().to_dict("list")} for name, one in evaluation.classes.items()
         ]
     if evaluation.known:
         content["scored_part_of_pixels"] = evaluation.known

@@ -109,9 +109,7 @@ def _refusal(error: urllib.error.HTTPError, at: Repository) -> Exception:
         )
     if error.code == 404:
         token = "the token in GITHUB_TOKEN may not use it" if at.token else PRIVATE
-        return FileNotFoundError(
-            f"{at.host} shows no repository {at.name}: its name is another one, or {token}"
-        )
+        return FileNotFoundError(f"{at.host} shows no repository {at.name}: its name is another one, or {token}")
     if error.code == 422:
         return ValueError(f"{at.host} refuses this release of {at.name}: {said}")
     return ConnectionError(f"{at.host} answers {error.code}: {said}")
@@ -170,9 +168,7 @@ def ask(
         The server refuses what was sent.
     """
     try:
-        with urllib.request.urlopen(
-            _request(at, method, address, content), timeout=timeout
-        ) as response:
+        with urllib.request.urlopen(_request(at, method, address, content), timeout=timeout) as response:
             deadline = time.monotonic() + MOST_ANSWER_SECONDS
             blocks = limited_blocks(response, at.host, MOST_ANSWER_BYTES, deadline)
             return parse_json(b"".join(blocks) or b"null"), response.headers
@@ -180,9 +176,7 @@ def ask(
         raise _refusal(error, at) from error
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", None) or error
-        raise ConnectionError(
-            f"{at.host} cannot be reached ({reason}); perhaps there is no network"
-        ) from error
+        raise ConnectionError(f"{at.host} cannot be reached ({reason}); perhaps there is no network") from error
     except ValueError as error:
         raise ConnectionError(f"{at.host} does not answer as the API of GitHub does") from error
 
@@ -222,7 +216,9 @@ def file_address(
     """
     download, asked = (str(file.get(name) or "") for name in ("browser_download_url", "url"))
     if not re.match("https?://", download if at.token is None else asked):
-        raise ConnectionError(f"{at.host} does not answer as the API of GitHub does: a file of the release has no address")
+        raise ConnectionError(
+            f"{at.host} does not answer as the API of GitHub does: a file of the release has no address"
+        )
     if at.token is None:
         return download
     request = _request(at, "GET", asked, accept="octet-stream")

@@ -21,7 +21,9 @@ from cellseg_nb.core import (
     one_line,
 )
 from cellseg_nb.run.registry import (
-    LazyTask, find_task, task_lines,
+    LazyTask,
+    find_task,
+    task_lines,
 )
 
 # %% ../../nbs/run/22_jobs.ipynb #eb88bbbf
@@ -114,7 +116,9 @@ class TaskJob(Job):
         self.inputs, self.out = [Path(one) for one in options["inputs"]], Path(options["out"])
         self.overwrite, self.noun, self.share = options["overwrite"], self.task.noun, None
         if self.out.suffix.lower() in IMAGE_SUFFIXES:
-            raise ValueError(f"--out {self.out} is one file, which one process writes; name a folder, or leave 'submit' out")
+            raise ValueError(
+                f"--out {self.out} is one file, which one process writes; name a folder, or leave 'submit' out"
+            )
 
     def pieces(self):
         from cellseg_nb.run.outputs import check_out, collect_inputs
@@ -281,7 +285,9 @@ def merge(self: TrainJob, failures):
     with redirect_stdout(StringIO()):  # what a training says
         table = cross_validate(self.config, self.folds, self.out)
     explained = "sd: standard deviation between the folds; pooled: all left-out images as one set"
-    return Merged(f"{table.to_string(index=False)}\n\n{explained}\ntable: {self.out / 'cross_validation.csv'}", self.folds)
+    return Merged(
+        f"{table.to_string(index=False)}\n\n{explained}\ntable: {self.out / 'cross_validation.csv'}", self.folds
+    )
 
 
 @patch
@@ -352,7 +358,9 @@ class ExperimentJob(Job):
             for _ in run_training(Training(facts["label"], {}, config), self.asked.folds, self.mode, folder):
                 pass
         else:
-            run_one_fold(config, self.asked.folds, facts["fold"], folder / "trainings" / facts["label"] / f"fold_{facts['fold']}")
+            run_one_fold(
+                config, self.asked.folds, facts["fold"], folder / "trainings" / facts["label"] / f"fold_{facts['fold']}"
+            )
 
 # %% ../../nbs/run/22_jobs.ipynb #86af8f7a
 @patch
@@ -361,11 +369,17 @@ def merge(self: ExperimentJob, failures):
 
     texts, failed, pieces = [], {}, self.pieces()
     for sweep in self.sweeps:
-        lost = {(pieces[name]["label"], pieces[name]["fold"] or 1): why for name, why in failures.items() if pieces[name]["sweep"] == sweep}
+        lost = {
+            (pieces[name]["label"], pieces[name]["fold"] or 1): why
+            for name, why in failures.items()
+            if pieces[name]["sweep"] == sweep
+        }
         with redirect_stdout(StringIO()):  # what a training says
             folder = run_sweep(self.asked, sweep, self.mode, self.out, self.file, lost)
         failed |= failures_of(folder)
-        texts.append(f"{summary_of(folder).to_string(index=False)}\n\nsd: standard deviation between the folds\nresults: {folder}")
+        texts.append(
+            f"{summary_of(folder).to_string(index=False)}\n\nsd: standard deviation between the folds\nresults: {folder}"
+        )
     return Merged("\n\n".join(texts), max(1, len(pieces) - len(failures)), failed)
 
 
@@ -397,7 +411,9 @@ class NotebookJob(Job):
 
         asked = command_options(app, ["notebook", *words])
         parameters = read_parameters(asked["parameters"] or [])
-        self.run = NotebookRun(Path(asked["file"]), parameters, asked["experiment"], asked["mode"], Path(asked["out"]), asked["kernel"])
+        self.run = NotebookRun(
+            Path(asked["file"]), parameters, asked["experiment"], asked["mode"], Path(asked["out"]), asked["kernel"]
+        )
         self.out = self.run.out
 
     def pieces(self):

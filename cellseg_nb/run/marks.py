@@ -25,10 +25,22 @@ import numpy as np
 from fastcore.basics import patch
 
 from cellseg_nb.core import (
-    Stopwatch, claim, clear_temporaries, folder_lock, one_line, package_versions, read_json, thread_count, write_csv,
+    Stopwatch,
+    claim,
+    clear_temporaries,
+    folder_lock,
+    one_line,
+    package_versions,
+    read_json,
+    thread_count,
+    write_csv,
 )
 from cellseg_nb.data.io import (
-    find_images, image_sha256, image_stem, read_pixels, write_image,
+    find_images,
+    image_sha256,
+    image_stem,
+    read_pixels,
+    write_image,
 )
 from cellseg_nb.data.tiles import (
     cut,
@@ -37,16 +49,33 @@ from cellseg_nb.models.bundle import (
     PairSpecification,
 )
 from cellseg_nb.run.outputs import (
-    refuse_foreign, remove_files, write_overlay, write_text,
+    refuse_foreign,
+    remove_files,
+    write_overlay,
+    write_text,
 )
+
+# %% ../../nbs/run/21_marks.ipynb #eb366cab
 from cellseg_nb.run.records import (
-    changed_since, describe_files, facts_sha256, is_damaged, read_record, record_path, refuse_edited, write_record,
+    changed_since,
+    describe_files,
+    facts_sha256,
+    is_damaged,
+    read_record,
+    record_path,
+    refuse_edited,
+    write_record,
 )
 from cellseg_nb.segment.image import (
     bundle_facts,
 )
 from cellseg_nb.segment.marks import (
-    MarkSettings, join_masks, mark_tiles, stretched, tile_mask, without_specks,
+    MarkSettings,
+    join_masks,
+    mark_tiles,
+    stretched,
+    tile_mask,
+    without_specks,
 )
 
 if TYPE_CHECKING:  # loaded where they are needed: a command must show its help at once
@@ -87,7 +116,9 @@ class Step:
 @patch
 def run(
     self: Step,
-    make: Callable[[list[str], Callable], Any],  # writes the files that it is given, and calls the second with the name of each
+    make: Callable[
+        [list[str], Callable], Any
+    ],  # writes the files that it is given, and calls the second with the name of each
 ) -> bool:  # whether anything was done
     """Make the files that are not there, or not as they should be.
 
@@ -170,7 +201,11 @@ def _look(self: Step, before: dict[str, Any]) -> tuple[dict, list[str], set[str]
     changed = changed_since(self.dataset, written)
     broken = {one for one in changed if is_damaged(self.dataset / one)}
     if not before.get("finished"):  # nobody knows yet what was written last
-        broken |= {one for one in self.files if (self.dataset / one).exists() and one not in written and is_damaged(self.dataset / one)}
+        broken |= {
+            one
+            for one in self.files
+            if (self.dataset / one).exists() and one not in written and is_damaged(self.dataset / one)
+        }
     edited = [*dict.fromkeys([*before.get("edited", ()), *changed])]
     return written, [one for one in edited if one not in broken and (self.dataset / one).exists()], broken
 
@@ -239,7 +274,9 @@ class Painters:
                 wrote(one.result())
         except BrokenProcessPool as error:
             self.close()
-            raise ValueError("a process that paints tiles has ended, perhaps for lack of memory; try --workers 1") from error
+            raise ValueError(
+                "a process that paints tiles has ended, perhaps for lack of memory; try --workers 1"
+            ) from error
         finally:
             for one in futures:
                 one.cancel()
@@ -252,7 +289,9 @@ class Painters:
 
 # %% ../../nbs/run/21_marks.ipynb #6dec46d3
 STEPS = ("normalise", "tile", "segment", "stitch", "register")
-STEP_VERSION = dict.fromkeys(STEPS, 1)  # raised for a step whose result changes; not with each version of the package, for corrections would be lost
+STEP_VERSION = dict.fromkeys(
+    STEPS, 1
+)  # raised for a step whose result changes; not with each version of the package, for corrections would be lost
 FOLDERS = ("source_norm", "tiles", "tiles_stitched", "am_coords")
 OVERLAY_PX = 2000  # longer edge of an overlay
 
@@ -295,7 +334,9 @@ class Group:
 
 # %% ../../nbs/run/21_marks.ipynb #2db581a5
 @patch
-def step(self: Group, kind: str, files: Iterable[str], make: Callable, optional: Sequence[str] = (), **facts: Any) -> Step:
+def step(
+    self: Group, kind: str, files: Iterable[str], make: Callable, optional: Sequence[str] = (), **facts: Any
+) -> Step:
     """Run one step, and note how long it took."""
     facts |= {"version": STEP_VERSION[kind], "step": kind}
     step = Step(self.dataset, f"{self.name}.{kind}", facts, list(files), self.overwrite, optional)
@@ -354,7 +395,9 @@ class TilesOf:
         how = (group.settings.tile_px, group.settings.overlap_px, group.specification.network.step_px)
         self.tiles = mark_tiles(self.shape, *how)
         names = [f"{picture}_{y:03d}_{x:03d}.png" for y, x in (one.index for one in self.tiles)]
-        self.sources, self.masks = ([f"tiles/{group.name}/{kind}/{one}" for one in names] for kind in ("source", "mask"))
+        self.sources, self.masks = (
+            [f"tiles/{group.name}/{kind}/{one}" for one in names] for kind in ("source", "mask")
+        )
 
 
 def tile_group(group: Group, plans: dict[str, TilesOf], before: Step) -> Step:
@@ -394,7 +437,6 @@ def segment_group(group: Group, plans: dict[str, TilesOf], before: Step, painter
 def stitch_group(group: Group, plans: dict[str, TilesOf], before: Step) -> Step:
     """Put the masks together, leave specks out, and draw overlays."""
     from cellseg_nb.measure.plots import overlay
-
     from cellseg_nb.segment.marks import mark_familiarity
 
     endings = ("_mask.png", "_overlay.png", "_familiarity.json")
@@ -416,7 +458,10 @@ def stitch_group(group: Group, plans: dict[str, TilesOf], before: Step) -> Step:
             if known[one] in lost:
                 found = mark_familiarity(read_pixels(group.path(plan.file)), mask, group.specification)
                 reasons = list(found.reasons) if found is not None and found.unusual else []
-                write_text(group.path(known[one]), json.dumps({"unlike_training": bool(reasons), "unlike_because": "; ".join(reasons)}, indent=1))
+                write_text(
+                    group.path(known[one]),
+                    json.dumps({"unlike_training": bool(reasons), "unlike_because": "; ".join(reasons)}, indent=1),
+                )
             wrote(*lost)
 
     files = [name for one in plans for name in (masks[one], drawn[one], known[one])]
@@ -424,7 +469,18 @@ def stitch_group(group: Group, plans: dict[str, TilesOf], before: Step) -> Step:
     return group.step("stitch", files, make, tiles=before.sums(), **settings)
 
 # %% ../../nbs/run/21_marks.ipynb #9d33813c
-SHOWN = ("rows", "cols", "found", "missing", "ambiguous", "merged", "broken", "largest_residual_px", "margin_marks", "first_corner")
+SHOWN = (
+    "rows",
+    "cols",
+    "found",
+    "missing",
+    "ambiguous",
+    "merged",
+    "broken",
+    "largest_residual_px",
+    "margin_marks",
+    "first_corner",
+)
 
 
 def number_picture(group: Group, picture: str, plan: TilesOf, missing: set[str], wrote: Callable) -> None:
@@ -461,7 +517,9 @@ def number_group(group: Group, plans: dict[str, TilesOf], before: Step) -> list[
             raise ValueError("; ".join(refused.values()))
 
     settings = {"rows": group.settings.rows, "cols": group.settings.cols}
-    group.step("register", [name for some in files.values() for name in some], make, pngs, masks=before.sums(), **settings)
+    group.step(
+        "register", [name for some in files.values() for name in some], make, pngs, masks=before.sums(), **settings
+    )
     rows = [read_json(group.path(f"am_coords/{group.name}/{one}_quality.json")) for one in plans]
     return [{"group": group.name, "image": one} | {name: row[name] for name in SHOWN} for one, row in zip(plans, rows)]
 
@@ -528,7 +586,9 @@ def matrix_model(
     if matrix and (own / "model.json").is_file():
         return str(own)
     if matrix not in (None, *MATRICES):
-        raise ValueError(f"there is no model for the matrix {matrix!r}: it is one of {', '.join(MATRICES)}, or has a model in {own}")
+        raise ValueError(
+            f"there is no model for the matrix {matrix!r}: it is one of {', '.join(MATRICES)}, or has a model in {own}"
+        )
     return "marks"
 
 # %% ../../nbs/run/21_marks.ipynb #852e732b
@@ -537,7 +597,8 @@ def run_marks(
     groups: Sequence[str] | None = None,  # names of folders; None = all
     settings: MarkSettings = MarkSettings(),  # rows and columns, tiles, threshold
     model: str | Path = "marks",  # name of a model that paints masks, or its folder
-    workers: int | None = None,  # processes that paint; None = one per processor, 8 at most; one where the device is named
+    workers: int
+    | None = None,  # processes that paint; None = one per processor, 8 at most; one where the device is named
     overwrite: bool = False,  # True = make everything again
     report: Callable[[str], Any] = lambda text: None,  # called with a line per group
 ) -> MarksRun:
@@ -555,7 +616,9 @@ def run_marks(
     dataset, names = Path(dataset), find_groups(dataset, groups)
     specification, facts = bundle_facts(model)
     if not isinstance(specification, PairSpecification):
-        raise ValueError(f"the model {str(model)!r} paints no single mask, which marks need; name one that was trained with 'task: pairs'")
+        raise ValueError(
+            f"the model {str(model)!r} paints no single mask, which marks need; name one that was trained with 'task: pairs'"
+        )
     painters = Painters(str(model), settings, workers or _usual_workers(settings.device))
     work = [Group(dataset, name, specification, facts, settings, overwrite) for name in names]
     rows = []
@@ -670,9 +733,13 @@ def _group_line(group: Group) -> str:
 def _write_facts(found: MarksRun, settings: MarkSettings, model: Any, facts: dict) -> None:
     """Write what is needed to do it again, and the table."""
     page = {
-        "command": COMMAND, "model": {"asked": str(model), **facts}, "settings": settings.model_dump(mode="json"),
+        "command": COMMAND,
+        "model": {"asked": str(model), **facts},
+        "settings": settings.model_dump(mode="json"),
         "versions": package_versions(("cellseg_nb", "numpy", "scipy", "torch", "segmentation-models-pytorch")),
-        "seconds": found.seconds, "done": found.done, "failures": found.failures,
+        "seconds": found.seconds,
+        "done": found.done,
+        "failures": found.failures,
     }
     write_text(found.dataset / "marks_run.json", json.dumps(page, indent=1))
     path = found.dataset / "marks_summary.csv"
@@ -693,7 +760,9 @@ def _with_other_groups(path: Path, found: MarksRun) -> "pd.DataFrame":
         before = pd.read_csv(path, dtype=str, keep_default_na=False)
         others = before[before["group"].isin(set(find_groups(found.dataset)).difference(found.done))]
     except (ValueError, KeyError):
-        warnings.warn(f"{path} is damaged or was not written by this command; its rows of other groups are lost", stacklevel=2)
+        warnings.warn(
+            f"{path} is damaged or was not written by this command; its rows of other groups are lost", stacklevel=2
+        )
         return found.table
     if not len(others):
         return found.table

@@ -19,7 +19,9 @@ import yaml
 from fastcore.basics import patch
 
 from cellseg_nb.core import (
-    file_sha256, package_versions, require,
+    file_sha256,
+    package_versions,
+    require,
 )
 from cellseg_nb.run.outputs import (
     write_text,
@@ -157,7 +159,9 @@ def folder(self: NotebookRun) -> Path:
     for path in sorted(above.glob(f"*-{end}*/parameters.json"), reverse=True):
         with suppress(OSError, ValueError):
             before = json.loads(path.read_text(encoding="utf-8"))
-            if {key: before.get(key) for key in ("sha256", "parameters")} == {key: self.facts()[key] for key in ("sha256", "parameters")}:
+            if {key: before.get(key) for key in ("sha256", "parameters")} == {
+                key: self.facts()[key] for key in ("sha256", "parameters")
+            }:
                 return path.parent
     first = folder = above / f"{date.today().isoformat()}-{end}"
     number = 1
@@ -171,12 +175,16 @@ def failed_cell(notebook: Any) -> str:
     """Which cell failed, and how, in one line; empty = none."""
     number = 0
     for cell in notebook.cells:
-        if cell.cell_type != "code" or {"papermill-error-cell-tag", "injected-parameters"} & set(cell.metadata.get("tags", ())):
+        if cell.cell_type != "code" or {"papermill-error-cell-tag", "injected-parameters"} & set(
+            cell.metadata.get("tags", ())
+        ):
             continue
         number += 1
         for output in cell.get("outputs", ()):
             if output.output_type == "error":
-                first = next((line for line in cell.source.splitlines() if line.strip() and not line.startswith("#")), "")
+                first = next(
+                    (line for line in cell.source.splitlines() if line.strip() and not line.startswith("#")), ""
+                )
                 return f"cell {number} ({first.strip()[:60]}): {output.ename}: {' '.join(output.evalue.split())[:200]}"
     return ""
 
@@ -195,17 +203,27 @@ def execute(
     """
     self.check()
     folder, done = folder.resolve(), self.result(folder.resolve())
-    path, nbformat, papermill = folder / "parameters.json", require("nbformat", "cluster"), require("papermill", "cluster")
+    path, nbformat, papermill = (
+        folder / "parameters.json",
+        require("nbformat", "cluster"),
+        require("papermill", "cluster"),
+    )
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if before.get("finished") and done.exists():
         return done
-    facts = self.facts() | {"experiment": self.experiment, "mode": self.mode, "versions": package_versions(("cellseg_nb", "papermill"))}
+    facts = self.facts() | {
+        "experiment": self.experiment,
+        "mode": self.mode,
+        "versions": package_versions(("cellseg_nb", "papermill")),
+    }
     write_text(path, json.dumps(facts | {"finished": False}, indent=1, ensure_ascii=False))
     source = folder / f".{self.file.stem}.source.ipynb"
     nbformat.write(read_notebook(self.file), source)
     kernel = {"kernel_name": self.kernel or "python3"} if self.kernel or not _has_kernel(source) else {}
     try:
-        papermill.execute_notebook(source, done, self.parameters, cwd=folder, progress_bar=False, log_output=False, **kernel)
+        papermill.execute_notebook(
+            source, done, self.parameters, cwd=folder, progress_bar=False, log_output=False, **kernel
+        )
     except papermill.PapermillExecutionError:
         raise ValueError(f"{failed_cell(nbformat.read(done, 4))}; as far as it came: {done}") from None
     finally:
@@ -220,4 +238,3 @@ def _has_kernel(path: Path) -> bool:
 
     name = json.loads(path.read_text(encoding="utf-8"))["metadata"].get("kernelspec", {}).get("name")
     return name in KernelSpecManager().find_kernel_specs()
-

@@ -19,10 +19,14 @@ from typing import Annotated, Any, Optional, get_args
 import typer
 
 from cellseg_nb.places import (
-    local, placed, shown, url_of,
+    local,
+    placed,
+    shown,
+    url_of,
 )
 from cellseg_nb.working import (
-    remote_folder, sent_path,
+    remote_folder,
+    sent_path,
 )
 
 # %% ../../nbs/run/16_options.ipynb #9277dda1
@@ -34,7 +38,11 @@ def _place_of(function: Callable, name: str, value: Any, at_end: ExitStack) -> A
     """What a command gets in the place of an address."""
     about = inspect.signature(function).parameters[name].annotation
     words = [getattr(one, "metavar", None) for one in getattr(about, "__metadata__", ())]
-    option_names = [n for one in getattr(about, "__metadata__", ()) for n in (one.default, *(getattr(one, "param_decls", None) or ()))]
+    option_names = [
+        n
+        for one in getattr(about, "__metadata__", ())
+        for n in (one.default, *(getattr(one, "param_decls", None) or ()))
+    ]
     written = name == "out" or {"--out", "--json"} & {*filter(None, option_names)}
     url = next((found for one in (value if isinstance(value, list) else [value]) if (found := url_of(one))), None)
     if url is None or name in BY_THEMSELVES:
@@ -65,7 +73,7 @@ def _with_addresses(function: Callable) -> Callable:
 
     return command
 
-
+# %% ../../nbs/run/16_options.ipynb #ddbb9071
 class _Commands(typer.Typer):
     """Commands that take addresses."""
 
@@ -142,18 +150,15 @@ def _micrometres(text: Optional[str]) -> Optional[tuple]:
 Out = option(Path, "DIR", "Folder for the results.")
 Device = option(str, "NAME", "auto, cpu, cuda or mps.")
 Channel = option(str, "N|NAME", "Channel: name, or number from 0.")
-StackAxes = option(
-    str, "AXES", "Axes where the file does not say them: ZYX, CZYX or ZCYX.", callback=upper
-)
+StackAxes = option(str, "AXES", "Axes where the file does not say them: ZYX, CZYX or ZCYX.", callback=upper)
 LabelParts = option(
-    bool, None,
+    bool,
+    None,
     "Masks of 0 and 1, or of classes: make an object of each part, or read them as they are.  "
     "[default: they are refused]",
     "--label-parts/--no-label-parts",
 )
-VoxelEdges = option(
-    str, "Z,Y,X", "Edges of a voxel in µm; replace the file's.", callback=_micrometres
-)
+VoxelEdges = option(str, "Z,Y,X", "Edges of a voxel in µm; replace the file's.", callback=_micrometres)
 
 # %% ../../nbs/run/16_options.ipynb #c0c2308b
 def say(
@@ -175,9 +180,7 @@ def error_line(
         return f"error: {error.strerror or type(error).__name__}: {error.filename or text}"
     if isinstance(error, (ValueError, FileNotFoundError, ImportError)) and text:
         return f"error: {text}"
-    return (
-        f"error: unexpected {type(error).__name__}: {text} (run again with --debug and report it)"
-    )
+    return f"error: unexpected {type(error).__name__}: {text} (run again with --debug and report it)"
 
 # %% ../../nbs/run/16_options.ipynb #067c1ffd
 def report_failures(

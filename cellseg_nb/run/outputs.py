@@ -16,13 +16,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cellseg_nb.core import (
-    PixelSize, atomic_path, note, one_line, plain_text, read_json,
+    PixelSize,
+    atomic_path,
+    note,
+    one_line,
+    plain_text,
+    read_json,
 )
 from cellseg_nb.data.io import (
-    check_file, find_images, image_stem, read_labels, without_parts, write_image, write_labels,
+    check_file,
+    find_images,
+    image_stem,
+    read_labels,
+    without_parts,
+    write_image,
+    write_labels,
 )
 from cellseg_nb.places import (
-    address, local, shown,
+    address,
+    local,
+    shown,
 )
 
 if TYPE_CHECKING:  # loaded where they are needed: a command must show its help at once
@@ -116,8 +129,7 @@ def fitting_labels(
 
 # %% ../../nbs/run/04_outputs.ipynb #f3466862
 NO_DISAGREEMENT = (
-    "a map of the disagreement needs two models or more; name several (on the command line "
-    "--model A --model B)"
+    "a map of the disagreement needs two models or more; name several (on the command line --model A --model B)"
 )
 
 
@@ -154,9 +166,7 @@ def refuse_foreign(
     """
     for path in paths:
         if path.exists():
-            raise ValueError(
-                f"{path} was not made by this command; choose another --out, or --overwrite"
-            )
+            raise ValueError(f"{path} was not made by this command; choose another --out, or --overwrite")
 
 
 def refuse_namesake(
@@ -258,8 +268,7 @@ def collect_inputs(
             other = taken.setdefault(name.casefold(), row.image)
             if other.resolve() != row.image.resolve():
                 failures[row.place] = (
-                    f"it would write {name}{result} like {other}; choose another output folder for "
-                    "it, or rename it"
+                    f"it would write {name}{result} like {other}; choose another output folder for it, or rename it"
                 )
             elif name not in found or found[name].mask is None:
                 found[name] = row

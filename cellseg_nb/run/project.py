@@ -22,7 +22,9 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cellseg_nb.core import (
-    atomic_path, explain_settings, require,
+    atomic_path,
+    explain_settings,
+    require,
 )
 from cellseg_nb.data.transforms import (
     Augmentation,
@@ -37,10 +39,15 @@ from cellseg_nb.segment.image import (
     SegmentSettings,
 )
 from cellseg_nb.settings import (
-    Settings, setting,
+    Settings,
+    setting,
 )
 from cellseg_nb.train.settings import (
-    CONFIGS, StartSettings, change_key, is_weights_file, make_config,
+    CONFIGS,
+    StartSettings,
+    change_key,
+    is_weights_file,
+    make_config,
 )
 
 # %% ../../nbs/run/07_project.ipynb #8e31309a
@@ -105,9 +112,7 @@ class Operation(Settings):
 class ProcessingSection(Settings):
     """What the images are for: `parameters_processing.yml`."""
 
-    train: tuple[str, ...] = setting(
-        ("train",), "Images to learn from: splits, or names, where * stands for anything."
-    )
+    train: tuple[str, ...] = setting(("train",), "Images to learn from: splits, or names, where * stands for anything.")
     test: tuple[str, ...] = setting(("test",), "Images to be tested on, in the same way.")
     group_by: str = setting("kind", "Column of the table of images; its values get scores each.")
     label_parts: bool | None = setting(
@@ -135,9 +140,7 @@ class ProcessingSection(Settings):
 class ModelSection(Settings):
     """Which model: `parameters_model.yml`."""
 
-    method: Literal["unet", "stardist"] = setting(
-        "unet", "unet: U-Net and watershed; stardist: star-convex polygons."
-    )
+    method: Literal["unet", "stardist"] = setting("unet", "unet: U-Net and watershed; stardist: star-convex polygons.")
     name: str = setting("my-model", "Name of the model.")
     description: str = setting("", "What it finds, for its `model.json`.")
     licence: str = setting("", "Licence of the model.")

@@ -17,16 +17,29 @@ from typing import Any
 import numpy as np
 
 from cellseg_nb.core import (
-    atomic_path, file_sha256, read_json,
+    atomic_path,
+    file_sha256,
+    read_json,
 )
 from cellseg_nb.models.bundle import (
-    find_bundle, load_bundle, read_specification, weight_arrays, write_specification,
+    find_bundle,
+    load_bundle,
+    read_specification,
+    weight_arrays,
+    write_specification,
 )
 from cellseg_nb.run.github import (
     find_repository,
 )
 from cellseg_nb.run.releases import (
-    PARTS, Shipment, fetch_into, find_published, pack_release, release, unpack_model, version_text,
+    PARTS,
+    Shipment,
+    fetch_into,
+    find_published,
+    pack_release,
+    release,
+    unpack_model,
+    version_text,
 )
 
 # %% ../../nbs/run/22_publish.ipynb #c72b7c1a
@@ -203,8 +216,16 @@ def _in_words(split: str, scores: dict[str, float]) -> str:
 def _scores_text(model: str | Path) -> str:
     """The scores of a model as a table in Markdown; empty = it has none."""
     scores = read_specification(model).scores
-    rows = [f"| {part} | {name} | {value} |" for part, some in scores.items() for name, value in some.items()
-            if isinstance(value, (int, float)) and name != "epoch"] if isinstance(scores, dict) else []
+    rows = (
+        [
+            f"| {part} | {name} | {value} |"
+            for part, some in scores.items()
+            for name, value in some.items()
+            if isinstance(value, (int, float)) and name != "epoch"
+        ]
+        if isinstance(scores, dict)
+        else []
+    )
     return "\n".join(["| scored on | score | |", "| --- | --- | --- |", *rows]) if rows else ""
 
 

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from cellseg_nb.core import (
-    atomic_path, read_json,
+    atomic_path,
+    read_json,
 )
 from cellseg_nb.data.io import (
     image_sha256,
@@ -94,7 +95,8 @@ def read_record(
         pass
     warnings.warn(
         f"the record {path} is damaged or was not written by this command; it is not used, and what it "
-        "stood for is computed again when it is asked for", stacklevel=2,
+        "stood for is computed again when it is asked for",
+        stacklevel=2,
     )
     return {}
 
@@ -112,10 +114,7 @@ def describe_files(
 ) -> dict[str, dict[str, Any]]:  # name → stamp and checksum
     """Say what the files of an item are, to notice later that they have changed."""
     there = [name for name in dict.fromkeys(names) if (out / name).exists()]
-    return {
-        name: {"stamp": _stamp(out / name), "sha256": image_sha256(out / name, alone=True)}
-        for name in there
-    }
+    return {name: {"stamp": _stamp(out / name), "sha256": image_sha256(out / name, alone=True)} for name in there}
 
 
 def changed_since(

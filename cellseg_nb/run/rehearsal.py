@@ -153,9 +153,7 @@ def _part(content: bytes, wanted: str | None) -> Answer:
 # %% ../../nbs/run/13_rehearsal.ipynb #bda8aebd
 def _create(github: PretendGitHub, wanted: dict[str, Any]) -> Answer:
     """A new release, unless a public one has its tag."""
-    taken = any(
-        one["tag_name"] == wanted["tag_name"] and not one["draft"] for one in github.releases
-    )
+    taken = any(one["tag_name"] == wanted["tag_name"] and not one["draft"] for one in github.releases)
     if taken:
         return Answer(422, {"message": "Validation Failed", "errors": [{"code": "already_exists"}]})
     made = add_release(github, wanted["tag_name"], {}, wanted["body"], wanted["draft"])
@@ -195,9 +193,7 @@ def answer(
         content = github.files.get(int(file[1]))
         return NOT_FOUND if content is None else _part(content, headers.get("Range"))
     refusal = _missing_right(github, method, token)
-    pattern = (
-        rf"(?:/uploads)?/repos/{re.escape(github.repo)}/releases((?:/assets)?)/?(\d*)(/assets)?"
-    )
+    pattern = rf"(?:/uploads)?/repos/{re.escape(github.repo)}/releases((?:/assets)?)/?(\d*)(/assets)?"
     found = re.fullmatch(pattern, url.path)
     if refusal or not found:
         return refusal or NOT_FOUND

@@ -24,17 +24,29 @@ from urllib.parse import quote
 
 import cellseg_nb
 from cellseg_nb.core import (
-    claim, parse_json,
+    claim,
+    parse_json,
 )
 from cellseg_nb.data.catalog import (
-    cache_folder, download, unzip,
+    cache_folder,
+    download,
+    unzip,
 )
 from cellseg_nb.models.bundle import (
-    FORMAT_VERSION, Bundle, Specification, find_bundle, list_bundles, load_bundle,
+    FORMAT_VERSION,
+    Bundle,
+    Specification,
+    find_bundle,
+    list_bundles,
+    load_bundle,
     read_specification,
 )
 from cellseg_nb.run.github import (
-    Repository, all_releases, ask, file_address, find_repository,
+    Repository,
+    all_releases,
+    ask,
+    file_address,
+    find_repository,
 )
 
 # %% ../../nbs/run/12_releases.ipynb #8ab18d20
@@ -201,9 +213,7 @@ def choose_release(
         instead = f"; or take {older[0]}, which this one reads" if older else ""
         raise ValueError(_too_new(newest) + instead)
     if readable[0] is not newest:
-        warnings.warn(
-            f"{_too_new(newest)}; until then, {readable[0].version} is used", stacklevel=2
-        )
+        warnings.warn(f"{_too_new(newest)}; until then, {readable[0].version} is used", stacklevel=2)
     return readable[0]
 
 
@@ -227,9 +237,7 @@ def _complete(folder: Path) -> None:
 def _cache(at: Repository, model: str) -> Path:
     """The folder with all versions of a model."""
     if not re.fullmatch(NAME, model):
-        raise ValueError(
-            f"a model with releases has a name of letters, digits, '.', '_' and '-', not {model!r}"
-        )
+        raise ValueError(f"a model with releases has a name of letters, digits, '.', '_' and '-', not {model!r}")
     return cache_folder().joinpath("models", at.host.replace(":", "_"), *at.name.split("/"), model)
 
 # %% ../../nbs/run/12_releases.ipynb #10db7438
@@ -253,9 +261,7 @@ def _checksum(at: Repository, release: Release, folder: Path) -> str:
     text = ""
     if beside is not None:
         path = folder / f"{release.archive}.sha256"
-        text = download(file_address(at, beside), path, most_bytes=10_000).read_text(
-            encoding="utf-8", errors="replace"
-        )
+        text = download(file_address(at, beside), path, most_bytes=10_000).read_text(encoding="utf-8", errors="replace")
         path.unlink()
     found = DIGEST.match(text.strip().lower())
     if found is None:
@@ -531,9 +537,7 @@ def _notes(specification: Specification, version: str, repo: str, checksum: str,
         "SHA-256 of the zip file": f"`{checksum}`",
     }
     rows = [
-        f"| {name} | {' '.join(value.split()).replace('|', chr(92) + '|')} |"
-        for name, value in about.items()
-        if value
+        f"| {name} | {' '.join(value.split()).replace('|', chr(92) + '|')} |" for name, value in about.items() if value
     ]
     call = f'init_model("{version}", "{specification.name}", "{repo}")'
     use = [
@@ -598,8 +602,7 @@ def _make_room(at: Repository, tag: str) -> None:
             continue
         if not item["draft"]:
             raise ValueError(
-                f"{at.name} has {model} {number} already, and what is published stays as it is; "
-                "choose a higher version"
+                f"{at.name} has {model} {number} already, and what is published stays as it is; choose a higher version"
             )
         if not _facts(item.get("body")):
             raise ValueError(

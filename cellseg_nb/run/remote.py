@@ -20,18 +20,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import cellseg_nb
-
 from fastcore.basics import patch
 
+import cellseg_nb
 from cellseg_nb.core import (
-    atomic_path, claim, read_json,
+    atomic_path,
+    claim,
+    read_json,
 )
 from cellseg_nb.run.options import (
     say,
 )
 from cellseg_nb.run.outputs import (
-    counted, write_text,
+    counted,
+    write_text,
 )
 from cellseg_nb.run.records import (
     facts_sha256,
@@ -111,7 +113,9 @@ def _supervise(place: Path, words: Sequence[str], folder: Path) -> None:
     """Run a submission, and note how it ended."""
     with claim(place / "lock", place), open(place / "log.txt", "wb") as log:
         code = "from cellseg_nb.run.cli import main; main()"
-        process = subprocess.Popen([sys.executable, "-c", code, "submit", *words], cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, "submit", *words], cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
         write_text(place / "pid", str(process.pid))
         write_text(place / "exit.json", json.dumps(process.wait()))
 
@@ -126,7 +130,11 @@ def _start(place: Path, words: Sequence[str], there: bool) -> None:
     code = "import sys; from cellseg_nb.run.remote import answer; answer(sys.argv[1:])"
     quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
     with open(place / "start.log", "wb") as log:
-        process = subprocess.Popen([sys.executable, "-c", code, "supervise", place.name, str(int(there)), *words], start_new_session=True, **quiet | {"stderr": log})
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, "supervise", place.name, str(int(there)), *words],
+            start_new_session=True,
+            **quiet | {"stderr": log},
+        )
     end = time.monotonic() + 60
     while not (place / "pid").exists():
         if process.poll() is not None or time.monotonic() > end:
@@ -162,7 +170,11 @@ def answer(
     verb, digest, *more = words
     place, output = _place(digest), sys.stdout.buffer
     if verb == "list":
-        facts = {"version": cellseg_nb.__version__, "running": place.exists() and _running(place), "files": stamps(place / "in")}
+        facts = {
+            "version": cellseg_nb.__version__,
+            "running": place.exists() and _running(place),
+            "files": stamps(place / "in"),
+        }
         print(json.dumps(facts))
     elif verb == "receive":
         read_tar(sys.stdin.buffer, place / "in")
@@ -179,7 +191,10 @@ def answer(
     elif verb == "send":
         asked, folder = json.load(sys.stdin), place / more[0]
         here = {name: one for name, one in stamps(folder).items() if name not in asked or asked[name] != one}
-        write_tar(output, {name: folder / name for name in here if not (name.startswith(".cellseg/") or name.endswith("lock"))})
+        write_tar(
+            output,
+            {name: folder / name for name in here if not (name.startswith(".cellseg/") or name.endswith("lock"))},
+        )
         output.flush()
 
 # %% ../../nbs/run/26_remote.ipynb #5389700b
@@ -205,13 +220,24 @@ class Line:
         if not host or host.startswith("-"):
             raise ValueError(f"--remote takes the name of a computer, not {host!r}")
         self.host, self.python = host, python
-        self.ssh = [*shlex.split(ssh), "-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=15", host]
+        self.ssh = [
+            *shlex.split(ssh),
+            "-o",
+            "BatchMode=yes",
+            "-o",
+            "ConnectTimeout=15",
+            "-o",
+            "ServerAliveInterval=15",
+            host,
+        ]
 
     def open(self, *words: str, **pipes: Any) -> subprocess.Popen:
         """Begin to ask."""
         code = "import sys; from cellseg_nb.run.remote import answer; answer(sys.argv[1:])"
         try:
-            return subprocess.Popen([*self.ssh, shlex.join([self.python, "-c", code, *words])], stderr=subprocess.PIPE, **pipes)
+            return subprocess.Popen(
+                [*self.ssh, shlex.join([self.python, "-c", code, *words])], stderr=subprocess.PIPE, **pipes
+            )
         except FileNotFoundError as error:
             raise ValueError(f"there is no {self.ssh[0]} on this computer") from error
 
@@ -219,16 +245,27 @@ class Line:
         """Raise what went wrong: NoConnection, or ValueError with what to do."""
         if process.returncode == 0:
             return
-        lines = [line for line in said.decode(errors="replace").splitlines() if line.strip()] or [f"exit code {process.returncode}"]
+        lines = [line for line in said.decode(errors="replace").splitlines() if line.strip()] or [
+            f"exit code {process.returncode}"
+        ]
         if process.returncode == 255 or process.returncode < 0:
-            raise NoConnection(f"no connection to {self.host}: {lines[-1]} (no password is asked for: 'ssh {self.host}' must work with a key)")
+            raise NoConnection(
+                f"no connection to {self.host}: {lines[-1]} (no password is asked for: 'ssh {self.host}' must work with a key)"
+            )
         if process.returncode == 127 or "No module named 'cellseg_nb" in lines[-1]:
-            raise ValueError(f"{self.host}: {self.python} is not there or has no cellseg_nb; name another one with --remote-python")
+            raise ValueError(
+                f"{self.host}: {self.python} is not there or has no cellseg_nb; name another one with --remote-python"
+            )
         raise ValueError(f"{self.host}: {lines[-1]}")
 
 # %% ../../nbs/run/26_remote.ipynb #01f1ed93
 @patch
-def ask(self: Line, *words: str, send: Callable[[Any], None] | None = None, receive: Callable[[Any], Any] = lambda stream: stream.read()) -> Any:
+def ask(
+    self: Line,
+    *words: str,
+    send: Callable[[Any], None] | None = None,
+    receive: Callable[[Any], Any] = lambda stream: stream.read(),
+) -> Any:
     """Ask, and give what `receive` makes of the answer."""
     process = self.open(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with suppress(BrokenPipeError):
@@ -362,7 +399,10 @@ def fetch_results(line: Line, digest: str, there: str, here: Path) -> None:
     have = {name: one for name, one in stamps(here).items() if not name.startswith(".cellseg/")}
     own = {name for name, one in have.items() if before.get(name) != one}
     got = line.ask(
-        "send", digest, there, send=lambda stream: stream.write(json.dumps(have).encode()),
+        "send",
+        digest,
+        there,
+        send=lambda stream: stream.write(json.dumps(have).encode()),
         receive=lambda stream: read_tar(stream, here, keep=lambda name: name in own),
     )
     now = stamps(here)
@@ -390,7 +430,9 @@ def submit_there(
     """
     line, words = Line(host, python, ssh), list(words)
     if "--" not in words:
-        raise ValueError("the command stands after --, as in: cellseg submit --remote HOST local -- segment plate --out results")
+        raise ValueError(
+            "the command stands after --, as in: cellseg submit --remote HOST local -- segment plate --out results"
+        )
     at = words.index("--")
     scheduler, command, files = words[:at], words[at + 1 :], {}
     if "--out" in scheduler:
@@ -418,7 +460,9 @@ def _watch(line: Line, digest: str) -> int:
                 break
             breaks = 1 if offset > known else breaks + 1
             if breaks > TRIES:
-                raise ValueError(f"no connection to {line.host}; the work goes on there: the same command follows it again")
+                raise ValueError(
+                    f"no connection to {line.host}; the work goes on there: the same command follows it again"
+                )
             say(f"{line.host}: the connection is broken; trying again in {2**breaks} s")
             time.sleep(2**breaks)
     except KeyboardInterrupt:

@@ -21,7 +21,8 @@ from cellseg_nb.measure.plots import (
     overlay,
 )
 from cellseg_nb.run.outputs import (
-    FEW, counted,
+    FEW,
+    counted,
 )
 
 # %% ../../nbs/run/02_report.ipynb #56237206
@@ -60,9 +61,7 @@ def _round_up(value: float) -> float:
 def histogram_bars(
     values: np.ndarray,  # numbers, none negative
     n_bars: int = 24,  # most bars
-) -> tuple[
-    np.ndarray, np.ndarray, bool
-]:  # edges; heights; True = the last bar holds all that is larger
+) -> tuple[np.ndarray, np.ndarray, bool]:  # edges; heights; True = the last bar holds all that is larger
     """Count values in equal steps from 0; values far out fall into the last bar."""
     values = np.asarray(values, dtype=float)
     limit = 1.0
@@ -97,8 +96,7 @@ def histogram_svg(
     )
     every = max(1, int(np.ceil(len(heights) / 6)))
     ticks = "".join(
-        f'<text x="{left + i * step:.1f}" y="{top + height + 18}" text-anchor="middle">'
-        f"{edges[i]:g}</text>"
+        f'<text x="{left + i * step:.1f}" y="{top + height + 18}" text-anchor="middle">{edges[i]:g}</text>'
         for i in range(0, len(edges), every)
     )
     label = html.escape(x_label + (" (last bar: all larger)" if has_tail else ""))
@@ -182,8 +180,7 @@ def _warning(title: str, reasons: dict[str, str], advice: str = "") -> str:
     if not reasons:
         return ""
     rows = "".join(
-        f"<li><strong>{html.escape(name)}</strong>: {html.escape(reason)}</li>"
-        for name, reason in reasons.items()
+        f"<li><strong>{html.escape(name)}</strong>: {html.escape(reason)}</li>" for name, reason in reasons.items()
     )
     advice = advice and f"<p>{advice}</p>"
     return f'<section class="box warn"><h2>{title}: {len(reasons)}</h2>{advice}<ul>{rows}</ul></section>'
@@ -232,9 +229,7 @@ def _gallery(numbers: dict[str, str], thumbnails: dict[str, str], link: str) -> 
         small = f"<small>{numbers.get(name, '')}</small>"
         cards += f'<figure class="card">{image}<figcaption>{text}{small}</figcaption></figure>'
     missing = len(numbers) - len(thumbnails)
-    rest = (
-        f'<p class="soft">{missing} more are in the folder beside this page.</p>' if missing else ""
-    )
+    rest = f'<p class="soft">{missing} more are in the folder beside this page.</p>' if missing else ""
     size = "gallery few" if len(thumbnails) <= FEW else "gallery"
     return f'<div class="{size}">{cards}</div>{rest}'
 

@@ -21,27 +21,55 @@ from tqdm import tqdm
 
 # %% ../../nbs/run/14_runner.ipynb #5f2d951d
 from cellseg_nb.core import (
-    Stopwatch, atomic_path, cell_values, claim, clear_temporaries, folder_lock, gathered_notes, one_line,
-    package_versions, plain_text, thread_count, write_csv,
+    Stopwatch,
+    atomic_path,
+    cell_values,
+    claim,
+    clear_temporaries,
+    folder_lock,
+    gathered_notes,
+    one_line,
+    package_versions,
+    plain_text,
+    thread_count,
+    write_csv,
 )
 from cellseg_nb.data.io import (
     image_sha256,
 )
 from cellseg_nb.places import (
-    address, exists, placed, url_of,
+    address,
+    exists,
+    placed,
+    url_of,
 )
 from cellseg_nb.run.outputs import (
-    FEW, check_out, collect_inputs, counted, refuse_foreign, refuse_namesake, remove_files,
-    table_makers, write_text,
+    FEW,
+    check_out,
+    collect_inputs,
+    counted,
+    refuse_foreign,
+    refuse_namesake,
+    remove_files,
+    table_makers,
+    write_text,
 )
 from cellseg_nb.run.records import (
-    changed_since, describe_files, is_damaged, read_record, record_path, refuse_edited,
+    changed_since,
+    describe_files,
+    is_damaged,
+    read_record,
+    record_path,
+    refuse_edited,
 )
 from cellseg_nb.run.task import (
-    Item, Result, Task,
+    Item,
+    Result,
+    Task,
 )
 from cellseg_nb.working import (
-    publish, remote_folder,
+    publish,
+    remote_folder,
 )
 
 if TYPE_CHECKING:  # loaded where they are needed: a command must show its help at once
@@ -149,10 +177,7 @@ class Summary:
         return self.tables[name]
 
     def __repr__(self):
-        return (
-            f"{self.headline} ({len(self.resumed)} finished before, {len(self.failures)} failed): "
-            f"{self.report}"
-        )
+        return f"{self.headline} ({len(self.resumed)} finished before, {len(self.failures)} failed): {self.report}"
 
 # %% ../../nbs/run/14_runner.ipynb #b7f18293
 def _look_at_files(batch: Batch, item: Item) -> set[str]:
@@ -358,9 +383,7 @@ def _tables(batch: Batch) -> "dict[str, pd.DataFrame | None]":
     for part in task.tables:
         paths = [record_path(batch.out, name, f".{part}.csv", task.name) for name in records]
         parts = [
-            _part_table(path, name, records[name].get("unlike"))
-            for path, name in zip(paths, records)
-            if path.exists()
+            _part_table(path, name, records[name].get("unlike")) for path, name in zip(paths, records) if path.exists()
         ]
         filled = [one for one in parts if len(one)]
         tables[part] = pd.concat(filled or parts[:1], ignore_index=True) if parts else pd.DataFrame(columns=["image"])
@@ -390,9 +413,7 @@ def _run_facts(batch: Batch) -> dict[str, Any]:
 
         device = str(choose_device(task.settings.device))
     kept = ("file", "sha256", "seconds")
-    inputs = [
-        {"image": name} | {key: batch.records[name][key] for key in kept} for name in batch.finished
-    ]
+    inputs = [{"image": name} | {key: batch.records[name][key] for key in kept} for name in batch.finished]
     for one in inputs:
         mask = batch.items[one["image"]].row.mask
         one |= {"mask": address(mask)} if mask is not None else {}
@@ -445,8 +466,7 @@ def _write_report(batch: Batch, tables: "dict[str, pd.DataFrame]", facts: dict[s
         "failures": batch.failures,
         "unlike": batch.unlike,
         "subtitle": (
-            f"{with_model}cellseg_nb {facts['versions']['cellseg_nb']} · "
-            f"{facts['started'][:16].replace('T', ' ')} UTC"
+            f"{with_model}cellseg_nb {facts['versions']['cellseg_nb']} · {facts['started'][:16].replace('T', ' ')} UTC"
         ),
         "details": json.dumps({key: facts[key] for key in shown if key in facts}, indent=1),
         "found": task.found,
@@ -479,10 +499,7 @@ def _write_tables(batch: Batch) -> "dict[str, pd.DataFrame | None]":
             _note_unwritten(batch, error)
     if not task.cumulative:
         return tables
-    return {
-        name: table[table["image"].isin(batch.finished)].reset_index(drop=True)
-        for name, table in tables.items()
-    }
+    return {name: table[table["image"].isin(batch.finished)].reset_index(drop=True) for name, table in tables.items()}
 
 
 def _note_unwritten(batch: Batch, error: OSError) -> None:
@@ -567,7 +584,8 @@ def run(
     out: str | Path | None = None,  # folder for the results, or its address; None = the task's own
     overwrite: bool = False,  # True = compute again what is finished, replace what others made
     say: Callable[[str], None] | None = None,  # told how much there is to do
-    done: Mapping[str, str] | None = None,  # others did the items (`Share`), but for these: name → why; nothing is computed
+    done: Mapping[str, str]
+    | None = None,  # others did the items (`Share`), but for these: name → why; nothing is computed
 ) -> Summary:
     """Do a task for a batch of inputs; the same call again goes on after an interruption.
 
@@ -596,12 +614,8 @@ def _run_here(task, inputs, out, overwrite, say, done):
     task.check(out)
     inputs = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
     rows, failures = collect_inputs(inputs, task.first_file, task.takes_tables)
-    items = {
-        name: Item(name=name, row=row, out=out, command=task.name) for name, row in rows.items()
-    }
-    batch = Batch(
-        task=task, out=out, items=items, failures=failures, watch=watch
-    )
+    items = {name: Item(name=name, row=row, out=out, command=task.name) for name, row in rows.items()}
+    batch = Batch(task=task, out=out, items=items, failures=failures, watch=watch)
     with claim(folder_lock(out), out):
         _refuse_shared(batch)
         clear_temporaries(_folders(batch))
@@ -610,9 +624,7 @@ def _run_here(task, inputs, out, overwrite, say, done):
         for note in (*task.notes(batch), *own, _edited_note(batch), _other_items_note(batch)):
             if note:
                 warnings.warn(note, stacklevel=4)
-    return Summary(
-        out, tables, headline(task, tables), batch.failures, batch.resumed, batch.tracebacks
-    )
+    return Summary(out, tables, headline(task, tables), batch.failures, batch.resumed, batch.tracebacks)
 
 # %% ../../nbs/run/14_runner.ipynb #7c39fc35
 def item_lock(

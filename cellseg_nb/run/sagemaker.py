@@ -18,7 +18,8 @@ from typing import Any
 import yaml
 
 from cellseg_nb.core import (
-    atomic_path, read_json,
+    atomic_path,
+    read_json,
 )
 from cellseg_nb.run.options import (
     error_line,
@@ -91,7 +92,9 @@ def _config_file(root: Path, named: str | None) -> str | Path:
     if named is None:
         if len(inside) != 1:
             there = f"there are {len(inside)}" if folder else "there is no such channel"
-            raise ValueError(f"name a configuration with the hyperparameter config, or put one into the channel config: {there}")
+            raise ValueError(
+                f"name a configuration with the hyperparameter config, or put one into the channel config: {there}"
+            )
         return inside[0]
     return next((one for one in inside if str(named) in (one.name, one.stem)), str(named))
 
@@ -125,7 +128,9 @@ def _parent(root: Path, named: str | None) -> str | None:
 
 def yaml_text(value: Any) -> str:
     """A value as a text that YAML reads as the same value."""
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).removesuffix("\n...\n").strip()
+    return (
+        yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).removesuffix("\n...\n").strip()
+    )
 
 
 def asked_training(

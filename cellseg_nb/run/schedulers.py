@@ -25,10 +25,14 @@ from unittest.mock import patch as patched
 from fastcore.basics import patch
 
 from cellseg_nb.core import (
-    read_json, require, thread_count,
+    read_json,
+    require,
+    thread_count,
 )
 from cellseg_nb.run.cluster import (
-    Submission, work, work_all,
+    Submission,
+    work,
+    work_all,
 )
 from cellseg_nb.run.outputs import (
     write_text,
@@ -53,7 +57,14 @@ class _Worker:
         code = "import sys; from cellseg_nb.run.schedulers import serve_pieces; serve_pieces(sys.argv[1])"
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         with open(folder / "logs" / "workers.log", "a") as log:
-            self.process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, bufsize=1)
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", code, str(folder)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                bufsize=1,
+            )
         self.number: int | None = None
 
     def give(self, number: int) -> bool:
@@ -213,7 +224,9 @@ def _submit(self: Slurm, submission: Submission, numbers: list[int]) -> dict[str
     submitit = require("submitit", "cluster")
     groups = [numbers[at : at + self.items_per_job] for at in range(0, len(numbers), self.items_per_job)]
     executor = submitit.SlurmExecutor(submission.folder / "slurm")
-    executor.update_parameters(job_name="cellseg", **{"time": 60, "additional_parameters": {"requeue": True}} | self.options)
+    executor.update_parameters(
+        job_name="cellseg", **{"time": 60, "additional_parameters": {"requeue": True}} | self.options
+    )
     try:
         made = executor.map_array(_leave, [str(submission.folder)] * len(groups), groups)
     except Exception as error:
@@ -229,7 +242,9 @@ def _ask(self: Slurm, *words: str) -> str:
     try:
         return subprocess.run([*words], capture_output=True, text=True, check=True, timeout=60).stdout
     except FileNotFoundError as error:
-        raise ValueError(f"there is no {words[0]} here; submit from a computer of a Slurm cluster, or with 'local'") from error
+        raise ValueError(
+            f"there is no {words[0]} here; submit from a computer of a Slurm cluster, or with 'local'"
+        ) from error
     except subprocess.CalledProcessError as error:
         raise ValueError(f"{words[0]} says: {' '.join(error.stderr.split())}") from error
 
@@ -260,11 +275,21 @@ def _why(self: Slurm, submission: Submission, job: str) -> str:
 @patch
 def settle(self: Slurm, submission: Submission) -> None:
     """Note which pieces will not end any more: those whose jobs are gone."""
-    jobs, alive = read_json(submission.folder / "jobs.json") if (submission.folder / "jobs.json").exists() else {}, self._alive(submission)
+    jobs, alive = (
+        read_json(submission.folder / "jobs.json") if (submission.folder / "jobs.json").exists() else {},
+        self._alive(submission),
+    )
     for job, numbers in jobs.items():
         for number in numbers:
             if job not in alive and not submission.ended([number]):
-                submission.note(number, **{**submission.state(number), "state": "failed", "reason": f"{self._why(submission, job)}; submit again"})
+                submission.note(
+                    number,
+                    **{
+                        **submission.state(number),
+                        "state": "failed",
+                        "reason": f"{self._why(submission, job)}; submit again",
+                    },
+                )
 
 
 @patch
@@ -306,9 +331,13 @@ class Dask:
             with _shared_threads(self.workers):
                 self._open.append(distributed.LocalCluster(n_workers=self.workers, **how))
         try:
-            self._open.append(distributed.Client(self.address or self._open[0], timeout=self.timeout_s, set_as_default=False))
+            self._open.append(
+                distributed.Client(self.address or self._open[0], timeout=self.timeout_s, set_as_default=False)
+            )
         except (OSError, ValueError) as error:
-            raise ValueError(f"no scheduler of Dask answers at {self.address}: {' '.join(str(error).split())}") from error
+            raise ValueError(
+                f"no scheduler of Dask answers at {self.address}: {' '.join(str(error).split())}"
+            ) from error
         return self._open[-1]
 
 # %% ../../nbs/run/24_schedulers.ipynb #237fb6e8
@@ -339,4 +368,8 @@ def _reason(future: Any) -> str:
     """Why Dask gave a piece up."""
     error = future.exception() if future.status == "error" else None
     name = type(error).__name__
-    return "its workers were ended from outside, perhaps for lack of memory" if name == "KilledWorker" else f"Dask: {' '.join(str(error).split())[:300]}"
+    return (
+        "its workers were ended from outside, perhaps for lack of memory"
+        if name == "KilledWorker"
+        else f"Dask: {' '.join(str(error).split())[:300]}"
+    )

@@ -14,7 +14,8 @@ from cellseg_nb.core import (
     moved,
 )
 from cellseg_nb.run.runner import (
-    Summary, run,
+    Summary,
+    run,
 )
 from cellseg_nb.run.tasks.segment3d import (
     Segment3D,

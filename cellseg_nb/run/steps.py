@@ -20,35 +20,59 @@ import pandas as pd
 
 # %% ../../nbs/run/08_steps.ipynb #5a63c0ca
 from cellseg_nb.core import (
-    cell_values, read_json, surviving_ids, write_csv,
+    cell_values,
+    read_json,
+    surviving_ids,
+    write_csv,
 )
 from cellseg_nb.data.catalog import (
-    Sample, datasets, get, index_table, locate, samples,
+    Sample,
+    datasets,
+    get,
+    index_table,
+    locate,
+    samples,
 )
 from cellseg_nb.data.io import (
-    luminance, read_image, read_labels, write_image, write_labels,
+    luminance,
+    read_image,
+    read_labels,
+    write_image,
+    write_labels,
 )
 from cellseg_nb.data.transforms import (
-    Augmentation, augment, fill_holes, normalise_percentile, rescale,
+    Augmentation,
+    augment,
+    fill_holes,
+    normalise_percentile,
+    rescale,
 )
 from cellseg_nb.measure.matching import (
-    match, pool,
+    match,
+    pool,
 )
 from cellseg_nb.measure.plots import (
-    StandaloneFigure, f1_against_iou, overlay, show_stars,
-)
-from cellseg_nb.measure.plots import (
+    StandaloneFigure,
+    f1_against_iou,
+    overlay,
+    show_stars,
     truth_against_prediction,
 )
 from cellseg_nb.models.bundle import (
-    StarSpecification, read_specification,
+    StarSpecification,
+    read_specification,
 )
 from cellseg_nb.run.analyse import (
     analyse,
 )
 from cellseg_nb.run.evaluate import (
-    evaluate_folders, label_files, score_intervals, write_evaluation,
+    evaluate_folders,
+    label_files,
+    score_intervals,
+    write_evaluation,
 )
+
+# %% ../../nbs/run/08_steps.ipynb #b22d03e2
 from cellseg_nb.run.options import (
     heading,
 )
@@ -56,8 +80,15 @@ from cellseg_nb.run.outputs import (
     write_overlay,
 )
 from cellseg_nb.run.project import (
-    DataSection, EvaluationSection, Operation, PicturesSection, ProcessingSection, ProjectSettings, Source,
-    training_config, used_as_is,
+    DataSection,
+    EvaluationSection,
+    Operation,
+    PicturesSection,
+    ProcessingSection,
+    ProjectSettings,
+    Source,
+    training_config,
+    used_as_is,
 )
 
 # %% ../../nbs/run/08_steps.ipynb #fe048f50
@@ -458,8 +489,7 @@ def _named_pictures(section: PicturesSection, metrics: Mapping[str, Any]) -> dic
     unknown = [name for name in section.images if name not in names]
     if unknown:
         raise ValueError(
-            f"pictures.images: no test image is called {unknown[0]!r}; there are "
-            f"{', '.join(sorted(names)[:10])}"
+            f"pictures.images: no test image is called {unknown[0]!r}; there are {', '.join(sorted(names)[:10])}"
         )
     best = [name for name in names[::-1] if name not in names[: section.worst]]
     return {

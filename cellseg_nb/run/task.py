@@ -21,16 +21,21 @@ from cellseg_nb.core import (
     Stopwatch,
 )
 from cellseg_nb.data.io import (
-    Image, read_image,
+    Image,
+    read_image,
 )
 from cellseg_nb.places import (
     url_of,
 )
 from cellseg_nb.run.outputs import (
-    FEW, counted, remove_files,
+    FEW,
+    counted,
+    remove_files,
 )
 from cellseg_nb.run.records import (
-    facts_sha256, record_path, write_record,
+    facts_sha256,
+    record_path,
+    write_record,
 )
 from cellseg_nb.settings import (
     Settings,

@@ -18,7 +18,8 @@ from cellseg_nb.core import (
     checked_settings,
 )
 from cellseg_nb.places import (
-    local, placed,
+    local,
+    placed,
 )
 from cellseg_nb.run.options import (
     report_failures,
@@ -27,7 +28,9 @@ from cellseg_nb.run.runner import (
     Task,
 )
 from cellseg_nb.settings import (
-    SettingFacts, Settings, facts_of,
+    SettingFacts,
+    Settings,
+    facts_of,
 )
 
 # %% ../../nbs/run/17_task_commands.ipynb #be2f987d

@@ -10,26 +10,46 @@ import hashlib
 import json
 import re
 import shutil
-from datetime import datetime, UTC
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import cellseg_nb
 from cellseg_nb.core import (
-    atomic_path, claim, file_sha256, read_json,
+    atomic_path,
+    claim,
+    file_sha256,
+    read_json,
 )
 from cellseg_nb.places import (
-    gateway, local, shown, url_of,
+    gateway,
+    local,
+    shown,
+    url_of,
 )
 from cellseg_nb.run.releases import (
-    DIGEST, MOST_MODEL_BYTES, NAME, Release, choose_release, pack_release, read_specification, unpack_model,
-    version_key, version_text,
+    DIGEST,
+    MOST_MODEL_BYTES,
+    NAME,
+    Release,
+    choose_release,
+    pack_release,
+    read_specification,
+    unpack_model,
+    version_key,
+    version_text,
 )
 from cellseg_nb.store import (
-    explained_url, file_system, inside, listed, plain_url, store_folder,
+    explained_url,
+    file_system,
+    inside,
+    listed,
+    plain_url,
+    store_folder,
 )
 from cellseg_nb.working import (
-    check_writable, send_file,
+    check_writable,
+    send_file,
 )
 
 # %% ../../nbs/run/22_versions.ipynb #e4024dc7
@@ -64,7 +84,7 @@ def _create(url: str, content: bytes) -> None:
             if system.cat_file(key) != content:
                 raise taken from None
 
-
+# %% ../../nbs/run/22_versions.ipynb #c796ae18
 def list_versions(
     place: str | Path,  # address of the models, or a folder
     model: str | None = None,  # name of the model; None = all models there
@@ -97,9 +117,20 @@ def _version(url: str, model: str, version: str) -> Release | None:
         facts = dict(read_json(inside(inside(url, model), f"{version}.json")))
     except (ValueError, TypeError):
         return None
-    if facts.get("model") != model or not DIGEST.fullmatch(str(facts.get("sha256"))) or type(facts.get("format_version")) is not int:
+    if (
+        facts.get("model") != model
+        or not DIGEST.fullmatch(str(facts.get("sha256")))
+        or type(facts.get("format_version")) is not int
+    ):
         return None
-    return Release(model, version, str(facts.get("published", "")), facts["format_version"], facts.get("cellseg_nb"), facts["sha256"])
+    return Release(
+        model,
+        version,
+        str(facts.get("published", "")),
+        facts["format_version"],
+        facts.get("cellseg_nb"),
+        facts["sha256"],
+    )
 
 # %% ../../nbs/run/22_versions.ipynb #150ce5fc
 def push_model(
@@ -129,13 +160,20 @@ def push_model(
     packed = pack_release(bundle, version, shown(url)).files
     archive = packed[f"{name}-{version}.zip"]
     specification = read_specification(bundle)
-    facts = {"model": name, "version": version, "sha256": hashlib.sha256(archive).hexdigest(), "format_version": specification.format_version}
+    facts = {
+        "model": name,
+        "version": version,
+        "sha256": hashlib.sha256(archive).hexdigest(),
+        "format_version": specification.format_version,
+    }
     facts |= {"cellseg_nb": cellseg_nb.__version__, "published": datetime.now(UTC).isoformat(timespec="seconds")}
     _send_archive(archive, inside(inside(url, name), f"{name}-{version}.zip"))
     try:
         _create(inside(inside(url, name), f"{version}.json"), (json.dumps(facts, indent=1) + "\n").encode())
     except FileExistsError:
-        raise ValueError(f"somebody else has just added a version {version} of {name} to {shown(url)}; push again") from None
+        raise ValueError(
+            f"somebody else has just added a version {version} of {name} to {shown(url)}; push again"
+        ) from None
     return _version(url, name, version)
 
 
@@ -190,7 +228,12 @@ def pull_model(
     """
     url, name, version = split_name(_as_url(place), name)
     chosen = choose_release(list_versions(url, name), version, f"{name} in {shown(url)}")
-    folder = store_folder().with_name("models") / f"versions-{_short_name(url)}" / name / f"{chosen.version}-{chosen.sha256[:12]}"
+    folder = (
+        store_folder().with_name("models")
+        / f"versions-{_short_name(url)}"
+        / name
+        / f"{chosen.version}-{chosen.sha256[:12]}"
+    )
     with claim(folder.with_name(f".{folder.name}.claim"), f"{name} {chosen.version}", wait=True):
         if not (folder / "model.json").is_file():
             _pull(inside(inside(url, name), chosen.archive), chosen, folder)
@@ -200,7 +243,7 @@ def pull_model(
 def _short_name(url: str) -> str:
     return hashlib.sha256(url.encode()).hexdigest()[:12]
 
-
+# %% ../../nbs/run/22_versions.ipynb #64014cef
 def _pull(url: str, chosen: Release, folder: Path) -> None:
     """Get, check and unpack one version; the folder appears when all is well."""
     named = f"{chosen.model} {chosen.version}"
@@ -209,7 +252,9 @@ def _pull(url: str, chosen: Release, folder: Path) -> None:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{named}: {error}") from error
     if archive.stat().st_size > MOST_MODEL_BYTES or file_sha256(archive) != chosen.sha256:
-        raise ValueError(f"{shown(url)} does not have the checksum that is stated for {named}; it is refused. Tell those who pushed it")
+        raise ValueError(
+            f"{shown(url)} does not have the checksum that is stated for {named}; it is refused. Tell those who pushed it"
+        )
     copy = folder.with_name(f".{folder.name}.zip")
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,12 @@ from fastcore.basics import patch
 
 import cellseg_nb
 from cellseg_nb.core import (
-    atomic_path, claim, clear_temporaries, read_json, replace_folder, require,
+    atomic_path,
+    claim,
+    clear_temporaries,
+    read_json,
+    replace_folder,
+    require,
 )
 from cellseg_nb.data.catalog import (
     datasets,
@@ -41,16 +46,28 @@ from cellseg_nb.run import (
     steps,
 )
 from cellseg_nb.run.card import (
-    card_path, content, write_card,
+    card_path,
+    content,
+    write_card,
 )
 from cellseg_nb.run.drawing import (
-    DrawnStep, draw_pipeline, pipeline_page,
+    DrawnStep,
+    draw_pipeline,
+    pipeline_page,
 )
+
+# %% ../../nbs/run/06_workflow.ipynb #6faae086
 from cellseg_nb.run.project import (
-    catalog_paths, check_catalog, check_settings, parameter_files, read_project,
+    catalog_paths,
+    check_catalog,
+    check_settings,
+    parameter_files,
+    read_project,
 )
 from cellseg_nb.run.records import (
-    facts_sha256, is_damaged, refuse_edited,
+    facts_sha256,
+    is_damaged,
+    refuse_edited,
 )
 from cellseg_nb.train.settings import (
     change_key,
@@ -98,9 +115,7 @@ class Place(AbstractDataset):
         Anything; not used.
     """
 
-    def __init__(
-        self, filepath: str, hashed: list[str] | None = None, metadata: dict | None = None
-    ):
+    def __init__(self, filepath: str, hashed: list[str] | None = None, metadata: dict | None = None):
         self.path, self.patterns = Path(filepath), tuple(hashed or ("**/*",))
         self.mark, self.resume = "", False  # what decides the result; go on with unfinished work
         self.how: dict[str, Any] = {}  # arguments of the step that decide no result
@@ -143,24 +158,45 @@ def _begin(place: Place) -> Path:
 
 # %% ../../nbs/run/06_workflow.ipynb #b86d75f6
 STEPS = (  # step, pipeline, what it reads, the place that it fills, tags
-    ("download_data", "data_download",
-     "params:data", "raw", "data data_download"),
-    ("process_data", "data_processing",
-     "raw params:processing", "prepared", "data data_processing preprocessing"),
-    ("set_augmentations", "data_augmentations",
-     "params:augmentations", "augmentations", "data augmentation"),
-    ("draw_augmentations", "data_augmentations",
-     "prepared augmentations params:model", "augmentation_examples", "data augmentation report"),
-    ("train_model", "model_training",
-     "prepared augmentations params:model params:training", "trained", "model model_training"),
-    ("segment_test", "model_evaluation",
-     "prepared trained params:evaluation", "predicted", "model scores model_validation"),
-    ("score_test", "model_evaluation",
-     "prepared predicted params:evaluation", "metrics", "model scores model_validation"),
-    ("tabulate_scores", "model_evaluation",
-     "metrics", "metrics_table", "scores report model_validation"),
-    ("draw_results", "results_visualization",
-     "prepared trained predicted metrics params:pictures", "pictures", "report results_visualization"),
+    ("download_data", "data_download", "params:data", "raw", "data data_download"),
+    ("process_data", "data_processing", "raw params:processing", "prepared", "data data_processing preprocessing"),
+    ("set_augmentations", "data_augmentations", "params:augmentations", "augmentations", "data augmentation"),
+    (
+        "draw_augmentations",
+        "data_augmentations",
+        "prepared augmentations params:model",
+        "augmentation_examples",
+        "data augmentation report",
+    ),
+    (
+        "train_model",
+        "model_training",
+        "prepared augmentations params:model params:training",
+        "trained",
+        "model model_training",
+    ),
+    (
+        "segment_test",
+        "model_evaluation",
+        "prepared trained params:evaluation",
+        "predicted",
+        "model scores model_validation",
+    ),
+    (
+        "score_test",
+        "model_evaluation",
+        "prepared predicted params:evaluation",
+        "metrics",
+        "model scores model_validation",
+    ),
+    ("tabulate_scores", "model_evaluation", "metrics", "metrics_table", "scores report model_validation"),
+    (
+        "draw_results",
+        "results_visualization",
+        "prepared trained predicted metrics params:pictures",
+        "pictures",
+        "report results_visualization",
+    ),
 )
 
 # %% ../../nbs/run/06_workflow.ipynb #e9458a68
@@ -334,10 +370,7 @@ def changed(self: Ledger, step: Any, catalog: Any) -> dict[str, bool]:
 def _contents(step: Any, catalog: Any) -> dict[str, dict[str, str]]:
     """Files of what a step made, with their checksums; nothing for what is no `Place`."""
     places = {name: catalog.get(name) for name in step.outputs}
-    return {
-        name: content(one.path, one.patterns)
-        for name, one in places.items() if hasattr(one, "patterns")
-    }
+    return {name: content(one.path, one.patterns) for name, one in places.items() if hasattr(one, "patterns")}
 
 # %% ../../nbs/run/06_workflow.ipynb #b9ba29ba
 class StepHooks:
@@ -510,23 +543,17 @@ def project_pipelines(
         return dict(registered.pipelines)
 
 # %% ../../nbs/run/06_workflow.ipynb #1f970e1f
-def _check_choice(
-    known: dict[str, Pipeline], name: str, tags: Iterable[str], ends: Iterable[str | None]
-) -> None:
+def _check_choice(known: dict[str, Pipeline], name: str, tags: Iterable[str], ends: Iterable[str | None]) -> None:
     """Whether there are such a pipeline, such tags and such steps."""
     if name not in known:
         raise ValueError(f"there is no pipeline {name!r}; there are {', '.join(sorted(known))}")
     of_steps = {tag for step in known[name].nodes for tag in step.tags}
     for tag in tags:
         if tag not in of_steps:
-            raise ValueError(
-                f"no step of {name} has the tag {tag!r}; there are {', '.join(sorted(of_steps))}"
-            )
+            raise ValueError(f"no step of {name} has the tag {tag!r}; there are {', '.join(sorted(of_steps))}")
     for step in ends:
         if step is not None and step not in _names(known[name]):
-            raise ValueError(
-                f"{name} has no step {step!r}; it has {', '.join(_names(known[name]))}"
-            )
+            raise ValueError(f"{name} has no step {step!r}; it has {', '.join(_names(known[name]))}")
 
 
 def _names(pipeline: Pipeline) -> list[str]:

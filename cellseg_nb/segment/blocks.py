@@ -22,21 +22,29 @@ from cellseg_nb.data.tiles import (
     plan_blocks,
 )
 from cellseg_nb.segment.partition import (
-    METHODS, RegionGraph, collect_contacts, edge_costs, graph_costs, join_contacts,
+    METHODS,
+    RegionGraph,
+    collect_contacts,
+    edge_costs,
+    graph_costs,
+    join_contacts,
     label_superpixels,
     partition,
 )
 from cellseg_nb.segment.superpixels import (
-    ProbabilityMap, check_walls, check_watershed_settings, dissolve_small, distance_to_walls, fill_landscape,
+    ProbabilityMap,
+    check_walls,
+    check_watershed_settings,
+    dissolve_small,
+    distance_to_walls,
+    fill_landscape,
     find_deepest,
 )
 
 # %% ../../nbs/segment/08_blocks.ipynb #8b70cc31
 def _with_margin(window, margin_px: Sequence[int], shape) -> tuple[tuple[slice, ...], ...]:
     """What to read for a block, and where the block lies in that."""
-    reach = tuple(
-        slice(max(w.start - m, 0), min(w.stop + m, n)) for w, m, n in zip(window, margin_px, shape)
-    )
+    reach = tuple(slice(max(w.start - m, 0), min(w.stop + m, n)) for w, m, n in zip(window, margin_px, shape))
     inner = tuple(slice(w.start - r.start, w.stop - r.start) for w, r in zip(window, reach))
     return reach, inner
 
@@ -183,9 +191,7 @@ def _check_blocks(shape, out, mask, block_px, margin_px, method) -> None:
             raise ValueError(f"{name} must be {wanted}; it is {other.dtype} {tuple(other.shape)}")
     for name, value, least in (("block_px", block_px, 1), ("margin_px", margin_px, 0)):
         if np.size(value) not in (1, len(shape)) or np.min(value) < least:
-            raise ValueError(
-                f"{name} must be one number, or {len(shape)}, of {least} or more px; it is {value}"
-            )
+            raise ValueError(f"{name} must be one number, or {len(shape)}, of {least} or more px; it is {value}")
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; it is {method!r}")
 
@@ -265,8 +271,6 @@ def segment_blocks(
     volume = _Volume(boundaries, mask, *how)
     step = _counted(report, 4 * len(windows))
     present = _cut_volume(volume, windows, out, step)
-    costs_of = partial(
-        graph_costs, edge_model=edge_model, beta=beta, weighting_exponent=weighting_exponent
-    )
+    costs_of = partial(graph_costs, edge_model=edge_model, beta=beta, weighting_exponent=weighting_exponent)
     _partition_volume(volume, windows, out, present, costs_of, method, step)
     return out

@@ -12,10 +12,12 @@ from typing import NamedTuple
 import numpy as np
 
 from cellseg_nb.data.transforms import (
-    rescale, resize,
+    rescale,
+    resize,
 )
 from cellseg_nb.models.bundle import (
-    Bundle, needs_maps,
+    Bundle,
+    needs_maps,
 )
 from cellseg_nb.segment.predict import (
     predict,

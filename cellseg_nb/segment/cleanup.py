@@ -12,10 +12,15 @@ from typing import Any
 import numpy as np
 
 from cellseg_nb.core import (
-    PixelSize, check_labels, consecutive, label_dtype, pixel_edges,
+    PixelSize,
+    check_labels,
+    consecutive,
+    label_dtype,
+    pixel_edges,
 )
 from cellseg_nb.segment.partition import (
-    RegionGraph, region_graph,
+    RegionGraph,
+    region_graph,
 )
 
 # %% ../../nbs/segment/07_cleanup.ipynb #964b4f2c

@@ -25,16 +25,24 @@ from cellseg_nb.data.io import (
     luminance,
 )
 from cellseg_nb.data.tiles import (
-    scaled_shape, stitch,
+    scaled_shape,
+    stitch,
 )
 from cellseg_nb.models.bundle import (
-    Bundle, CountSpecification, read_specification, write_specification,
+    Bundle,
+    CountSpecification,
+    read_specification,
+    write_specification,
 )
 from cellseg_nb.segment.familiarity import (
-    Familiarity, busiest_window, compare, picture_statistics,
+    Familiarity,
+    busiest_window,
+    compare,
+    picture_statistics,
 )
 from cellseg_nb.segment.predict import (
-    bundle_parts, orient,
+    bundle_parts,
+    orient,
 )
 
 # %% ../../nbs/segment/11_count.ipynb #09ae1757
@@ -172,8 +180,7 @@ def locate_peaks(
         raise ValueError(f"a map with peaks is (Y, X) with pixels; its shape is {density.shape}")
     if radius_px <= 0 or threshold < 0:
         raise ValueError(
-            f"the radius must be positive and the threshold 0 or more; they are {radius_px} px and "
-            f"{threshold}"
+            f"the radius must be positive and the threshold 0 or more; they are {radius_px} px and {threshold}"
         )
     summits = density == ndimage.maximum_filter(density, 3, mode="nearest")
     summits &= (density >= threshold) & (density > 0)
@@ -283,17 +290,13 @@ def calibrate(
         "scale": kind,
         "flips": "spread" in known,
         "offset": round(offset, 4),
-        "residuals": {
-            fold: errors[folds == fold].round(4).tolist() for fold in sorted(set(folds.tolist()))
-        },
+        "residuals": {fold: errors[folds == fold].round(4).tolist() for fold in sorted(set(folds.tolist()))},
         "interval_scores": {name: round(score, 3) for name, score in scores.items()},
         "bias": round(float((counts["predicted"] - counts["truth"]).mean()), 3),
     }
 
 # %% ../../nbs/segment/11_count.ipynb #23a8237a
-def _scaled_errors(
-    counts: dict[str, np.ndarray], kind: str
-) -> tuple[np.ndarray, np.ndarray, float]:
+def _scaled_errors(counts: dict[str, np.ndarray], kind: str) -> tuple[np.ndarray, np.ndarray, float]:
     """Errors in units of a scale, the scale, and its offset."""
     spread, offset = counts.get("spread", 0.0), 0.0
     if kind == "spread":

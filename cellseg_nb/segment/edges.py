@@ -12,16 +12,24 @@ from pathlib import Path
 import numpy as np
 
 from cellseg_nb.core import (
-    PixelSize, check_labels, consecutive,
+    PixelSize,
+    check_labels,
+    consecutive,
 )
 from cellseg_nb.data.forest import (
-    Forest, ForestFormat, convert_forest, load_forest, save_forest,
+    Forest,
+    ForestFormat,
+    convert_forest,
+    load_forest,
+    save_forest,
 )
 from cellseg_nb.measure.matching import (
     count_pairs,
 )
 from cellseg_nb.segment.partition import (
-    STATISTICS, RegionGraph, region_graph,
+    STATISTICS,
+    RegionGraph,
+    region_graph,
 )
 from cellseg_nb.segment.superpixels import (
     distance_watershed,
@@ -111,9 +119,7 @@ class EdgeModel(Forest):
         return self.likelihood(edge_features(graph))
 
 # %% ../../nbs/segment/06_edges.ipynb #0e5d384f
-EDGE_FORMAT = ForestFormat(
-    "edges", "learned edges", EDGE_FEATURES, 2, "cellseg graph-train writes one"
-)
+EDGE_FORMAT = ForestFormat("edges", "learned edges", EDGE_FEATURES, 2, "cellseg graph-train writes one")
 
 
 def save_edges(

@@ -18,7 +18,8 @@ import torch
 
 # %% ../../nbs/segment/23_engines.ipynb #c575e7ab
 from cellseg_nb.data.simulate import (
-    simulate_germline, simulate_nuclei,
+    simulate_germline,
+    simulate_nuclei,
 )
 from cellseg_nb.data.transforms import (
     normalise_percentile,
@@ -27,11 +28,24 @@ from cellseg_nb.models.bundle import (
     Bundle,
 )
 from cellseg_nb.models.engines import (
-    ENGINES, INT8, LIBRARIES, EngineNetwork, compiled, int8_graph, is_installed, is_quantised, onnx_runner,
+    ENGINES,
+    INT8,
+    LIBRARIES,
+    EngineNetwork,
+    compiled,
+    int8_graph,
+    is_installed,
+    is_quantised,
+    onnx_runner,
     openvino_graph,
 )
 from cellseg_nb.segment.predict import (
-    PRECISIONS, choose_device, choose_precision, has_bfloat16, network_axes, run_network,
+    PRECISIONS,
+    choose_device,
+    choose_precision,
+    has_bfloat16,
+    network_axes,
+    run_network,
 )
 
 # %% ../../nbs/segment/23_engines.ipynb #febccd60
@@ -68,7 +82,9 @@ class EngineChoice(NamedTuple):
 
     engine: str
     precision: str  # "float32", "bfloat16" or "int8"
-    difference: float | None = None  # largest one of a probability from PyTorch in full precision, on a simulated picture
+    difference: float | None = (
+        None  # largest one of a probability from PyTorch in full precision, on a simulated picture
+    )
     because: str = ""  # why not a faster one
     advice: str = ""  # what would make it faster
     compute: Callable[[np.ndarray], np.ndarray] | None = None  # None = PyTorch
@@ -111,9 +127,7 @@ def _precision_of(engine: str, precision: str) -> list[str]:
         return ["int8"]
     rough = engine == "openvino" and has_bfloat16(torch.device("cpu"))
     if precision == "bfloat16" and not rough:
-        raise ValueError(
-            f"engine {engine!r} has no bfloat16 on this computer; leave the precision out, or the engine"
-        )
+        raise ValueError(f"engine {engine!r} has no bfloat16 on this computer; leave the precision out, or the engine")
     return [precision] if precision != "auto" else ["bfloat16", "float32"] if rough else ["float32"]
 
 
@@ -157,7 +171,11 @@ def _best(bundle: Bundle, precision: str) -> EngineChoice:
     advice = ""
     if not there:
         extra = LIBRARIES[candidates[0]][1]
-        what = f"the model {bundle.specification.name!r} is computed in full precision" if quantised else "the network needs more time"
+        what = (
+            f"the model {bundle.specification.name!r} is computed in full precision"
+            if quantised
+            else "the network needs more time"
+        )
         advice = f"{what}, because OpenVINO is not installed: pip install 'cellseg_nb[{extra}]'"
         reasons.append("OpenVINO is not installed")
     return EngineChoice("torch", choose_precision(bundle, "cpu", precision), None, "; ".join(reasons), advice)
@@ -213,9 +231,7 @@ def _of_tensorflow(bundle: Bundle, engine: str) -> EngineChoice:
 def _refuse_device(engine: str, device: str) -> None:
     """ValueError where an engine of the CPU is asked for elsewhere."""
     if engine not in ("auto", "torch"):
-        raise ValueError(
-            f"engine {engine!r} computes on the CPU, and the device is {device!r}; leave one of them out"
-        )
+        raise ValueError(f"engine {engine!r} computes on the CPU, and the device is {device!r}; leave one of them out")
 
 # %% ../../nbs/segment/23_engines.ipynb #595c7e99
 def with_engine(

@@ -23,7 +23,9 @@ from cellseg_nb.data.contrast import (
     noise_level,
 )
 from cellseg_nb.models.specification import (
-    MOST_SCALE, KnownPictures, Specification,
+    MOST_SCALE,
+    KnownPictures,
+    Specification,
 )
 
 # %% ../../nbs/segment/14_familiarity.ipynb #812c0986
@@ -149,7 +151,9 @@ def _borders(brightness, labels, inside, contrast) -> dict[str, float]:
 
 # %% ../../nbs/segment/14_familiarity.ipynb #26764c63
 MOST_PX, MOST_PLANES = 1024, 24  # of a picture, and of a stack
-LOOK_PX = 256  # of a picture in which a mask is painted: a larger part than a tile of the training holds more of the ground
+LOOK_PX = (
+    256  # of a picture in which a mask is painted: a larger part than a tile of the training holds more of the ground
+)
 USUAL_PX = 20.0  # diameter of objects where a model states none
 
 
@@ -306,7 +310,9 @@ def _reason(name: str, value: float, usual: Sequence[float], diameter_px: float,
     return f"{words}: {value:.3g}{unit} (training: {low:.3g} to {high:.3g}{unit})"
 
 
-def _advice(statistics, known: KnownPictures, diameter_px: float, scale: float, resizes: bool, invert: bool) -> list[str]:
+def _advice(
+    statistics, known: KnownPictures, diameter_px: float, scale: float, resizes: bool, invert: bool
+) -> list[str]:
     """What is the matter, where it has a name, and what to do."""
 
     def beyond(name):  # below, within or above what is usual

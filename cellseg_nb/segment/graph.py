@@ -11,16 +11,26 @@ from collections.abc import Mapping
 import numpy as np
 
 from cellseg_nb.core import (
-    PixelSize, check_labels, consecutive,
+    PixelSize,
+    check_labels,
+    consecutive,
 )
 from cellseg_nb.segment.edges import (
     EdgeModel,
 )
 from cellseg_nb.segment.partition import (
-    METHODS, graph_costs, label_superpixels, partition, region_graph,
+    METHODS,
+    graph_costs,
+    label_superpixels,
+    partition,
+    region_graph,
 )
 from cellseg_nb.segment.superpixels import (
-    as_probability, check_mask, check_walls, distance_watershed, h_minima_watershed,
+    as_probability,
+    check_mask,
+    check_walls,
+    distance_watershed,
+    h_minima_watershed,
 )
 
 # %% ../../nbs/segment/09_graph.ipynb #53af602b

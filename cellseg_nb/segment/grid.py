@@ -15,16 +15,25 @@ import pandas as pd
 from scipy import ndimage
 
 from cellseg_nb.core import (
-    consecutive, label_dtype,
+    consecutive,
+    label_dtype,
 )
 from cellseg_nb.data.masks import (
-    number_parts, objects_of,
-)
-from cellseg_nb.segment.lattice import (
-    GridRefused, Lattice, check_points, find_lattice,
+    number_parts,
+    objects_of,
 )
 from cellseg_nb.segment.grid_window import (
-    MOST_MARKS, Anchor, fill_cells, place_window, tolerances,
+    MOST_MARKS,
+    Anchor,
+    fill_cells,
+    place_window,
+    tolerances,
+)
+from cellseg_nb.segment.lattice import (
+    GridRefused,
+    Lattice,
+    check_points,
+    find_lattice,
 )
 
 # %% ../../nbs/segment/19_grid.ipynb #39edf40f
@@ -44,7 +53,13 @@ def _check_size(rows, cols):
 
 # %% ../../nbs/segment/19_grid.ipynb #4d973164
 FOUND, AMBIGUOUS, MERGED, BROKEN, MISSING, SPECK, OUTSIDE = (
-    "found", "ambiguous", "merged", "broken", "missing", "speck", "outside",
+    "found",
+    "ambiguous",
+    "merged",
+    "broken",
+    "missing",
+    "speck",
+    "outside",
 )
 
 
@@ -141,8 +156,15 @@ def _refitted(lattice, points, positions, chosen):
 
 def _moved(lattice, first):
     """The same lattice with other numbers: `first` becomes row 1 and column 1."""
-    return Lattice(lattice.places(np.asarray(first) - 1), lattice.down, lattice.right, lattice.jitter,
-                   lattice.share, lattice.strength, lattice.chance)
+    return Lattice(
+        lattice.places(np.asarray(first) - 1),
+        lattice.down,
+        lattice.right,
+        lattice.jitter,
+        lattice.share,
+        lattice.strength,
+        lattice.chance,
+    )
 
 # %% ../../nbs/segment/19_grid.ipynb #3294d6fd
 def _mark_table(rows, cols, points, areas, ids, states, residuals, lattice):
@@ -150,13 +172,26 @@ def _mark_table(rows, cols, points, areas, ids, states, residuals, lattice):
     numbers = np.arange(1, rows * cols + 1)
     row, col = (numbers - 1) // cols + 1, (numbers - 1) % cols + 1
     y, x = lattice.places(np.column_stack([row, col])).T
-    table = {"id": numbers, "row": row, "col": col, "y": y, "x": x, "area_px": np.zeros(len(numbers)),
-             "residual_px": np.full(len(numbers), np.nan), "status": np.full(len(numbers), MISSING, object)}
+    table = {
+        "id": numbers,
+        "row": row,
+        "col": col,
+        "y": y,
+        "x": x,
+        "area_px": np.zeros(len(numbers)),
+        "residual_px": np.full(len(numbers), np.nan),
+        "status": np.full(len(numbers), MISSING, object),
+    }
     order = np.lexsort((-residuals, ids))
     order = order[ids[order] > 0]
     at = ids[order] - 1  # the nearest of a number comes last and stays
-    for name, values in (("y", points[:, 0]), ("x", points[:, 1]), ("area_px", areas),
-                         ("residual_px", residuals), ("status", states)):
+    for name, values in (
+        ("y", points[:, 0]),
+        ("x", points[:, 1]),
+        ("area_px", areas),
+        ("residual_px", residuals),
+        ("status", states),
+    ):
         table[name][at] = values[order]
     pieces = order[states[order] == BROKEN]
     of, n = ids[pieces] - 1, len(numbers)
@@ -186,16 +221,23 @@ def _summary(table, states, lattice, rows, cols, given, margin):
     counts = table.status.value_counts()
     y, x = lattice.places((1, 1))
     return {
-        "rows": rows, "cols": cols, "size": "given" if given else "estimated",
+        "rows": rows,
+        "cols": cols,
+        "size": "given" if given else "estimated",
         **{name: int(counts.get(name, 0)) for name in (FOUND, MISSING, AMBIGUOUS, MERGED, BROKEN)},
-        "outside": int((states == OUTSIDE).sum()), "specks": int((states == SPECK).sum()),
+        "outside": int((states == OUTSIDE).sum()),
+        "specks": int((states == SPECK).sum()),
         "largest_residual_px": round(float(np.nan_to_num(table.residual_px.max())), 2),
         "median_residual_px": round(float(np.nan_to_num(table.residual_px.median())), 2),
-        "margin_marks": margin, "angle_deg": round(lattice.angle_deg, 3),
-        "pitch_rows_px": round(lattice.pitch_px[0], 3), "pitch_cols_px": round(lattice.pitch_px[1], 3),
-        "shear": round(lattice.shear, 4), "jitter": round(lattice.jitter, 3),
+        "margin_marks": margin,
+        "angle_deg": round(lattice.angle_deg, 3),
+        "pitch_rows_px": round(lattice.pitch_px[0], 3),
+        "pitch_cols_px": round(lattice.pitch_px[1], 3),
+        "shear": round(lattice.shear, 4),
+        "jitter": round(lattice.jitter, 3),
         "first_corner": first_corner(lattice, rows, cols),
-        "first_y": round(float(y), 1), "first_x": round(float(x), 1),
+        "first_y": round(float(y), 1),
+        "first_x": round(float(x), 1),
     }
 
 # %% ../../nbs/segment/19_grid.ipynb #395139d6
@@ -213,7 +255,9 @@ def _refuse_lost(positions, rows, cols, lattice, relative):
     if n_marks - n_placed > MOST_LOST * n_placed:
         raise GridRefused(
             f"{n_marks - n_placed} of {n_marks} marks of usual size have no place of their own in the grid that fits best, {rows} rows and "
-            f"{cols} columns: they are not evenly spaced, or marks of several grids", lattice=lattice, lost=n_marks - n_placed,
+            f"{cols} columns: they are not evenly spaced, or marks of several grids",
+            lattice=lattice,
+            lost=n_marks - n_placed,
         )
 
 # %% ../../nbs/segment/19_grid.ipynb #ddf32b7c
@@ -252,7 +296,9 @@ def _refuse_drift(positions, rows, cols, lattice):
             y, x = lattice.places(near[inside][part == one].mean(axis=0) + 1)
             raise GridRefused(
                 f"around y {y:.0f}, x {x:.0f} the marks lie {away:.0%} of the pitch away from their places: the picture is distorted, and "
-                "numbers may slip there", lattice=lattice, drift=away,
+                "numbers may slip there",
+                lattice=lattice,
+                drift=away,
             )
 
 # %% ../../nbs/segment/19_grid.ipynb #56641043

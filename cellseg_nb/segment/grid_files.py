@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from cellseg_nb.core import (
-    atomic_path, write_csv,
+    atomic_path,
+    write_csv,
 )
 from cellseg_nb.data.io import (
     write_labels,
@@ -24,7 +25,12 @@ from cellseg_nb.measure.plots import (
     StandaloneFigure,
 )
 from cellseg_nb.segment.grid import (
-    AMBIGUOUS, BROKEN, FOUND, MERGED, MISSING, Registration,
+    AMBIGUOUS,
+    BROKEN,
+    FOUND,
+    MERGED,
+    MISSING,
+    Registration,
 )
 
 # %% ../../nbs/segment/21_grid_files.ipynb #706fa8c6
@@ -50,7 +56,13 @@ def show_registration(
 ) -> StandaloneFigure:
     """Show each mark in the colour of its state, and numbered lines along rows and columns."""
     picture = np.asarray(picture)
-    picture = picture if picture.ndim == 3 else picture > 0 if picture.dtype.kind in "biu" and picture.max() > 255 else picture
+    picture = (
+        picture
+        if picture.ndim == 3
+        else picture > 0
+        if picture.dtype.kind in "biu" and picture.max() > 255
+        else picture
+    )
     step = max(1, max(picture.shape[:2]) // 2000)
     height, width = picture.shape[:2]
     size = np.array([width, height]) * inches / max(width, height)
@@ -63,7 +75,9 @@ def show_registration(
         marks = found.marks[found.marks.status == state]
         how = dict(marker="x") if state == MISSING else dict(marker="o", facecolors="none")
         colours = dict(c=colour) if state == MISSING else dict(edgecolors=colour)
-        axis.scatter(marks.x, marks.y, s=(2 * point) ** 2, linewidths=0.8, label=f"{state} {len(marks):,}", **how, **colours)
+        axis.scatter(
+            marks.x, marks.y, s=(2 * point) ** 2, linewidths=0.8, label=f"{state} {len(marks):,}", **how, **colours
+        )
     axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
     axis.set_axis_off()
     figure.legend(loc="outside lower center", ncols=len(STATE_COLOURS), fontsize=7, frameon=False)

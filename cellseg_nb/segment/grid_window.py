@@ -15,7 +15,8 @@ from scipy import ndimage
 from scipy.special import gammainc
 
 from cellseg_nb.segment.lattice import (
-    GridRefused, Lattice,
+    GridRefused,
+    Lattice,
 )
 
 # %% ../../nbs/segment/20_grid_window.ipynb #8c37560e
@@ -186,7 +187,10 @@ def _doubts(lines, first, n_lines, name, anchored):
             said.append(
                 f"{name} {number} has {_marks(marks[at])}, no more than specks may give ({lines.by_specks[at]:.1f})"
             )
-    sides = (("before", 1, range(first - 1, first - 1 - LOOKED_AT, -1)), ("after", n_lines, range(last + 1, last + 1 + LOOKED_AT)))
+    sides = (
+        ("before", 1, range(first - 1, first - 1 - LOOKED_AT, -1)),
+        ("after", n_lines, range(last + 1, last + 1 + LOOKED_AT)),
+    )
     for side, number, outside in sides:
         near = [n for n in outside if 0 <= n < len(marks)]
         if anchored:
@@ -231,7 +235,9 @@ def marks_elsewhere(
     by_specks = cells.ratio * (cells.strays.sum() - cells.strays[inside].sum())
     if n_outside - by_specks - 3 * np.sqrt(by_specks + 1) <= MOST_ELSEWHERE * n_inside:
         return []
-    return [f"{n_outside} marks lie at places outside of its {n_inside}: it is part of a larger grid, or there are several"]
+    return [
+        f"{n_outside} marks lie at places outside of its {n_inside}: it is part of a larger grid, or there are several"
+    ]
 
 
 def empty_corners(
@@ -247,7 +253,9 @@ def empty_corners(
     counts = [max(int(one[corner].sum()) for one in pair) for pair in pairs]
     if expected < LEAST_CORNER or min(counts) > expected * CORNER:
         return []
-    return ["opposite corners of it are empty: the marks may be staggered, or fill another shape; say how many rows and columns there are"]
+    return [
+        "opposite corners of it are empty: the marks may be staggered, or fill another shape; say how many rows and columns there are"
+    ]
 
 # %% ../../nbs/segment/20_grid_window.ipynb #0287b0db
 @dataclass(frozen=True)
@@ -275,7 +283,9 @@ def _anchored(lattice, cells, anchor, rows, cols):
     if not np.isfinite(at).all() or abs(at - near).max() > 0.4:
         raise GridRefused(f"the anchor ({anchor.y}, {anchor.x}) lies between marks; put it on one")
     if not (1 <= anchor.row <= (rows or anchor.row) and 1 <= anchor.col <= (cols or anchor.col)):
-        raise ValueError(f"row {anchor.row}, column {anchor.col} of the anchor are not in a grid of {rows or 'any'} x {cols or 'any'}")
+        raise ValueError(
+            f"row {anchor.row}, column {anchor.col} of the anchor are not in a grid of {rows or 'any'} x {cols or 'any'}"
+        )
     at = near - cells.first
     if (at < -1).any() or (at > cells.taken.shape).any():
         raise GridRefused(f"the anchor ({anchor.y}, {anchor.x}) lies outside of all marks; put it on one")
@@ -321,12 +331,15 @@ def place_window(
         ends = np.add(guess[:2], guess[2:]) - start
         size = rows or max(int(ends[0]), anchor.row), cols or max(int(ends[1]), anchor.col)
         if size[0] * size[1] > MOST_MARKS:
-            raise ValueError(f"row {anchor.row}, column {anchor.col} of the anchor make a grid of more than {MOST_MARKS:,} marks")
+            raise ValueError(
+                f"row {anchor.row}, column {anchor.col} of the anchor make a grid of more than {MOST_MARKS:,} marks"
+            )
         cells, start = _padded(cells, start, *size)
     elif any(n > there for n, there in zip(size, cells.taken.shape)):
         raise GridRefused(
             f"{size[0]} rows and {size[1]} columns do not fit the marks{seen}. Give the right size or, where lines at the border are "
-            "empty, an anchor: a mark whose row and column are known", **evidence,
+            "empty, an anchor: a mark whose row and column are known",
+            **evidence,
         )
     else:
         start = best_window(cells.taken, *size) if rows or cols else guess[:2]
@@ -334,7 +347,9 @@ def place_window(
     doubts += marks_elsewhere(cells, (*start, *size))
     doubts += [] if rows and cols or anchor else empty_corners(cells, (*start, *size))
     if doubts:
-        what = "the anchor does not fit" if anchor else f"{size[0]} rows and {size[1]} columns cannot be placed for sure"
+        what = (
+            "the anchor does not fit" if anchor else f"{size[0]} rows and {size[1]} columns cannot be placed for sure"
+        )
         more = "" if anchor else ". Give the right size, or an anchor: a mark whose row and column are known"
         raise GridRefused(f"{what}: {'; '.join(doubts)}{seen}{more}", margin=margin, doubts=doubts, **evidence)
     return cells.first + start, *size, margin, guess[2:]

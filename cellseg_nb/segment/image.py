@@ -18,13 +18,18 @@ from pydantic import Field, model_validator
 
 # %% ../../nbs/segment/12_image.ipynb #4270a604
 from cellseg_nb.core import (
-    Stopwatch, file_sha256, pixel_edges,
+    Stopwatch,
+    file_sha256,
+    pixel_edges,
 )
 from cellseg_nb.data.planes import (
-    BrightnessSettings, PlaneSettings, Positive,
+    BrightnessSettings,
+    PlaneSettings,
+    Positive,
 )
 from cellseg_nb.models.engines import (
-    INT8_FILES, ComputeSettings,
+    INT8_FILES,
+    ComputeSettings,
 )
 from cellseg_nb.models.specification import (
     MOST_SCALE,
@@ -63,34 +68,44 @@ class SegmentSettings(ComputeSettings, BrightnessSettings, PlaneSettings):
     """How a file becomes a picture (see `PlaneSettings`), and a picture becomes objects."""
 
     diameter_px: Positive | None = setting(
-        None, "Typical object diameter here, in pixels; rescales to the model's.", metavar="PX",
+        None,
+        "Typical object diameter here, in pixels; rescales to the model's.",
+        metavar="PX",
         usual="no rescaling",
     )
     threshold: Annotated[float, Field(gt=0, lt=1)] | None = setting(
-        None, "Foreground, or an object of StarDist, from this probability on, 0 to 1.",
-        metavar="P", usual="the model's", slider=(0.02, 0.98, 0.01),
+        None,
+        "Foreground, or an object of StarDist, from this probability on, 0 to 1.",
+        metavar="P",
+        usual="the model's",
+        slider=(0.02, 0.98, 0.01),
     )
     nms_threshold: Annotated[float, Field(gt=0, lt=1)] | None = setting(
-        None, "StarDist: largest overlap of two objects, 0 to 1.", metavar="P", usual="the model's",
-        slider=(0.02, 0.98, 0.01), label="Largest overlap",
+        None,
+        "StarDist: largest overlap of two objects, 0 to 1.",
+        metavar="P",
+        usual="the model's",
+        slider=(0.02, 0.98, 0.01),
+        label="Largest overlap",
     )
     min_area_px: Annotated[float, Field(ge=0)] | None = setting(
-        None, "Smallest object kept, in pixels.", metavar="PX", usual="the model's",
-        slider=(0, 1000, 1), label="Smallest object, px",
+        None,
+        "Smallest object kept, in pixels.",
+        metavar="PX",
+        usual="the model's",
+        slider=(0, 1000, 1),
+        label="Smallest object, px",
     )
     min_area_um2: Annotated[float, Field(ge=0)] | None = setting(
         None, "Smallest object kept, in µm²; needs a pixel size.", metavar="UM2", unit="µm²"
     )
     tile_px: int = setting(1024, "Edge of a tile, in pixels.", metavar="PX", ge=32)
-    overlap_px: int = setting(
-        128, "Overlap of neighbouring tiles, in pixels.", metavar="PX", ge=0
-    )
-    large_mpx: Positive = setting(
-        36, "Work piece by piece on images of more megapixels.", metavar="MPX", unit="Mpx"
-    )
+    overlap_px: int = setting(128, "Overlap of neighbouring tiles, in pixels.", metavar="PX", ge=0)
+    large_mpx: Positive = setting(36, "Work piece by piece on images of more megapixels.", metavar="MPX", unit="Mpx")
     flips: bool = setting(False, "Mean over eight orientations of the image; slower.")
     exports: tuple[Literal["roi", "geojson", "zarr", "disagreement"], ...] = setting(
-        (), "Also write: outlines for ImageJ and QuPath, labels as OME-Zarr, disagreement of models.",
+        (),
+        "Also write: outlines for ImageJ and QuPath, labels as OME-Zarr, disagreement of models.",
         flags={
             "roi": "Also write outlines for ImageJ (ROI zip).",
             "geojson": "Also write outlines for QuPath.",
@@ -157,9 +172,7 @@ def members(
     if not several:
         raise ValueError("no model was given; name at least one")
     if len(several) > 1 and any(isinstance(one, str) and one == OTSU for one in several):
-        raise ValueError(
-            "'otsu' is no network and cannot be averaged with others; leave it out of the models"
-        )
+        raise ValueError("'otsu' is no network and cannot be averaged with others; leave it out of the models")
     return several
 
 
@@ -186,9 +199,7 @@ def load_models(
     """
     from cellseg_nb.models.bundle import load_bundle, with_brightness
 
-    loaded = [
-        load_bundle(one) if isinstance(one, (str, Path)) else one for one in members(model)
-    ]
+    loaded = [load_bundle(one) if isinstance(one, (str, Path)) else one for one in members(model)]
     return [with_brightness(one, settings.percentiles, settings.invert) for one in loaded]
 
 # %% ../../nbs/segment/12_image.ipynb #37c38615
@@ -203,9 +214,7 @@ def _segment_classically(image: np.ndarray, settings: SegmentSettings) -> Segmen
 
     unused = [name for name in NETWORK_ONLY if getattr(settings, name)]
     if unused:
-        raise ValueError(
-            f"the model 'otsu' has no {' and no '.join(unused)}; leave it out or choose a network"
-        )
+        raise ValueError(f"the model 'otsu' has no {' and no '.join(unused)}; leave it out or choose a network")
     area_px = smallest_area_px(settings)
     limits = {} if area_px is None else {"min_area_px": area_px}
     watch = Stopwatch()
@@ -258,8 +267,7 @@ def chosen_postprocessing(
         return how | {name: value for name, value in chosen.items() if value is not None}
     if settings.nms_threshold is not None:
         raise ValueError(
-            f"the model {bundle.specification.name!r} is no StarDist model and has no nms_threshold; "
-            "leave it out"
+            f"the model {bundle.specification.name!r} is no StarDist model and has no nms_threshold; leave it out"
         )
     if settings.threshold is not None:
         how["threshold"] = settings.threshold
@@ -333,9 +341,7 @@ def familiarity_of(
     return familiarity(seen, labels, specification, scale)
 
 
-def _segment_with_stars(
-    bundle: "Bundle", image: np.ndarray, settings: SegmentSettings
-) -> Segmentation:
+def _segment_with_stars(bundle: "Bundle", image: np.ndarray, settings: SegmentSettings) -> Segmentation:
     """Let the network propose objects, and choose among them."""
     from cellseg_nb.segment.stars import (
         large_enough,
@@ -345,9 +351,7 @@ def _segment_with_stars(
     )
 
     if settings.flips:
-        raise ValueError(
-            f"the model {bundle.specification.name!r} is a StarDist model; leave out flips"
-        )
+        raise ValueError(f"the model {bundle.specification.name!r} is a StarDist model; leave out flips")
     scale, how = scale_to_model(bundle, settings), chosen_postprocessing(bundle, settings, 1)
     watch = Stopwatch()
     with watch("network"):
@@ -358,14 +362,10 @@ def _segment_with_stars(
         found = large_enough(found, smallest_area_px(settings) or 0)
         polygons = polygon_parts(found)
     known = familiarity_of(image, found.labels, bundle, scale)
-    return Segmentation(
-        found.labels, None, found.probabilities, None, known, watch.seconds, polygons
-    )
+    return Segmentation(found.labels, None, found.probabilities, None, known, watch.seconds, polygons)
 
 # %% ../../nbs/segment/12_image.ipynb #805cd6ca
-def _segment_with(
-    bundles: "list[Bundle]", image: np.ndarray, settings: SegmentSettings
-) -> Segmentation:
+def _segment_with(bundles: "list[Bundle]", image: np.ndarray, settings: SegmentSettings) -> Segmentation:
     """Ask the networks, and make objects of what they predict."""
     first = bundles[0]
     if len(bundles) == 1 and is_star(first):

@@ -16,48 +16,69 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cellseg_nb
 import numpy as np
 import pandas as pd
 from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+import cellseg_nb
 from cellseg_nb.core import (
-    PixelSize, atomic_path, consecutive, label_dtype, pixel_edges, read_json, surviving_ids, write_csv,
-)
-from cellseg_nb.data.io import (
-    Plane, write_image,
-)
-from cellseg_nb.data.writers import (
-    LabelWriter,
+    PixelSize,
+    atomic_path,
+    consecutive,
+    label_dtype,
+    pixel_edges,
+    read_json,
+    surviving_ids,
+    write_csv,
 )
 from cellseg_nb.data.contrast import (
     without_offset,
 )
+from cellseg_nb.data.io import (
+    Plane,
+    write_image,
+)
+from cellseg_nb.data.tiles import (
+    Part,
+    Resized,
+    plan_blocks,
+    scaled_shape,
+    stitch,
+)
 from cellseg_nb.data.transforms import (
     resized_labels,
 )
-from cellseg_nb.data.tiles import (
-    Part, Resized, plan_blocks, scaled_shape, stitch,
+from cellseg_nb.data.writers import (
+    LabelWriter,
 )
 from cellseg_nb.measure.objects import (
     object_table,
 )
+
+# %% ../../nbs/segment/02_large.ipynb #a2afc377
 from cellseg_nb.measure.plots import (
     overlay,
 )
 from cellseg_nb.models.bundle import (
-    Bundle, StarPostprocessing, StarSpecification, weight_arrays,
+    Bundle,
+    StarPostprocessing,
+    StarSpecification,
+    weight_arrays,
 )
 from cellseg_nb.segment.predict import (
-    bundle_parts, choose_precision, plan_scaled,
+    bundle_parts,
+    choose_precision,
+    plan_scaled,
 )
 from cellseg_nb.segment.stars import (
-    plan_star_blocks, predict_star_block,
+    plan_star_blocks,
+    predict_star_block,
 )
 from cellseg_nb.segment.watershed import (
-    island_margin_px, objects_and_seeds,
+    island_margin_px,
+    objects_and_seeds,
 )
 
 # %% ../../nbs/segment/02_large.ipynb #43f1aad7
@@ -127,10 +148,7 @@ class _Maps:
         """The maps by name, in the grid of the picture."""
         if shape == self.shape:
             return dict(zip(self.outputs, self.read(window)))
-        return {
-            name: Resized(_Channel(self, number), shape)[window]
-            for number, name in enumerate(self.outputs)
-        }
+        return {name: Resized(_Channel(self, number), shape)[window] for number, name in enumerate(self.outputs)}
 
 # %% ../../nbs/segment/02_large.ipynb #97876d0f
 @dataclass
@@ -202,10 +220,7 @@ def _segment_block(maps: _Maps, block, window, how) -> tuple[np.ndarray, np.ndar
     labels, seeds = objects_and_seeds(**named, **how)
     y, x = np.unravel_index(seeds, labels.shape)
     seeds = (y + window[0].start) * maps.shape[1] + x + window[1].start
-    inner = tuple(
-        slice(along.start - around.start, along.stop - around.start)
-        for along, around in zip(block, window)
-    )
+    inner = tuple(slice(along.start - around.start, along.stop - around.start) for along, around in zip(block, window))
     numbered, ids = consecutive(labels[inner])
     return numbered.astype(label_dtype(len(ids))), seeds[ids - 1]
 
@@ -227,9 +242,7 @@ def _segment_to_disk(maps, islands, cut, folder, block_px, overlap_px, how, repo
 class _Labels:
     """Labels of all blocks, read window by window, in the grid of the picture."""
 
-    def __init__(
-        self, folder: Path, shape: tuple[int, int], block_px: int, out_shape: tuple[int, int]
-    ):
+    def __init__(self, folder: Path, shape: tuple[int, int], block_px: int, out_shape: tuple[int, int]):
         self.shape, self.out_shape, self.block_px = shape, out_shape, block_px
         self.blocks = list(plan_blocks(shape, block_px))
         self.paths = [folder / f"{number:08d}.npz" for number in range(len(self.blocks))]

@@ -294,7 +294,8 @@ def find_lattice(
         raise GridRefused(
             f"these {len(points)} points lie on no grid: its two directions would show with a strength above "
             f"{chance + CERTAIN:.0f}, and {weaker:.0f} was found" + (", in one direction only" * (chosen is None)),
-            strength=weaker, chance=chance,
+            strength=weaker,
+            chance=chance,
         )
     waves, phases = grow(points, chosen[0])
     if np.linalg.eigvalsh(np.cov(points.T))[0] * np.linalg.norm(waves, axis=1).max() ** 2 < THIN**2:

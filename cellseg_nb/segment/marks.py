@@ -23,13 +23,18 @@ from cellseg_nb.data.masks import (
     number_parts,
 )
 from cellseg_nb.data.tiles import (
-    Tile, cut, plan_blocks, plan_tiles, stitch_in_order, weigh,
-)
-from cellseg_nb.segment.image import (
-    check_tiles,
+    Tile,
+    cut,
+    plan_blocks,
+    plan_tiles,
+    stitch_in_order,
+    weigh,
 )
 from cellseg_nb.models.engines import (
     ComputeSettings,
+)
+from cellseg_nb.segment.image import (
+    check_tiles,
 )
 from cellseg_nb.segment.slide_settings import (
     Share,
@@ -51,9 +56,15 @@ class MarkSettings(ComputeSettings):
 
     rows: int | None = setting(None, "Rows of the grid.", metavar="N", usual="estimated", ge=1)
     cols: int | None = setting(None, "Columns of the grid.", metavar="N", usual="estimated", ge=1)
-    numbered: bool = setting(True, "Number the marks by the grid; else in the order in which they come.", option="--register")
+    numbered: bool = setting(
+        True, "Number the marks by the grid; else in the order in which they come.", option="--register"
+    )
     threshold: Share | None = setting(
-        None, "A pixel is part of a mark above this probability, 0 to 1.", metavar="P", usual="the model's", slider=(0.02, 0.98, 0.01),
+        None,
+        "A pixel is part of a mark above this probability, 0 to 1.",
+        metavar="P",
+        usual="the model's",
+        slider=(0.02, 0.98, 0.01),
     )
     min_area_px: int = setting(6, "Smaller parts are no marks; pixels.", metavar="PX", ge=0)
     tile_px: int = setting(TILE_PX, "Edge of a tile, in pixels.", metavar="PX", ge=64)

@@ -15,13 +15,15 @@ import bioimage_cpp as bic
 import numpy as np
 
 from cellseg_nb.core import (
-    check_labels, moved,
+    check_labels,
+    moved,
 )
 from cellseg_nb.data.tiles import (
     plan_blocks,
 )
 from cellseg_nb.segment.superpixels import (
-    ProbabilityMap, as_probability,
+    ProbabilityMap,
+    as_probability,
 )
 
 # %% ../../nbs/segment/05_partition.ipynb #c3e9d11b
@@ -60,9 +62,7 @@ def collect_contacts(
     else:
         values = as_probability(boundaries[reach]).astype(np.float64)
     own = [w.stop - w.start for w in window]
-    return bic.graph.distributed.block_edge_map_stats(
-        pieces, values, [0] * len(own), own, number_of_threads=1
-    )
+    return bic.graph.distributed.block_edge_map_stats(pieces, values, [0] * len(own), own, number_of_threads=1)
 
 
 def join_contacts(
@@ -281,9 +281,7 @@ def partition(
         raise ValueError(f"costs must be one finite number for each of {len(graph.edges)} edges")
     if not len(costs):
         return np.arange(graph.n_regions + 1)
-    nodes = bic.graph.UndirectedGraph.from_unique_edges(
-        graph.n_regions, (graph.edges - 1).astype(np.uint64)
-    )
+    nodes = bic.graph.UndirectedGraph.from_unique_edges(graph.n_regions, (graph.edges - 1).astype(np.uint64))
     labels = _solve(nodes, costs, np.maximum(graph.sizes, 1), method)
     joined = labels[graph.edges[:, 0] - 1] == labels[graph.edges[:, 1] - 1]
     cells = bic.graph.connected_components(nodes, joined)

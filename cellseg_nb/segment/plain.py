@@ -24,7 +24,9 @@ from cellseg_nb.segment.partition import (
     region_graph,
 )
 from cellseg_nb.segment.superpixels import (
-    ProbabilityMap, distance_to_walls, h_minima_watershed,
+    ProbabilityMap,
+    distance_to_walls,
+    h_minima_watershed,
 )
 
 # %% ../../nbs/segment/15_plain.ipynb #6b381a7d

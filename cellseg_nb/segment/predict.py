@@ -22,22 +22,34 @@ from cellseg_nb.data.io import (
     luminance,
 )
 from cellseg_nb.data.simulate import (
-    simulate_germline, simulate_nuclei,
+    simulate_germline,
+    simulate_nuclei,
 )
 from cellseg_nb.data.tiles import (
-    Part, Resized, Tile, cut, plan_tiles, scaled_shape, shrink_part, stitch, weigh,
+    Part,
+    Resized,
+    Tile,
+    cut,
+    plan_tiles,
+    scaled_shape,
+    shrink_part,
+    stitch,
+    weigh,
 )
 from cellseg_nb.data.transforms import (
     normalise_percentile,
 )
 from cellseg_nb.models.bundle import (
-    Bundle, PairSpecification, needs_maps,
+    Bundle,
+    PairSpecification,
+    needs_maps,
 )
 from cellseg_nb.models.engines import (
     EngineNetwork,
 )
 from cellseg_nb.models.losses import (
-    ACTIVATIONS, activate,
+    ACTIVATIONS,
+    activate,
 )
 
 # %% ../../nbs/segment/00_predict.ipynb #292b10f8
@@ -158,9 +170,7 @@ def network_axes(
     return next((kinds[type(one)] for one in network.modules() if type(one) in kinds), 0)
 
 
-def _ready(
-    network: torch.nn.Module, place: torch.device, n_axes: int, precision: str
-) -> torch.nn.Module:
+def _ready(network: torch.nn.Module, place: torch.device, n_axes: int, precision: str) -> torch.nn.Module:
     """The network in its place, in evaluation mode."""
     layout = _memory_format(n_axes, precision)
     for one in network.parameters():
@@ -235,8 +245,7 @@ def predict_parts(
 def predict_tiles(
     image: np.ndarray,  # prepared picture; float32; (C, Y, X) or (C, Z, Y, X)
     network: torch.nn.Module,  # takes (1, C, *tile), gives logits (1, K, *tile)
-    tile_px: int
-    | Sequence[int] = 1024,  # edge of a tile, or one per axis; px; rounded up to `step_px`
+    tile_px: int | Sequence[int] = 1024,  # edge of a tile, or one per axis; px; rounded up to `step_px`
     overlap_px: int | Sequence[int] = 128,  # shared by neighbouring tiles; px
     step_px: int | Sequence[int] = 32,  # the network's total stride; px
     device: str = "auto",  # where to compute
@@ -264,9 +273,7 @@ def predict_tiles(
 # %% ../../nbs/segment/00_predict.ipynb #5226a19b
 def bundle_parts(
     image: np.ndarray
-    | Sequence[
-        np.ndarray
-    ],  # normalised picture, or what gives windows of it; (Y, X) or (Z, Y, X); one per channel
+    | Sequence[np.ndarray],  # normalised picture, or what gives windows of it; (Y, X) or (Z, Y, X); one per channel
     bundle: Bundle,  # trained model
     scale: float,  # enlargement at which to predict, one of `bundle.specification.scales`
     tile_px: int = 1024,  # edge of a tile; px
@@ -297,9 +304,7 @@ def _scaled_parts(channels, bundle, scale, tiles, finished=(), **how):
     wanted = [number for number in range(len(tiles)) if number not in set(finished)]
     if scaled != shape:
         channels = [Resized(one, scaled) for one in channels]
-    parts = predict_parts(
-        _Channels(channels), bundle.network, [tiles[number] for number in wanted], **how
-    )
+    parts = predict_parts(_Channels(channels), bundle.network, [tiles[number] for number in wanted], **how)
     share = np.float32(1 / len(bundle.specification.scales))
     for number, part in zip(wanted, parts):
         if scaled != shape:
@@ -462,9 +467,7 @@ def fit_window(
         return tuple(min(size, most) for size, most in zip(shape, WINDOW_ZYX))
     window_px = tuple(window_px)
     if len(window_px) != len(shape) or min(window_px) < 1:
-        raise ValueError(
-            f"the window {window_px} must have {len(shape)} numbers from 1 on, one per axis (z, y, x)"
-        )
+        raise ValueError(f"the window {window_px} must have {len(shape)} numbers from 1 on, one per axis (z, y, x)")
     if any(size < wanted for size, wanted in zip(shape, window_px)):
         fitting = ",".join(str(min(pair)) for pair in zip(shape, window_px))
         raise ValueError(
@@ -580,9 +583,7 @@ def stack_parts(
     runs, total = [], 0
     for scale in specification.scales:
         scaled = scaled_shape(shape, scale)
-        tiles = plan_windows(
-            scaled, window_px, overlap, bundle.specification.network.step_px, blending
-        )
+        tiles = plan_windows(scaled, window_px, overlap, bundle.specification.network.step_px, blending)
         needed = from_plane * scaled[0] / shape[0] - 3 * (scaled != shape)
         tiles = [tile for tile in tiles if tile.read[0].stop > needed]
         total += len(tiles)
@@ -597,9 +598,7 @@ def _check_stack(shape: tuple[int, ...], n_channels: int, bundle: Bundle) -> Non
     """Whether a model takes such a stack."""
     specification = bundle.specification
     if network_axes(bundle.network) == 2:
-        raise ValueError(
-            f"the model {specification.name!r} is for pictures (Y, X), not for stacks (Z, Y, X)"
-        )
+        raise ValueError(f"the model {specification.name!r} is for pictures (Y, X), not for stacks (Z, Y, X)")
     if len(shape) != 3:
         raise ValueError(f"a stack is (Z, Y, X), or one such stack per channel, not {shape}")
     wanted = specification.network.in_channels

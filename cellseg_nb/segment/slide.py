@@ -22,19 +22,26 @@ import pandas as pd
 from scipy import ndimage
 
 from cellseg_nb.core import (
-    atomic_path, read_json,
+    atomic_path,
+    read_json,
 )
 from cellseg_nb.data.annotations import (
     polygons,
 )
 from cellseg_nb.data.rle import (
-    RleBands, RunLengths,
+    RleBands,
+    RunLengths,
 )
 from cellseg_nb.data.slides import (
-    Slide, open_slide, same_size,
+    Slide,
+    open_slide,
+    same_size,
 )
 from cellseg_nb.data.tiles import (
-    Part, Tile, plan_tiles, stitch_in_order,
+    Part,
+    Tile,
+    plan_tiles,
+    stitch_in_order,
 )
 from cellseg_nb.data.tissue import (
     tissue_mask,
@@ -43,13 +50,23 @@ from cellseg_nb.measure.plots import (
     overlay,
 )
 from cellseg_nb.models.bundle import (
-    Bundle, PairSpecification,
+    Bundle,
+    PairSpecification,
 )
 from cellseg_nb.segment.familiarity import (
-    LOOK_PX, Familiarity, busiest_window, familiarity,
+    LOOK_PX,
+    Familiarity,
+    busiest_window,
+    familiarity,
 )
+
+# %% ../../nbs/segment/17_slide.ipynb #61f8acd7
 from cellseg_nb.segment.predict import (
-    choose_device, choose_precision, has_bfloat16, mask_channels, predict_parts,
+    choose_device,
+    choose_precision,
+    has_bfloat16,
+    mask_channels,
+    predict_parts,
 )
 from cellseg_nb.segment.slide_settings import (
     SlideSettings,
@@ -113,9 +130,7 @@ class Tissue:
 
     def meets(self, window: tuple[slice, slice]) -> bool:
         """Whether there is tissue in a window of the slide."""
-        places = (
-            slice(int(along.start / n), math.ceil(along.stop / n)) for along, n in zip(window, self.factor)
-        )
+        places = (slice(int(along.start / n), math.ceil(along.stop / n)) for along, n in zip(window, self.factor))
         return bool(self.mask[tuple(places)].any())
 
 
@@ -170,7 +185,6 @@ class _Channels:
     def __getitem__(self, window):
         rows, columns = (slice(*along.indices(n)[:2]) for along, n in zip(window[-2:], self.shape[1:]))
         return np.stack(mask_channels(self.seen.read((rows, columns)), self.bundle))
-
 
 # %% ../../nbs/segment/17_slide.ipynb #096b16ac
 def slide_precision(
@@ -311,6 +325,7 @@ def painted_runs(
 # %% ../../nbs/segment/17_slide.ipynb #8e31c549
 def _moments(column, top, bottom, number, n_objects):
     """Area, centroid, and second moments of objects that are pieces of columns; px."""
+
     def total(values):
         return np.bincount(number, values, n_objects + 1)[1:]
 
@@ -339,14 +354,22 @@ def slide_objects(
     half, spread = (yy + xx) / 2, np.hypot((yy - xx) / 2, xy)
     large, small = half + spread, np.maximum(half - spread, 0)
     unit, edge = ("px", 1.0) if pixel_size_um is None else ("um", pixel_size_um)
-    table = pd.DataFrame({
-        "label": np.arange(1, n_objects + 1), f"area_{unit}2" if unit == "um" else "area_px": area * edge**2,
-        f"equivalent_diameter_{unit}": np.sqrt(4 * area / np.pi) * edge,
-        f"major_axis_{unit}": 4 * np.sqrt(large) * edge, f"minor_axis_{unit}": 4 * np.sqrt(small) * edge,
-        "eccentricity": np.sqrt(1 - small / np.maximum(large, 1e-12)),
-        "centroid_y_px": y, "centroid_x_px": x,
-        "y_min_px": first[1:, 0], "x_min_px": first[1:, 1], "y_max_px": last[1:, 0], "x_max_px": last[1:, 1],
-    })
+    table = pd.DataFrame(
+        {
+            "label": np.arange(1, n_objects + 1),
+            f"area_{unit}2" if unit == "um" else "area_px": area * edge**2,
+            f"equivalent_diameter_{unit}": np.sqrt(4 * area / np.pi) * edge,
+            f"major_axis_{unit}": 4 * np.sqrt(large) * edge,
+            f"minor_axis_{unit}": 4 * np.sqrt(small) * edge,
+            "eccentricity": np.sqrt(1 - small / np.maximum(large, 1e-12)),
+            "centroid_y_px": y,
+            "centroid_x_px": x,
+            "y_min_px": first[1:, 0],
+            "x_min_px": first[1:, 1],
+            "y_max_px": last[1:, 0],
+            "x_max_px": last[1:, 1],
+        }
+    )
     inner = (first[1:] > 0).all(axis=1) & (last[1:] < [height - 1, width - 1]).all(axis=1)
     table["touches_border"] = ~inner
     kept = area >= min_area_px
@@ -369,7 +392,9 @@ def smallest_object_px(
     if settings.min_area_um2 is None:
         return LEAST_PART * np.pi / 4 * ((bundle.specification.diameter_px or 0) * slide.scale) ** 2
     if slide.pixel_size_um is None:
-        raise ValueError(f"{slide.path} does not say how large its pixels are; give --pixel-size, or --min-area in pixels")
+        raise ValueError(
+            f"{slide.path} does not say how large its pixels are; give --pixel-size, or --min-area in pixels"
+        )
     return settings.min_area_um2 / slide.pixel_size_um**2
 
 # %% ../../nbs/segment/17_slide.ipynb #f555c6b8

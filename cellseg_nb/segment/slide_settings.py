@@ -25,36 +25,54 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 TILE_PX, OVERLAP_PX = 1024, 96  # so each pixel is computed 1.2 times
 
-
+# %% ../../nbs/segment/16_slide_settings.ipynb #724fe616
 class SlideSettings(ComputeSettings):
     """At which resolution a slide is read, and how its mask is made."""
 
     um_per_px: Positive | None = setting(
-        None, "Resolution to predict at, in µm per pixel.", metavar="UM", option="--um-per-px",
-        usual="the model's", example=8.0,
+        None,
+        "Resolution to predict at, in µm per pixel.",
+        metavar="UM",
+        option="--um-per-px",
+        usual="the model's",
+        example=8.0,
     )
     magnification: Positive | None = setting(
-        None, "Resolution to predict at, where the slide says its own; such as 1.25.", metavar="X",
+        None,
+        "Resolution to predict at, where the slide says its own; such as 1.25.",
+        metavar="X",
     )
     reduce: Annotated[float, Field(ge=1)] | None = setting(
-        None, "Resolution to predict at: the full one divided by this.", metavar="N",
+        None,
+        "Resolution to predict at: the full one divided by this.",
+        metavar="N",
     )
     pixel_size_um: Positive | None = setting(
-        None, "Edge of a pixel at full resolution, in µm.", metavar="UM", usual="as the file says",
+        None,
+        "Edge of a pixel at full resolution, in µm.",
+        metavar="UM",
+        usual="as the file says",
     )
     threshold: Share | None = setting(
-        None, "Foreground from this probability on, 0 to 1.", metavar="P", usual="the model's",
+        None,
+        "Foreground from this probability on, 0 to 1.",
+        metavar="P",
+        usual="the model's",
         slider=(0.02, 0.98, 0.01),
     )
     min_area_px: Annotated[float, Field(ge=0)] | None = setting(
-        None, "Smallest object kept, in pixels of the full resolution.", metavar="PX",
+        None,
+        "Smallest object kept, in pixels of the full resolution.",
+        metavar="PX",
         usual="a tenth of what is usual for the model",
     )
     min_area_um2: Annotated[float, Field(ge=0)] | None = setting(
         None, "Smallest object kept, in µm²; needs a pixel size.", metavar="UM2", unit="µm²"
     )
     tissue_threshold: Annotated[float, Field(ge=0, le=255)] = setting(
-        40, "Tissue has at least this saturation, 0 to 255; 0 = all of the slide is tissue.", metavar="N",
+        40,
+        "Tissue has at least this saturation, 0 to 255; 0 = all of the slide is tissue.",
+        metavar="N",
         slider=(0, 255, 1),
     )
     tile_px: int = setting(TILE_PX, "Edge of a tile, in pixels.", metavar="PX", ge=64)

@@ -17,16 +17,22 @@ from pydantic import BeforeValidator, Field
 
 # %% ../../nbs/segment/13_stack.ipynb #5b6d0dda
 from cellseg_nb.core import (
-    PixelSize, checked_settings, pixel_edges, three_numbers,
+    PixelSize,
+    checked_settings,
+    pixel_edges,
+    three_numbers,
 )
 from cellseg_nb.data.planes import (
-    AxisNames, BrightnessSettings, Positive,
+    AxisNames,
+    BrightnessSettings,
+    Positive,
 )
 from cellseg_nb.models.engines import (
     ComputeSettings,
 )
 from cellseg_nb.settings import (
-    Settings, setting,
+    Settings,
+    setting,
 )
 
 if TYPE_CHECKING:  # loaded where they are needed: a command must show its help at once
@@ -63,34 +69,35 @@ class VolumeSettings(Settings):
     channel: int | str | None = setting(
         None, "Channel: name, or number from 0.", metavar="N|NAME", usual="the only one"
     )
-    axes: AxisNames | None = setting(
-        None, "Axes where the file does not say them: ZYX, CZYX or ZCYX.", metavar="AXES"
-    )
+    axes: AxisNames | None = setting(None, "Axes where the file does not say them: ZYX, CZYX or ZCYX.", metavar="AXES")
     t: Annotated[int, Field(ge=0)] | None = setting(
         None, "Time point: number from 0.", metavar="N", usual="the only one"
     )
-    pixel_size_um: VoxelEdges | None = setting(
-        None, "Edges of a voxel in µm; replace the file's.", metavar="Z,Y,X"
-    )
-    method: str | None = setting(
-        None, "How the graph is cut: multicut and others.", metavar="NAME"
-    )
+    pixel_size_um: VoxelEdges | None = setting(None, "Edges of a voxel in µm; replace the file's.", metavar="Z,Y,X")
+    method: str | None = setting(None, "How the graph is cut: multicut and others.", metavar="NAME")
     beta: float | None = setting(
-        None, "Boundary bias, 0 to 1: higher = more cells.", metavar="P", gt=0, lt=1,
-        slider=(0.05, 0.95, 0.05), label="Beta", usual="of the model, or chosen from the volume",
+        None,
+        "Boundary bias, 0 to 1: higher = more cells.",
+        metavar="P",
+        gt=0,
+        lt=1,
+        slider=(0.05, 0.95, 0.05),
+        label="Beta",
+        usual="of the model, or chosen from the volume",
     )
     threshold: float | None = setting(
-        None, "A voxel is wall from this probability on, 0 to 1.", metavar="P", ge=0, le=1,
+        None,
+        "A voxel is wall from this probability on, 0 to 1.",
+        metavar="P",
+        ge=0,
+        le=1,
         slider=(0.05, 0.95, 0.05),
     )
-    min_size: int | None = setting(
-        None, "Smallest piece of the over-segmentation, in voxels.", metavar="N", ge=0
-    )
-    edges: Path | None = setting(
-        None, "Learned edges, made by 'cellseg graph-train'.", metavar="EDGES"
-    )
+    min_size: int | None = setting(None, "Smallest piece of the over-segmentation, in voxels.", metavar="N", ge=0)
+    edges: Path | None = setting(None, "Learned edges, made by 'cellseg graph-train'.", metavar="EDGES")
     label_parts: bool | None = setting(
-        None, "Label volumes that are masks: an object of each part, or as they are.",
+        None,
+        "Label volumes that are masks: an object of each part, or as they are.",
         usual="masks are refused",
     )
     large_mvox: Positive = setting(
@@ -110,8 +117,11 @@ class StackSettings(ComputeSettings, BrightnessSettings, VolumeSettings):
         None, "Window of the network, in voxels.", metavar="Z,Y,X", usual="24,200,200, made to fit"
     )
     overlap: float = setting(
-        0.25, "Part of a window shared with the next, 0 to 1; .75 takes 7 x as long.",
-        metavar="PART", ge=0, lt=1,
+        0.25,
+        "Part of a window shared with the next, 0 to 1; .75 takes 7 x as long.",
+        metavar="PART",
+        ge=0,
+        lt=1,
     )
     blending: Literal["gaussian", "constant"] = setting(
         "gaussian", "How windows blend: gaussian (middle counts most) or constant.", metavar="NAME"
@@ -120,30 +130,32 @@ class StackSettings(ComputeSettings, BrightnessSettings, VolumeSettings):
     precision: Literal["auto", "float32", "bfloat16"] = setting(
         "auto", "Of the arithmetic: auto, float32 or bfloat16.", metavar="NAME"
     )
-    postprocessing: dict[str, Any] = setting(
-        {}, "Replaces settings of the model's post-processing.", option=""
-    )
+    postprocessing: dict[str, Any] = setting({}, "Replaces settings of the model's post-processing.", option="")
     min_volume: Positive | None = setting(
         None, "Smallest cell kept, in µm³ (in voxels where their size is unknown).", metavar="V"
     )
     max_volume: Positive | None = setting(None, "Largest cell kept, in µm³, or voxels.", metavar="V")
-    min_axis: Positive | None = setting(
-        None, "Shortest cell kept, by its major axis, in µm (or pixels).", metavar="L"
-    )
-    max_axis: Positive | None = setting(
-        None, "Longest cell kept, by its major axis, in µm, or pixels.", metavar="L"
-    )
+    min_axis: Positive | None = setting(None, "Shortest cell kept, by its major axis, in µm (or pixels).", metavar="L")
+    max_axis: Positive | None = setting(None, "Longest cell kept, by its major axis, in µm, or pixels.", metavar="L")
     min_foreground: Annotated[float, Field(ge=0, le=1)] | None = setting(
-        None, "Leave out cells with a smaller mean in the model's foreground map, 0 to 1; 0 = none.",
-        metavar="P", usual="as the model has it",
+        None,
+        "Leave out cells with a smaller mean in the model's foreground map, 0 to 1; 0 = none.",
+        metavar="P",
+        usual="as the model has it",
     )
     foreground_threshold: Annotated[float, Field(ge=0, le=1)] | None = setting(
-        None, "Only voxels above this in the model's foreground map belong to cells, 0 to 1; 0 = all.",
-        metavar="P", usual="as the model has it",
+        None,
+        "Only voxels above this in the model's foreground map belong to cells, 0 to 1; 0 = all.",
+        metavar="P",
+        usual="as the model has it",
     )
     merge_below_px: int = setting(
-        0, "Cells of fewer voxels join the neighbour with the largest contact.", metavar="N", ge=0,
-        unit="voxels", usual="",
+        0,
+        "Cells of fewer voxels join the neighbour with the largest contact.",
+        metavar="N",
+        ge=0,
+        unit="voxels",
+        usual="",
     )
     zarr: bool = setting(False, "Volumes as OME-Zarr.")
     nan_as_background: bool = setting(False, "Voxels that are NaN or infinite are background.")
@@ -182,9 +194,7 @@ def check_stack_axes(
     from cellseg_nb.data.volumes import STACK_AXES
 
     if axes is not None and axes not in STACK_AXES:
-        raise ValueError(
-            f"axes {axes!r} are unknown for a stack; allowed are {', '.join(STACK_AXES)}"
-        )
+        raise ValueError(f"axes {axes!r} are unknown for a stack; allowed are {', '.join(STACK_AXES)}")
 
 # %% ../../nbs/segment/13_stack.ipynb #25d5637a
 def boundary_output(
@@ -233,8 +243,7 @@ def refuse_unused(
     for name in _OF_THE_WATERSHED if superpixels else ():
         if name in how:
             raise ValueError(
-                f"{name} is a setting of the watershed, which is not needed with superpixels; leave "
-                "one of them out"
+                f"{name} is a setting of the watershed, which is not needed with superpixels; leave one of them out"
             )
     for name in _OF_THE_GRAPH if method == "watershed" else ():
         if name in how:
@@ -277,9 +286,7 @@ def check_settings(
     refuse_unused(settings.changes, how.method)
     for name in _OF_THE_FOREGROUND if "foreground" not in specification.outputs else ():
         if settings.changes.get(name) is not None:
-            raise ValueError(
-                f"the model {specification.name!r} paints no foreground; leave out {name}"
-            )
+            raise ValueError(f"the model {specification.name!r} paints no foreground; leave out {name}")
     if in_pieces:
         refuse_in_pieces(how.method, how.stacked_2d, settings.large_mvox)
 
@@ -480,6 +487,4 @@ def tidy_on_disk(
     size[f"diameter_{unit}"] = np.cbrt(6 * volumes / np.pi)
     centres = sums[1:] / count[:, None]
     columns = {f"centroid_{axis}_px": centres[:, number] for number, axis in enumerate("zyx")}
-    return pd.DataFrame(
-        {"label": np.arange(1, len(sums))} | size | columns | {"touches_border": at_border[1:]}
-    )
+    return pd.DataFrame({"label": np.arange(1, len(sums))} | size | columns | {"touches_border": at_border[1:]})

@@ -18,19 +18,29 @@ import pandas as pd
 from pydantic import ValidationError
 
 from cellseg_nb.core import (
-    consecutive, explain_settings, label_dtype, moved, surviving_ids,
+    consecutive,
+    explain_settings,
+    label_dtype,
+    moved,
+    surviving_ids,
 )
 from cellseg_nb.data.annotations import (
-    write_geojson, write_roi_zip,
+    write_geojson,
+    write_roi_zip,
 )
 from cellseg_nb.data.tiles import (
-    Resized, scaled_shape,
+    Resized,
+    scaled_shape,
 )
 from cellseg_nb.measure.matching import (
-    match, pool,
+    match,
+    pool,
 )
 from cellseg_nb.models.bundle import (
-    Bundle, StarPostprocessing, StarSpecification, load_bundle,
+    Bundle,
+    StarPostprocessing,
+    StarSpecification,
+    load_bundle,
 )
 
 # %% ../../nbs/segment/10_stars.ipynb #b596a4b3
@@ -96,10 +106,7 @@ def propose(
         size = (*scaled_shape(shape, scale), *image.shape[n_axes:])
         pixels = Resized(pixels, size)[(slice(None),) * image.ndim]
     edges = np.broadcast_to(tile_px or TILE_PX[n_axes], n_axes)
-    tiles = [
-        int(-(-size // max(edge, step)))
-        for size, edge, step in zip(pixels.shape, edges, network.step_px)
-    ]
+    tiles = [int(-(-size // max(edge, step))) for size, edge, step in zip(pixels.shape, edges, network.step_px)]
     found = stars.network.predict_sparse(
         pixels,
         prob_thresh=specification.postprocessing.prob_thresh if least is None else least,
@@ -113,36 +120,22 @@ def _check_picture(image: np.ndarray, specification: StarSpecification) -> None:
     """Refuse what the network does not take."""
     network = specification.network
     axes, channels = "ZYX"[-network.n_axes :], network.in_channels
-    fits = (
-        image.ndim == network.n_axes
-        if channels == 1
-        else image.shape[network.n_axes :] == (channels,)
-    )
+    fits = image.ndim == network.n_axes if channels == 1 else image.shape[network.n_axes :] == (channels,)
     if not fits:
-        wanted = (
-            f"({', '.join(axes)}), one channel"
-            if channels == 1
-            else f"({', '.join(axes)}, {channels})"
-        )
-        raise ValueError(
-            f"the model {specification.name!r} takes pictures {wanted}; this one is {image.shape}"
-        )
+        wanted = f"({', '.join(axes)}), one channel" if channels == 1 else f"({', '.join(axes)}, {channels})"
+        raise ValueError(f"the model {specification.name!r} takes pictures {wanted}; this one is {image.shape}")
 
 # %% ../../nbs/segment/10_stars.ipynb #741e22e9
 class StarResult(NamedTuple):
     """Objects of one picture; row n of everything belongs to label n + 1."""
 
     labels: np.ndarray  # label image; ids 1..N; integer; (Y, X) or (Z, Y, X)
-    polygons: (
-        np.ndarray
-    )  # corners (y, x) or (z, y, x); px from the middle of the first pixel; (N, n_rays, 2 or 3)
+    polygons: np.ndarray  # corners (y, x) or (z, y, x); px from the middle of the first pixel; (N, n_rays, 2 or 3)
     points: np.ndarray  # where the rays start; px as polygons; (N, 2) or (N, 3)
     probabilities: np.ndarray  # that this is an object; 0..1; (N,)
 
 
-def _thresholds(
-    stars: Bundle, prob_thresh: float | None, nms_thresh: float | None
-) -> StarPostprocessing:
+def _thresholds(stars: Bundle, prob_thresh: float | None, nms_thresh: float | None) -> StarPostprocessing:
     """The thresholds of the model, with what was chosen instead."""
     chosen = {"prob_thresh": prob_thresh, "nms_thresh": nms_thresh}
     chosen = {name: value for name, value in chosen.items() if value is not None}
@@ -164,13 +157,9 @@ def non_maximum_suppression(
 
     given = proposals.distances, proposals.probabilities, proposals.points
     if rays is None:
-        points, probabilities, distances, _ = nms.non_maximum_suppression_sparse(
-            *given, nms_thresh=nms_thresh
-        )
+        points, probabilities, distances, _ = nms.non_maximum_suppression_sparse(*given, nms_thresh=nms_thresh)
     else:
-        points, probabilities, distances, _ = nms.non_maximum_suppression_3d_sparse(
-            *given, rays, nms_thresh=nms_thresh
-        )
+        points, probabilities, distances, _ = nms.non_maximum_suppression_3d_sparse(*given, rays, nms_thresh=nms_thresh)
     return proposals._replace(probabilities=probabilities, distances=distances, points=points)
 
 # %% ../../nbs/segment/10_stars.ipynb #69746b57
@@ -189,17 +178,13 @@ def draw_stars(
     if rays is None:
         from stardist.geometry import dist_to_coord, polygons_to_label
 
-        labels = polygons_to_label(
-            kept.distances, points, shape, kept.probabilities, scale_dist=ratios
-        )
+        labels = polygons_to_label(kept.distances, points, shape, kept.probabilities, scale_dist=ratios)
         corners = np.swapaxes(dist_to_coord(kept.distances, points, scale_dist=ratios), 1, 2)
     else:
         from stardist.geometry import polyhedron_to_label
 
         rays = rays.copy(scale=tuple(ratios))
-        labels = polyhedron_to_label(
-            kept.distances, points, rays, shape, kept.probabilities, verbose=False
-        )
+        labels = polyhedron_to_label(kept.distances, points, rays, shape, kept.probabilities, verbose=False)
         corners = points[:, None] + kept.distances[..., None] * rays.vertices
     labels, ids = consecutive(labels)
     seen = ids - 1  # an object that others hide wholly has no pixel
@@ -298,9 +283,7 @@ def plan_star_blocks(
     steps, contexts = stars.specification.network.step_px, stars.network._axes_tile_overlap(axes)
     plans = []
     for size, step, context in zip(shape, steps, contexts):
-        block, overlap, context = (
-            -(-one // step) * step for one in (block_px, overlap_px, context)
-        )
+        block, overlap, context = (-(-one // step) * step for one in (block_px, overlap_px, context))
         if size <= block:
             plans.append((size, 0, 0, 1))
         elif overlap + 2 * context >= block:
@@ -333,8 +316,7 @@ def predict_star_block(
         labels = block.filter_objects(block.crop_context(found.labels.astype(np.int32)), None)
     except RuntimeError as error:
         raise ValueError(
-            "an object is longer than the overlap of two tiles; raise overlap_px and tile_px "
-            "(--overlap and --tile)"
+            "an object is longer than the overlap of two tiles; raise overlap_px and tile_px (--overlap and --tile)"
         ) from error
     labels, ids = consecutive(labels)
     return labels, found.probabilities[ids - 1]
@@ -373,10 +355,7 @@ def optimise_thresholds(
         for prob_thresh in prob_threshs:
             pairs = zip(kept, truths)
             whole = pool(
-                [
-                    match(labels, draw_stars(above_threshold(one, prob_thresh), rays).labels)
-                    for one, labels in pairs
-                ]
+                [match(labels, draw_stars(above_threshold(one, prob_thresh), rays).labels) for one, labels in pairs]
             )
             scores = {"AP@.5": float(whole.ap[0]), "mean AP": float(whole.mean_ap)}
             rows.append({"prob_thresh": prob_thresh, "nms_thresh": nms_thresh, **scores})

@@ -17,7 +17,9 @@ import numpy as np
 from scipy import ndimage
 
 from cellseg_nb.core import (
-    PixelSize, moved, pixel_edges,
+    PixelSize,
+    moved,
+    pixel_edges,
 )
 from cellseg_nb.segment.watershed import (
     find_seeds,
@@ -229,9 +231,7 @@ def flood(
     return dissolve_small(pieces, landscape, min_size, mask)
 
 # %% ../../nbs/segment/04_superpixels.ipynb #4c547386
-def check_watershed_settings(
-    threshold: float, sigma_seeds: float, sigma_weights: float, min_size: int
-) -> None:
+def check_watershed_settings(threshold: float, sigma_seeds: float, sigma_weights: float, min_size: int) -> None:
     """ValueError where a setting makes no sense."""
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must lie between 0 and 1; it is {threshold}")

@@ -14,7 +14,9 @@ from skimage.filters import gaussian, threshold_otsu
 from skimage.segmentation import watershed
 
 from cellseg_nb.core import (
-    consecutive, label_dtype, surviving_ids,
+    consecutive,
+    label_dtype,
+    surviving_ids,
 )
 from cellseg_nb.data.contrast import (
     without_offset,
@@ -177,9 +179,7 @@ def objects_and_seeds(
     smoothing_px: float = 1,
     min_area_px: float = 15,
     min_confidence: float = 0,
-) -> tuple[
-    np.ndarray, np.ndarray
-]:  # labels; seed of object 1, 2, 3 …, as index of the raveled picture
+) -> tuple[np.ndarray, np.ndarray]:  # labels; seed of object 1, 2, 3 …, as index of the raveled picture
     """Do the work of `objects_from_probabilities`, and tell where each object started.
 
     Raises
@@ -194,9 +194,7 @@ def objects_and_seeds(
         raise ValueError(f"min_confidence must be 0 or more and below 1; it is {min_confidence}")
     for name, other in [("boundary", boundary), ("distance", distance)]:
         if other is not None and other.shape != foreground.shape:
-            raise ValueError(
-                f"{name} has shape {other.shape} and foreground {foreground.shape}; they must agree"
-            )
+            raise ValueError(f"{name} has shape {other.shape} and foreground {foreground.shape}; they must agree")
     mask = foreground > threshold
     if not mask.any():
         return np.zeros(mask.shape, np.uint16), np.zeros(0, int)

@@ -26,22 +26,28 @@ from timm.utils import ModelEmaV3
 
 # %% ../../nbs/train/10_callbacks.ipynb #738ef4a1
 from cellseg_nb.core import (
-    atomic_path, write_csv,
+    atomic_path,
+    write_csv,
 )
 from cellseg_nb.models.bundle import (
-    Specification, save_bundle,
+    Specification,
+    save_bundle,
 )
 from cellseg_nb.segment.predict import (
-    has_bfloat16, network_axes,
+    has_bfloat16,
+    network_axes,
 )
 from cellseg_nb.train.events import (
-    labelled_crop, write_epoch,
+    labelled_crop,
+    write_epoch,
 )
 from cellseg_nb.train.finish import (
     read_log,
 )
 from cellseg_nb.train.recipe import (
-    Parts, Scorer, recipe_of,
+    Parts,
+    Scorer,
+    recipe_of,
 )
 from cellseg_nb.train.settings import (
     LoopSettings,
@@ -394,9 +400,7 @@ def freeze(
         frozen = [one for name, one in network.named_parameters() if fnmatch(name, which)]
         if not frozen:
             parts = ", ".join(name for name, _ in network.named_children())
-            raise ValueError(
-                f"training.freeze: no parameter fits {which!r}; the network has: {parts}"
-            )
+            raise ValueError(f"training.freeze: no parameter fits {which!r}; the network has: {parts}")
     else:
         stages = encoder_stages(network, in_channels, step_px) if which else []
         if which > len(stages):

@@ -30,34 +30,59 @@ from cellseg_nb.measure.points import (
     count_errors,
 )
 from cellseg_nb.models.bundle import (
-    Peaks, load_bundle, write_specification,
+    Peaks,
+    load_bundle,
+    write_specification,
 )
 from cellseg_nb.models.losses import (
     activate,
 )
 from cellseg_nb.segment.count import (
-    calibrate, conformal_rank, count_statistics, predict_density, predict_views, store_calibration,
+    calibrate,
+    conformal_rank,
+    count_statistics,
+    predict_density,
+    predict_views,
+    store_calibration,
 )
 from cellseg_nb.segment.familiarity import (
     learn_pictures,
 )
 from cellseg_nb.train.count_crops import (
-    CountBatches, DevicePicture, measured_normalisation, place_on_device,
+    CountBatches,
+    DevicePicture,
+    measured_normalisation,
+    place_on_device,
 )
 from cellseg_nb.train.count_pictures import (
-    CountPicture, count_pictures, fold_of_each, for_training, label_centres, read_count_pictures,
+    CountPicture,
+    count_pictures,
+    fold_of_each,
+    for_training,
+    label_centres,
+    read_count_pictures,
 )
 from cellseg_nb.train.experiments import (
-    fold_table, run_folds, train_fold,
+    fold_table,
+    run_folds,
+    train_fold,
 )
+
+# %% ../../nbs/train/07_count.ipynb #0ee774e6
 from cellseg_nb.train.finish import (
-    WorseThanParent, consequence, find_parent, refusal,
+    WorseThanParent,
+    consequence,
+    find_parent,
+    refusal,
 )
 from cellseg_nb.train.learner import (
-    fit, train,
+    fit,
+    train,
 )
 from cellseg_nb.train.recipe import (
-    Parts, Scorer, data_text,
+    Parts,
+    Scorer,
+    data_text,
 )
 from cellseg_nb.train.settings import (
     StartSettings,

@@ -160,9 +160,7 @@ def read_crops(
     )
     grids = torch.einsum("bij,yxj->byxi", steps, places) + starts[:, None, None]
     crops = [
-        F.grid_sample(
-            pictures[n].pixels[None], grid[None], padding_mode="reflection", align_corners=False
-        )
+        F.grid_sample(pictures[n].pixels[None], grid[None], padding_mode="reflection", align_corners=False)
         for n, grid in zip(views.which, grids.flip(-1))
     ]
     crops = torch.cat(crops)

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from cellseg_nb.data.catalog import (
-    data_folder, samples,
+    data_folder,
+    samples,
 )
 from cellseg_nb.data.heatmaps import (
     ignored,
@@ -29,7 +30,8 @@ from cellseg_nb.settings import (
     Settings,
 )
 from cellseg_nb.train.recipe import (
-    Parts, deal,
+    Parts,
+    deal,
 )
 from cellseg_nb.train.settings import (
     StartSettings,
@@ -90,7 +92,8 @@ def _simulated_phase_contrast(seed: int) -> CountPicture:
 
 
 SIMULATED: dict[str, Callable[[int], CountPicture]] = {
-    "simulated-nuclei": _simulated_nuclei, "simulated-phase-contrast": _simulated_phase_contrast
+    "simulated-nuclei": _simulated_nuclei,
+    "simulated-phase-contrast": _simulated_phase_contrast,
 }
 
 # %% ../../nbs/train/12_count_pictures.ipynb #b7a4b84a

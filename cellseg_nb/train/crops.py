@@ -19,16 +19,22 @@ import numpy as np
 import torch
 
 from cellseg_nb.core import (
-    PixelSize, consecutive, file_sha256, pixel_edges,
+    PixelSize,
+    consecutive,
+    file_sha256,
+    pixel_edges,
 )
 from cellseg_nb.data.catalog import (
-    Sample, datasets, samples,
+    Sample,
+    datasets,
+    samples,
 )
 from cellseg_nb.data.germline import (
     simulate_germline,
 )
 from cellseg_nb.data.io import (
-    image_stem, luminance,
+    image_stem,
+    luminance,
 )
 from cellseg_nb.data.transforms import (
     augment,
@@ -37,22 +43,27 @@ from cellseg_nb.data.transforms3d import (
     augment3d,
 )
 from cellseg_nb.data.volumes import (
-    Row, choose_channels, read_row, read_table,
+    Row,
+    choose_channels,
+    read_row,
+    read_table,
 )
 from cellseg_nb.models.bundle import (
     Normalisation,
 )
 from cellseg_nb.train.recipe import (
-    deal, recipe_of, split,
+    deal,
+    recipe_of,
+    split,
 )
 from cellseg_nb.train.settings import (
-    DataSettings, StackDataSettings, StartSettings,
+    DataSettings,
+    StackDataSettings,
+    StartSettings,
 )
 
 # %% ../../nbs/train/01_crops.ipynb #617f54e3
-SIMULATED_GERMLINES = {
-    "train": (10_000, 60), "val": (20_000, 8), "test": (30_000, 12)
-}  # seed, stacks
+SIMULATED_GERMLINES = {"train": (10_000, 60), "val": (20_000, 8), "test": (30_000, 12)}  # seed, stacks
 
 
 @lru_cache(maxsize=1)
@@ -150,9 +161,7 @@ def prepare(
         return picture._replace(image=np.stack(channels))
     image, labels = sample.image(), sample.labels()
     if image.shape[:2] != labels.shape:
-        raise ValueError(
-            f"{sample.name}: the picture is {image.shape[:2]} px and its label image {labels.shape}"
-        )
+        raise ValueError(f"{sample.name}: the picture is {image.shape[:2]} px and its label image {labels.shape}")
     if colours:
         image = image if image.ndim == 3 else np.stack([image] * 3, axis=-1)
         return Picture(normalisation.prepare(image, channels_last=True), labels, sample)
@@ -443,9 +452,7 @@ def object_table(
     number = np.repeat(np.arange(len(found)), [len(diameter) for _, diameter in found])
     centre = np.concatenate([centre for centre, _ in found])
     usual = np.clip(diameters, *np.percentile(diameters, [1, 99]))
-    _, classes, members = np.unique(
-        np.floor(np.log2(usual)), return_inverse=True, return_counts=True
-    )
+    _, classes, members = np.unique(np.floor(np.log2(usual)), return_inverse=True, return_counts=True)
     return ObjectTable(number, centre, 1 / (len(members) * members[classes]))
 
 # %% ../../nbs/train/01_crops.ipynb #4c6a2a45
@@ -466,9 +473,7 @@ def vary(
         channels = channels[None]
     else:
         settings = settings.model_copy(update={"single_channel": True})
-    image, labels, weights = augment3d(
-        channels, picture.labels, picture.weights, size_px, settings, rng, size
-    )
+    image, labels, weights = augment3d(channels, picture.labels, picture.weights, size_px, settings, rng, size)
     return Picture(image[0], labels, weights=weights, pixel_size_um=size)
 
 
@@ -491,9 +496,7 @@ def crop_around(
         window.append(slice(start, start + edge))
     window = tuple(window)
     weights = None if picture.weights is None else picture.weights[window]
-    part = picture._replace(
-        image=picture.image[..., *window], labels=picture.labels[window], weights=weights
-    )
+    part = picture._replace(image=picture.image[..., *window], labels=picture.labels[window], weights=weights)
     fixed = settings.model_copy(update={"scale": (factor, factor)})
     return vary(part, config.model_copy(update={"augmentation": fixed}), rng)
 
@@ -552,13 +555,9 @@ def middle_part(
     plane = max(256, round((most_voxels / shape[0]) ** 0.5))
     size = [shape[0], min(shape[1], plane), min(shape[2], plane)]
     size[0] = min(size[0], max(1, most_voxels // (size[1] * size[2])))
-    window = tuple(
-        slice((whole - part) // 2, (whole - part) // 2 + part) for whole, part in zip(shape, size)
-    )
+    window = tuple(slice((whole - part) // 2, (whole - part) // 2 + part) for whole, part in zip(shape, size))
     arrays = {name: getattr(picture, name) for name in ("image", "labels", "weights")}
-    return picture._replace(
-        **{name: array[..., *window] for name, array in arrays.items() if array is not None}
-    )
+    return picture._replace(**{name: array[..., *window] for name, array in arrays.items() if array is not None})
 
 # %% ../../nbs/train/01_crops.ipynb #b072e976
 class WholePictures(torch.utils.data.Dataset):
@@ -570,9 +569,7 @@ class WholePictures(torch.utils.data.Dataset):
             margins = [(0, -size % config.network.step_px) for size in picture.labels.shape]
             arrays = {name: getattr(picture, name) for name in ("image", "labels", "weights")}
             padded = {
-                name: np.pad(array, margins, mode="symmetric")
-                for name, array in arrays.items()
-                if array is not None
+                name: np.pad(array, margins, mode="symmetric") for name, array in arrays.items() if array is not None
             }
             targets = make_targets(picture._replace(**padded), config)
             self.items.append((torch.from_numpy(padded["image"])[None], *targets))

@@ -12,7 +12,11 @@ from pathlib import Path
 import pandas as pd
 
 from cellseg_nb.core import (
-    cell_values, claim, clear_temporaries, folder_lock, write_csv,
+    cell_values,
+    claim,
+    clear_temporaries,
+    folder_lock,
+    write_csv,
 )
 from cellseg_nb.train.finish import (
     pooled_scores,
@@ -24,7 +28,10 @@ from cellseg_nb.train.recipe import (
     recipe_of,
 )
 from cellseg_nb.train.settings import (
-    StartSettings, check_run, fold_config, has_checkpoint,
+    StartSettings,
+    check_run,
+    fold_config,
+    has_checkpoint,
 )
 
 # %% ../../nbs/train/04_experiments.ipynb #cc952024

@@ -25,35 +25,50 @@ from matplotlib.figure import Figure
 
 # %% ../../nbs/train/03_finish.ipynb #32909e5f
 from cellseg_nb.core import (
-    PixelSize, atomic_path, write_csv,
+    PixelSize,
+    atomic_path,
+    write_csv,
 )
 from cellseg_nb.data.catalog import (
     Sample,
 )
 from cellseg_nb.measure.matching import (
-    THRESHOLDS, Matching, match,
+    THRESHOLDS,
+    Matching,
+    match,
 )
 from cellseg_nb.measure.plots import (
-    truth_against_prediction, worst_and_best,
+    truth_against_prediction,
+    worst_and_best,
 )
 from cellseg_nb.models.bundle import (
-    Bundle, Specification, StackPostprocessing, StackSpecification, StarSpecification, load_bundle,
-    needs_maps, with_brightness, write_specification,
+    Bundle,
+    Specification,
+    StackPostprocessing,
+    StackSpecification,
+    StarSpecification,
+    load_bundle,
+    needs_maps,
+    with_brightness,
+    write_specification,
 )
 from cellseg_nb.models.specification import (
     KnownPictures,
 )
-from cellseg_nb.segment.familiarity import (
-    describe, learn_pictures,
-)
 from cellseg_nb.segment.cleanup import (
     filter_objects,
 )
+from cellseg_nb.segment.familiarity import (
+    describe,
+    learn_pictures,
+)
 from cellseg_nb.segment.graph import (
-    segment_boundaries, walls_and_mask,
+    segment_boundaries,
+    walls_and_mask,
 )
 from cellseg_nb.segment.predict import (
-    predict, predict_stack,
+    predict,
+    predict_stack,
 )
 from cellseg_nb.segment.stars import (
     predict_stars,
@@ -61,11 +76,17 @@ from cellseg_nb.segment.stars import (
 from cellseg_nb.segment.watershed import (
     objects_from_probabilities,
 )
+
+# %% ../../nbs/train/03_finish.ipynb #2e99f634
 from cellseg_nb.train.crops import (
-    Picture, StackSample, held_out_samples, prepare,
+    Picture,
+    StackSample,
+    held_out_samples,
+    prepare,
 )
 from cellseg_nb.train.settings import (
-    StartSettings, restore_refused,
+    StartSettings,
+    restore_refused,
 )
 
 # %% ../../nbs/train/03_finish.ipynb #5b61fc84
@@ -256,7 +277,11 @@ def describe_pictures(
     described = []
     for sample in (samples[number] for number in np.unique(chosen)):
         picture, labels = segment_sample(sample, bundle, device)
-        gray = picture.image if picture.image.ndim == labels.ndim else picture.image.mean(axis=0 if labels.ndim == 3 else -1)
+        gray = (
+            picture.image
+            if picture.image.ndim == labels.ndim
+            else picture.image.mean(axis=0 if labels.ndim == 3 else -1)
+        )
         described.append(describe(gray, labels, bundle.specification.diameter_px))
     return learn_pictures(described)
 
@@ -347,8 +372,7 @@ def _galleries(ranked: list[Scored], most: int = 3) -> str:
     parts = [("Worst validation pictures", "Start here: what is missed, joined or cut?", worst)]
     parts += [("Best validation pictures", "What the model finds easy.", best)] if best else []
     return "".join(
-        f'<h2>{title}</h2><p class="soft">{text}</p>{"".join(map(_card, chosen))}'
-        for title, text, chosen in parts
+        f'<h2>{title}</h2><p class="soft">{text}</p>{"".join(map(_card, chosen))}' for title, text, chosen in parts
     )
 
 # %% ../../nbs/train/03_finish.ipynb #04a4fd8e

@@ -36,25 +36,51 @@ from safetensors.torch import load_file
 
 # %% ../../nbs/train/02_learner.ipynb #42253b70
 from cellseg_nb.core import (
-    atomic_path, claim, clear_temporaries, folder_lock, package_versions, read_json,
+    atomic_path,
+    claim,
+    clear_temporaries,
+    folder_lock,
+    package_versions,
+    read_json,
     thread_count,
 )
 from cellseg_nb.models.bundle import (
-    Bundle, Specification, load_bundle,
+    Bundle,
+    Specification,
+    load_bundle,
 )
 from cellseg_nb.segment.predict import (
     choose_device,
 )
 from cellseg_nb.train.callbacks import (
-    Accumulate, AverageWeights, Keep, KeepStatistics, Precision, ReduceOnPlateau, Score, WatchLoss, WriteLog,
-    check_loss, encoder_stages, epochs_left, fill_learner, freeze, parameter_groups, rate_factors, schedule,
+    Accumulate,
+    AverageWeights,
+    Keep,
+    KeepStatistics,
+    Precision,
+    ReduceOnPlateau,
+    Score,
+    WatchLoss,
+    WriteLog,
+    check_loss,
+    encoder_stages,
+    epochs_left,
+    fill_learner,
+    freeze,
+    parameter_groups,
+    rate_factors,
+    schedule,
     what_is_kept,
 )
 from cellseg_nb.train.recipe import (
-    Parts, recipe_of,
+    Parts,
+    recipe_of,
 )
 from cellseg_nb.train.settings import (
-    StartSettings, check_run, is_weights_file, restore_refused,
+    StartSettings,
+    check_run,
+    is_weights_file,
+    restore_refused,
 )
 
 # %% ../../nbs/train/02_learner.ipynb #969edf19
@@ -79,7 +105,9 @@ def train(
     """
     out, recipe = Path(out), recipe_of(config)
     if config.start_from is not None and not resume:
-        recipe.network(config) if recipe.learn else first_network(config)  # what does not fit is said before all pictures are read
+        recipe.network(config) if recipe.learn else first_network(
+            config
+        )  # what does not fit is said before all pictures are read
     with claim(folder_lock(out), out):
         clear_temporaries([out, out / "model"])
         return _train(config, recipe, out, resume, force)
@@ -149,8 +177,7 @@ def run_loop(
 # %% ../../nbs/train/02_learner.ipynb #76be3491
 def read_weights(
     path: str | Path,  # file of PyTorch or safetensors
-    key: str
-    | None = None,  # where in the file the weights are; dots lead further in; None = on top
+    key: str | None = None,  # where in the file the weights are; dots lead further in; None = on top
 ) -> dict[str, torch.Tensor]:  # name → weights
     """Read plain weights; no code from the file is run.
 
@@ -177,15 +204,11 @@ def read_weights(
         found = found[name]
     if not isinstance(found, dict) or not all(map(torch.is_tensor, found.values())):
         here = ", ".join(map(str, list(found)[:8])) if isinstance(found, dict) else type(found)
-        raise ValueError(
-            f"start_key: name the key of {path} below which the weights are; there is: {here}"
-        )
+        raise ValueError(f"start_key: name the key of {path} below which the weights are; there is: {here}")
     return {name.removeprefix("module."): weights for name, weights in found.items()}
 
 # %% ../../nbs/train/02_learner.ipynb #2803b462
-def fill(
-    network: torch.nn.Module, weights: dict[str, torch.Tensor], path: str | Path
-) -> torch.nn.Module:
+def fill(network: torch.nn.Module, weights: dict[str, torch.Tensor], path: str | Path) -> torch.nn.Module:
     """Fill a network with weights of the same names and shapes.
 
     Raises

@@ -22,10 +22,16 @@ from fastai.optimizer import OptimWrapper
 
 # %% ../../nbs/train/17_own_training.ipynb #4dd66c41
 from cellseg_nb.core import (
-    atomic_path, claim, clear_temporaries, folder_lock, package_versions,
+    atomic_path,
+    claim,
+    clear_temporaries,
+    folder_lock,
+    package_versions,
 )
 from cellseg_nb.models.bundle import (
-    Normalisation, StackSpecification, save_bundle,
+    Normalisation,
+    StackSpecification,
+    save_bundle,
 )
 from cellseg_nb.models.unet3d import (
     UNet3D,
@@ -34,7 +40,11 @@ from cellseg_nb.segment.predict import (
     choose_device,
 )
 from cellseg_nb.train.callbacks import (
-    Precision, WatchLoss, WriteLog, check_loss, epochs_left,
+    Precision,
+    WatchLoss,
+    WriteLog,
+    check_loss,
+    epochs_left,
 )
 from cellseg_nb.train.learner import (
     run_loop,
@@ -194,20 +204,33 @@ class Trained:
             raise ValueError(f"the network paints {self.network.final_conv.out_channels} volumes; name them in outputs")
         kept = getattr(data, "normalisation", Normalisation())
         if kept is None:
-            raise ValueError("a model stretches brightness by percentiles; train it on patches with a normalisation to save it")
+            raise ValueError(
+                "a model stretches brightness by percentiles; train it on patches with a normalisation to save it"
+            )
         facts |= {"normalisation": kept, "patch_px": getattr(data, "size", None)}
-        facts |= {"training": {"command": "cellseg_nb.train.own_training.fit", "versions": package_versions(("cellseg_nb", "torch", "fastai"))}}
+        facts |= {
+            "training": {
+                "command": "cellseg_nb.train.own_training.fit",
+                "versions": package_versions(("cellseg_nb", "torch", "fastai")),
+            }
+        }
         facts["scores"] = {} if self.best is None else {"validation": {"best": self.best}}
-        return save_bundle(folder, self.network, StackSpecification(name=name, network=describe_unet3d(self.network), **facts | about))
+        return save_bundle(
+            folder, self.network, StackSpecification(name=name, network=describe_unet3d(self.network), **facts | about)
+        )
 
 # %% ../../nbs/train/17_own_training.ipynb #54c1a5d1
 def _made_optimiser(network: torch.nn.Module, optimiser: Any) -> torch.optim.Optimizer:
     """The optimiser, and that it moves this network."""
     if not isinstance(optimiser, torch.optim.Optimizer):
-        return (optimiser or partial(torch.optim.AdamW, lr=1e-3))([one for one in network.parameters() if one.requires_grad])
+        return (optimiser or partial(torch.optim.AdamW, lr=1e-3))(
+            [one for one in network.parameters() if one.requires_grad]
+        )
     own = {id(one) for one in network.parameters()}
     if any(id(one) not in own for group in optimiser.param_groups for one in group["params"]):
-        raise ValueError("the optimiser moves other parameters than those of this network; make it of network.parameters()")
+        raise ValueError(
+            "the optimiser moves other parameters than those of this network; make it of network.parameters()"
+        )
     return optimiser
 
 
@@ -227,7 +250,9 @@ def _restored(out: Path, resume: bool, network: torch.nn.Module, parts: Mapping[
         for name, part in parts.items():
             part.load_state_dict(start[name])
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{out} holds a training of another network or optimiser: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"{out} holds a training of another network or optimiser: {str(error).splitlines()[0]}"
+        ) from error
     return start
 
 # %% ../../nbs/train/17_own_training.ipynb #163900e2
@@ -254,7 +279,14 @@ def _loop(network, data, loss, optimiser, epochs: int, callbacks: list) -> None:
         return
     rates = [group["lr"] for group in optimiser.param_groups]
     learner = Learner(
-        data, network, loss, lambda *_, **__: OptimWrapper(opt=optimiser), lr=rates, cbs=callbacks, train_bn=False, wd_bn_bias=True
+        data,
+        network,
+        loss,
+        lambda *_, **__: OptimWrapper(opt=optimiser),
+        lr=rates,
+        cbs=callbacks,
+        train_bn=False,
+        wd_bn_bias=True,
     )
     learner.remove_cb(learner.progress)
     run_loop(learner, epochs)

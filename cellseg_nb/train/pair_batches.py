@@ -15,10 +15,12 @@ import torch
 from torch.nn import functional as F
 
 from cellseg_nb.data.pairs import (
-    STAINS, PairSample,
+    STAINS,
+    PairSample,
 )
 from cellseg_nb.data.transforms import (
-    affine_matrix, random_bend,
+    affine_matrix,
+    random_bend,
 )
 from cellseg_nb.models.bundle import (
     PairNormalisation,
@@ -27,7 +29,8 @@ from cellseg_nb.models.encoders import (
     encoder_contrast,
 )
 from cellseg_nb.train.count_crops import (
-    vary_brightness, with_channels,
+    vary_brightness,
+    with_channels,
 )
 from cellseg_nb.train.recipe import (
     Parts,
@@ -48,7 +51,9 @@ class PairPicture:
         _, mask = self.read()
         self.name, self.group, self.shape, self.area = sample.name, sample.group, mask.shape, int(mask.sum())
 
-    def read(self) -> tuple[np.ndarray, np.ndarray]:  # picture, any number type, (Y, X) or (Y, X, 3); mask, bool, (Y, X)
+    def read(
+        self,
+    ) -> tuple[np.ndarray, np.ndarray]:  # picture, any number type, (Y, X) or (Y, X, 3); mask, bool, (Y, X)
         """Picture and mask."""
         if self.sample in self.store:
             return self.store[self.sample]
@@ -226,7 +231,10 @@ class PairBatches:
         """Draw a batch; the same numbers and seed give the same batch."""
         rng = np.random.default_rng([self.config.seed, epoch, step])
         chosen = rng.choice(len(self.pictures), self.bs, p=self.odds)
-        drawn = [cut_crop(*self.pictures[number].read(), self.config, self.normalisation, rng, self.device) for number in chosen]
+        drawn = [
+            cut_crop(*self.pictures[number].read(), self.config, self.normalisation, rng, self.device)
+            for number in chosen
+        ]
         crops, masks = map(torch.stack, zip(*drawn))
         return self.vary(crops, rng), (masks >= 0.5).float()
 

@@ -26,24 +26,33 @@ from cellseg_nb.data.masks import (
     number_parts,
 )
 from cellseg_nb.data.pairs import (
-    is_parted, pair_samples,
+    is_parted,
+    pair_samples,
 )
 
 # %% ../../nbs/train/14_pairs.ipynb #8b553fa9
-from cellseg_nb.measure.overlap import (
-    PixelCounts, pixel_counts, pool_pixels,
-)
 from cellseg_nb.data.slides import (
     same_size,
 )
+from cellseg_nb.measure.overlap import (
+    PixelCounts,
+    pixel_counts,
+    pool_pixels,
+)
 from cellseg_nb.models.bundle import (
-    Bundle, load_bundle, write_specification,
+    Bundle,
+    load_bundle,
+    write_specification,
 )
 from cellseg_nb.models.encoders import (
-    find_weights, load_encoder_weights,
+    find_weights,
+    load_encoder_weights,
 )
 from cellseg_nb.segment.familiarity import (
-    LOOK_PX, busiest_window, describe, learn_pictures,
+    LOOK_PX,
+    busiest_window,
+    describe,
+    learn_pictures,
 )
 from cellseg_nb.segment.predict import (
     predict,
@@ -52,16 +61,24 @@ from cellseg_nb.train.callbacks import (
     FrozenStart,
 )
 from cellseg_nb.train.finish import (
-    WorseThanParent, consequence, find_parent, refusal,
+    WorseThanParent,
+    consequence,
+    find_parent,
+    refusal,
 )
 from cellseg_nb.train.learner import (
     score_parts,
 )
 from cellseg_nb.train.pair_batches import (
-    PairPicture, WholePairs, pair_normalisation,
+    PairPicture,
+    WholePairs,
+    pair_normalisation,
 )
 from cellseg_nb.train.recipe import (
-    Parts, Scorer, data_text, deal,
+    Parts,
+    Scorer,
+    data_text,
+    deal,
 )
 from cellseg_nb.train.settings import (
     StartSettings,
@@ -123,7 +140,9 @@ def read_pairs(
     if stated and data.validation_groups is None and is_parted(data.dataset):
         data = data.model_copy(update={"validation_groups": tuple(stated)})
     if not any(one.area for one in pictures):
-        raise ValueError(f"none of the {len(pictures)} masks of {data.dataset} has any foreground; nothing can be learned")
+        raise ValueError(
+            f"none of the {len(pictures)} masks of {data.dataset} has any foreground; nothing can be learned"
+        )
     return split_groups(pictures, data)
 
 
@@ -226,7 +245,8 @@ def describe_pairs(config: StartSettings, parts: Parts) -> dict[str, Any]:
     if stated is None and any(sizes) and config.data.um_per_px is None:
         warnings.warn(
             "the pictures differ in µm per pixel by more than 2 %, or some do not say it: the model will not say its own; "
-            "set data.um_per_px, or make tiles of one resolution (--um-per-px)", stacklevel=2,
+            "set data.um_per_px, or make tiles of one resolution (--um-per-px)",
+            stacklevel=2,
         )
     data = data_text(config.data, parts)
     groups = len({one.group for one in parts.train})

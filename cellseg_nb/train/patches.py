@@ -28,16 +28,22 @@ from cellseg_nb.data.io import (
     open_image,
 )
 from cellseg_nb.data.targets import (
-    border_weights, edge_targets,
+    border_weights,
+    edge_targets,
 )
 from cellseg_nb.data.tiles import (
     cut,
 )
 from cellseg_nb.data.volumes import (
-    Row, check_shape, open_stack, plan_patches, read_table,
+    Row,
+    check_shape,
+    open_stack,
+    plan_patches,
+    read_table,
 )
 from cellseg_nb.measure.plots import (
-    StandaloneFigure, label_colours,
+    StandaloneFigure,
+    label_colours,
 )
 from cellseg_nb.models.bundle import (
     Normalisation,
@@ -72,7 +78,9 @@ class _Opened:
         self.stack = ExitStack()
         try:
             several = how["channel"] is None
-            file = open_stack(row.image, how["axes"] or row.columns.get("axes"), 0 if several else how["channel"], how["t"])
+            file = open_stack(
+                row.image, how["axes"] or row.columns.get("axes"), 0 if several else how["channel"], how["t"]
+            )
             self.stack.enter_context(file)
             volumes = file.split() if several else [file]
             if normalisation is not None:
@@ -138,8 +146,7 @@ class StackPatches(torch.utils.data.Dataset):
         CSV with the columns image and mask (or images, masks), perhaps weight and train.
     size : (Z, Y, X)
         Of a patch.
-    transforms : sequence of callables
-        Dictionary → dictionary; of your own or of MONAI.
+    transforms : callables, dictionary → dictionary, of your own or of MONAI
     train : bool or None
         Only rows whose column train is 1 (True; or empty) or 0 (False); None = all.
     length : int or None
@@ -157,11 +164,24 @@ class StackPatches(torch.utils.data.Dataset):
     """
 
     def __init__(
-        self, table: str | Path, size: Sequence[int] = (24, 128, 128), transforms: Sequence[Callable] = (), *,
-        train: bool | None = None, length: int | None = None, overlap: float = 0.0, targets: Sequence[str] = (),
-        weights: bool = False, w0: float = 10.0, sigma_px: float = 5.0,
-        normalisation: Normalisation | None = Normalisation(), channel: int | str | None = None,
-        axes: str | None = None, pixel_size_um: PixelSize = None, t: int | None = None, seed: int = 0,
+        self,
+        table: str | Path,
+        size: Sequence[int] = (24, 128, 128),
+        transforms: Sequence[Callable] = (),
+        *,
+        train: bool | None = None,
+        length: int | None = None,
+        overlap: float = 0.0,
+        targets: Sequence[str] = (),
+        weights: bool = False,
+        w0: float = 10.0,
+        sigma_px: float = 5.0,
+        normalisation: Normalisation | None = Normalisation(),
+        channel: int | str | None = None,
+        axes: str | None = None,
+        pixel_size_um: PixelSize = None,
+        t: int | None = None,
+        seed: int = 0,
     ):
         self.rows = [row for row in read_table(table) if train is None or (row.train is not False) == train]
         if not self.rows:
@@ -237,7 +257,9 @@ def read(
     image = np.stack([cut(one, tile) for one in files.volumes]).astype(np.float32)
     labels = cut(files.mask, tile)
     if labels.dtype.kind not in "iub":
-        raise ValueError(f"{place}, column mask: {self.rows[stack].mask} is {labels.dtype}, not a label image of integers")
+        raise ValueError(
+            f"{place}, column mask: {self.rows[stack].mask} is {labels.dtype}, not a label image of integers"
+        )
     labels, found = labels.astype(np.uint8) if labels.dtype == bool else labels, {}
     if self.weights and files.weight is not None:
         found["weight_map"] = cut(files.weight, tile).astype(np.float32)[None]

@@ -16,13 +16,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from cellseg_nb.core import (
-    atomic_path, read_json, replace_folder, temporary_beside, write_csv,
+    atomic_path,
+    read_json,
+    replace_folder,
+    temporary_beside,
+    write_csv,
 )
 from cellseg_nb.data.io import (
-    find_images, image_sha256, image_stem, read_pixels, write_image,
+    find_images,
+    image_sha256,
+    image_stem,
+    read_pixels,
+    write_image,
 )
 from cellseg_nb.data.pairs import (
-    PART_FOLDERS, is_parted,
+    PART_FOLDERS,
+    is_parted,
 )
 from cellseg_nb.data.tiles import (
     plan_blocks,
@@ -60,7 +69,9 @@ def sure_tiles(
     threshold: float = 0.5,  # foreground above
 ) -> list[SureTile]:  # the surest first
     """Cut a picture into tiles, and keep those whose mask is sure."""
-    windows = [one for one in plan_blocks(probabilities.shape, tile_px) if min(s.stop - s.start for s in one) >= tile_px // 2]
+    windows = [
+        one for one in plan_blocks(probabilities.shape, tile_px) if min(s.stop - s.start for s in one) >= tile_px // 2
+    ]
     tiles = [SureTile(one, expected_dice(probabilities[one], threshold)) for one in windows]
     return sorted((one for one in tiles if one.expected >= least), key=lambda one: -one.expected)
 
@@ -115,7 +126,10 @@ def write_round(
         shutil.copytree(dataset / part, fresh / part)
     for name, (gray, probabilities) in painted.items():
         for tile in sure_tiles(probabilities, tile_px, least, threshold):
-            group, number = fresh / "train" / "pseudo" / name.replace("/", "_"), number + 1  # the number makes each file the only one
+            group, number = (
+                fresh / "train" / "pseudo" / name.replace("/", "_"),
+                number + 1,
+            )  # the number makes each file the only one
             mask = (probabilities[tile.window] > threshold).astype(np.uint8) * 255
             for kind, pixels in zip(PART_FOLDERS, (gray[tile.window], mask)):
                 write_image(group / kind / f"{number:04d}.png", pixels, "YX")
@@ -147,7 +161,9 @@ def spread_labels(
     out, dataset, files = Path(out), Path(config.data.dataset), _all_pictures(pictures)
     lost = [part for part in ("train", "valid") if not any((dataset / part).glob(f"*/*/{PART_FOLDERS[0]}/*"))]
     if lost or not is_parted(dataset):
-        raise ValueError(f"{dataset} has no pictures in {(lost or ['train'])[0]}/<data set>/<group>/source; drawn areas lie in train, others in valid")
+        raise ValueError(
+            f"{dataset} has no pictures in {(lost or ['train'])[0]}/<data set>/<group>/source; drawn areas lie in train, others in valid"
+        )
     rows, models, known = [], [], _facts(config, dataset, files, tile_px, least)
     for number in range(rounds + 1):
         folder, place, n_sure = out / f"round{number}", dataset, 0
@@ -175,7 +191,9 @@ def _all_pictures(pictures: str | Path | Sequence[Path]) -> list[Path]:
     folder = Path(pictures)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder} of pictures without labels")
-    return find_images(sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith(".")) or folder)
+    return find_images(
+        sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith(".")) or folder
+    )
 
 
 def _sums(folder: Path) -> dict[str, str]:
@@ -184,14 +202,19 @@ def _sums(folder: Path) -> dict[str, str]:
     return {one.relative_to(folder).as_posix(): image_sha256(one, alone=True) for one in files}
 
 
-def _facts(config: StartSettings, dataset: Path, files: Sequence[Path], tile_px: int, least: float) -> tuple[dict, dict]:
+def _facts(
+    config: StartSettings, dataset: Path, files: Sequence[Path], tile_px: int, least: float
+) -> tuple[dict, dict]:
     """From what the first round is made, and the others besides."""
     settings = config.model_dump(mode="json")
     for part, name in (("data", "dataset"), ("training", "device")):  # a data set may be moved
         settings[part].pop(name, None)
     drawn = {part: _sums(dataset / part) for part in ("train", "valid")}
     pictures = {name: image_sha256(path) for name, path in named_pictures(files).items()}
-    return {"settings": settings, "drawn areas": drawn}, {"tiles": [tile_px, float(least)], "pictures without labels": pictures}
+    return {"settings": settings, "drawn areas": drawn}, {
+        "tiles": [tile_px, float(least)],
+        "pictures without labels": pictures,
+    }
 
 
 def _check_round(folder: Path, facts: dict[str, Any]) -> None:
@@ -203,7 +226,9 @@ def _check_round(folder: Path, facts: dict[str, Any]) -> None:
         before = read_json(path) if path.exists() else {}
         other = [name for name in sums if before.get(name) != sums[name]]
         if other:
-            raise ValueError(f"{folder} was made from other {', '.join(other)}; choose another --out, or remove it and the rounds after it")
+            raise ValueError(
+                f"{folder} was made from other {', '.join(other)}; choose another --out, or remove it and the rounds after it"
+            )
         return
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(sums, indent=1), encoding="utf-8")

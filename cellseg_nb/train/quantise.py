@@ -21,7 +21,9 @@ import pandas as pd
 
 # %% ../../nbs/train/16_quantise.ipynb #4664ed81
 from cellseg_nb.core import (
-    atomic_path, file_sha256, package_versions,
+    atomic_path,
+    file_sha256,
+    package_versions,
 )
 from cellseg_nb.data.catalog import (
     Sample,
@@ -33,10 +35,16 @@ from cellseg_nb.measure.matching import (
     pool,
 )
 from cellseg_nb.models.bundle import (
-    Bundle, save_bundle,
+    Bundle,
+    save_bundle,
 )
 from cellseg_nb.models.engines import (
-    INT8, INT8_FILES, EngineNetwork, compiled, openvino_graph, quiet_library,
+    INT8,
+    INT8_FILES,
+    EngineNetwork,
+    compiled,
+    openvino_graph,
+    quiet_library,
 )
 from cellseg_nb.segment.engines import (
     with_engine,
@@ -48,7 +56,10 @@ from cellseg_nb.train.finish import (
     prepare,
 )
 from cellseg_nb.train.tune import (
-    LabelledMaps, check_free, cut_all, predict_samples,
+    LabelledMaps,
+    check_free,
+    cut_all,
+    predict_samples,
 )
 
 # %% ../../nbs/train/16_quantise.ipynb #a315488d

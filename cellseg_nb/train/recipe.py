@@ -212,7 +212,9 @@ class Recipe(_Steps, _Runs):
     checkpoint_seconds: ClassVar[float] = 0  # a checkpoint is written no more often
     float16: ClassVar[bool] = True  # float16 will do on cards that have no bfloat16
     inherited: ClassVar[dict[str, str]] = {  # key of a configuration → field of the model it starts from
-        "network": "network", "normalisation": "normalisation", "scales": "scales"
+        "network": "network",
+        "normalisation": "normalisation",
+        "scales": "scales",
     }
     lacks: ClassVar[str] = ""  # what a model for another task fails to do
     learn: Any = None  # a loop of its own: (config, out, parts, start); None = that of fastai

@@ -17,7 +17,9 @@ from pydantic import Field, ValidationError, model_validator
 
 import cellseg_nb
 from cellseg_nb.core import (
-    atomic_path, explain_settings, moved,
+    atomic_path,
+    explain_settings,
+    moved,
 )
 from cellseg_nb.data.catalog import (
     datasets,
@@ -26,10 +28,12 @@ from cellseg_nb.data.volumes import (
     STACK_AXES,
 )
 from cellseg_nb.models.bundle import (
-    VoxelSize, read_specification,
+    VoxelSize,
+    read_specification,
 )
 from cellseg_nb.settings import (
-    Settings, setting,
+    Settings,
+    setting,
 )
 from cellseg_nb.train.recipe import (
     find_recipe,
@@ -39,22 +43,27 @@ from cellseg_nb.train.recipe import (
 class DataSettings(Settings):
     """Which pictures."""
 
-    dataset: str = setting("simulated-nuclei",
-        "Name in the catalog, or a folder of pictures and label images.")
-    split: str | None = setting("train",
-        "Only samples of this split; none = all, of a folder but for a subfolder called test.")
+    dataset: str = setting("simulated-nuclei", "Name in the catalog, or a folder of pictures and label images.")
+    split: str | None = setting(
+        "train", "Only samples of this split; none = all, of a folder but for a subfolder called test."
+    )
     kind: str | None = setting(None, "Only samples of this kind.", usual="all")
-    label_parts: bool | None = setting(None,
+    label_parts: bool | None = setting(
+        None,
         "Labels that are masks of 0 and 1, or of classes: true makes an object of each part, false "
-        "reads them as they are.", usual="masks are refused")
-    validation_fraction: float = setting(0.1,
-        "Share of the pictures that is set aside to choose the best epoch.", gt=0, lt=1)
-    images: int | None = setting(None,
-        "Use only the first so many pictures, validation included.", usual="all", ge=2)
-    folds: int | None = setting(None,
-        "Cut the pictures into so many parts; cross-validation sets it.", usual="none", ge=2)
-    fold: int | None = setting(None,
-        "Number of the part (from 1) that is left out of the training.", usual="none", ge=1)
+        "reads them as they are.",
+        usual="masks are refused",
+    )
+    validation_fraction: float = setting(
+        0.1, "Share of the pictures that is set aside to choose the best epoch.", gt=0, lt=1
+    )
+    images: int | None = setting(None, "Use only the first so many pictures, validation included.", usual="all", ge=2)
+    folds: int | None = setting(
+        None, "Cut the pictures into so many parts; cross-validation sets it.", usual="none", ge=2
+    )
+    fold: int | None = setting(
+        None, "Number of the part (from 1) that is left out of the training.", usual="none", ge=1
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -82,17 +91,18 @@ Channels = Annotated[tuple[int | str, ...], Field(min_length=1)]
 class StackDataSettings(DataSettings):
     """Which stacks."""
 
-    dataset: str = setting("simulated-germline",
-        'A CSV table with the columns image, mask and perhaps weight, split and train (rows of 0 choose the best epoch), or "simulated-germline".')
-    channel: int | str | Channels | None = setting(None,
+    dataset: str = setting(
+        "simulated-germline",
+        'A CSV table with the columns image, mask and perhaps weight, split and train (rows of 0 choose the best epoch), or "simulated-germline".',
+    )
+    channel: int | str | Channels | None = setting(
+        None,
         "Channel that is learned from, by number from 0 or by name. Of several each patch shows "
         "one, drawn anew, so that one network learns to read any of them.",
-
-        usual="the only one, or all where augmentation.single_channel is true; of simulated germlines the membranes")
-    axes: Literal[STACK_AXES] | None = setting(None,
-        "Axes of the stored arrays.", usual="as the files say")
-    pixel_size_um: VoxelSize | None = setting(None,
-        "Voxel (z, y, x).", unit="µm", usual="as the files say")
+        usual="the only one, or all where augmentation.single_channel is true; of simulated germlines the membranes",
+    )
+    axes: Literal[STACK_AXES] | None = setting(None, "Axes of the stored arrays.", usual="as the files say")
+    pixel_size_um: VoxelSize | None = setting(None, "Voxel (z, y, x).", unit="µm", usual="as the files say")
 
     @classmethod
     def _has_splits(cls, dataset):
@@ -101,40 +111,41 @@ class StackDataSettings(DataSettings):
     @model_validator(mode="after")
     def _is_a_table(self):
         if self.dataset != "simulated-germline" and Path(self.dataset).suffix.lower() != ".csv":
-            raise ValueError(
-                f"dataset must be a CSV table of stacks or 'simulated-germline'; it is {self.dataset!r}"
-            )
+            raise ValueError(f"dataset must be a CSV table of stacks or 'simulated-germline'; it is {self.dataset!r}")
         return self
 
 # %% ../../nbs/train/00_settings.ipynb #ede050ca
 class LoopSettings(Settings):
     """How long and how fast is learned, and where: what the loop of `train.learner` reads."""
 
-    epochs: int = setting(20,
-        "Times that a checkpoint is written and the validation pictures are scored.", ge=1)
-    early_stopping: int | None = setting(None,
-        "End after so many epochs in a row without a better score.", usual="never", ge=1)
+    epochs: int = setting(20, "Times that a checkpoint is written and the validation pictures are scored.", ge=1)
+    early_stopping: int | None = setting(
+        None, "End after so many epochs in a row without a better score.", usual="never", ge=1
+    )
     batch_size: int = setting(8, "Crops computed at once.", ge=2)
-    accumulate: int = setting(1,
-        "Batches whose gradients are added up before the weights move.", ge=1)
+    accumulate: int = setting(1, "Batches whose gradients are added up before the weights move.", ge=1)
     optimiser: Literal["adamw", "adam"] = setting("adamw", "What moves the weights.")
-    schedule: Literal["one-cycle", "plateau"] = setting("one-cycle",
+    schedule: Literal["one-cycle", "plateau"] = setting(
+        "one-cycle",
         "one-cycle: the learning rate rises, then falls to nothing; plateau: it stays, and falls "
-        "to a fifth after `patience` epochs without gain on the validation pictures.")
+        "to a fifth after `patience` epochs without gain on the validation pictures.",
+    )
     patience: int = setting(5, "Epochs without gain before a step down; for plateau.", ge=1)
     learning_rate: float = setting(2e-3, "Largest learning rate.", gt=0)
     weight_decay: float = setting(1e-2, "Pull of weights to zero.", ge=0)
-    encoder_rate: float = setting(1.0,
-        "Learning rate of the encoder as a share of `learning_rate`.", gt=0)
-    freeze: Annotated[int, Field(ge=0)] | str = setting(0,
+    encoder_rate: float = setting(1.0, "Learning rate of the encoder as a share of `learning_rate`.", gt=0)
+    freeze: Annotated[int, Field(ge=0)] | str = setting(
+        0,
         "Layers that keep their weights: so many stages of the encoder, a stage being all layers "
-        'of one resolution, or a pattern of parameter names, such as "encoder.*".')
-    warmup: float = setting(0.1,
-        "Share of the training in which the learning rate rises; for one-cycle.", gt=0, lt=1)
-    average: float = setting(0.999,
-        "Decay of the running average of weights, which is validated and saved.", ge=0, lt=1)
-    precision: Literal["auto", "float32", "bfloat16"] = setting("auto",
-        "auto takes bfloat16 where the processor has it.")
+        'of one resolution, or a pattern of parameter names, such as "encoder.*".',
+    )
+    warmup: float = setting(0.1, "Share of the training in which the learning rate rises; for one-cycle.", gt=0, lt=1)
+    average: float = setting(
+        0.999, "Decay of the running average of weights, which is validated and saved.", ge=0, lt=1
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto", "auto takes bfloat16 where the processor has it."
+    )
     device: str = setting("auto", '"auto", "cpu", "cuda" or "mps".')
     tensorboard: bool = setting(False, "Write event files for TensorBoard, beside the log.")
 
@@ -144,22 +155,26 @@ class TrainingSettings(LoopSettings):
 
     crops_per_epoch: int = setting(1000, "Random crops shown in an epoch.", ge=1)
     crop_px: int = setting(192, "Edge of a crop; a multiple of 2**encoder_depth.", ge=32)
-    sampling: Literal["uniform", "kinds", "counts", "objects"] = setting("uniform",
+    sampling: Literal["uniform", "kinds", "counts", "objects"] = setting(
+        "uniform",
         "uniform: any place of any picture; kinds: every kind of picture equally often; counts: "
         "pictures as often as they have many objects, which is how pooled scores count them; "
-        "objects: centred on an object, every class of object size equally often.")
-    label_smoothing: float = setting(0.0,
-        "Label smoothing of the cross-entropy: targets of 0 and 1 become half of this, and 1 less half of it.", ge=0, lt=1)
+        "objects: centred on an object, every class of object size equally often.",
+    )
+    label_smoothing: float = setting(
+        0.0,
+        "Label smoothing of the cross-entropy: targets of 0 and 1 become half of this, and 1 less half of it.",
+        ge=0,
+        lt=1,
+    )
     workers: int = setting(0, "Extra processes that prepare crops.", ge=0)
 
 # %% ../../nbs/train/00_settings.ipynb #1a5357f1
 class BorderWeights(Settings):
     """How much more the pixels between close objects count in the loss (Ronneberger et al. 2015)."""
 
-    w0: float = setting(0.0,
-        "Extra weight where two objects touch; 0 = all pixels count the same.", ge=0)
-    sigma_px: float = setting(5.0,
-        "How fast it falls with the distance to the two nearest objects.", gt=0)
+    w0: float = setting(0.0, "Extra weight where two objects touch; 0 = all pixels count the same.", ge=0)
+    sigma_px: float = setting(5.0, "How fast it falls with the distance to the two nearest objects.", gt=0)
 
 # %% ../../nbs/train/00_settings.ipynb #00d74550
 class StartSettings(Settings):
@@ -170,12 +185,14 @@ class StartSettings(Settings):
     licence: str = setting("", "Under which terms it may be used.")
     citation: str = setting("", "What to cite.")
     seed: int = setting(0, "Decides everything that is drawn by chance.", ge=0)
-    start_from: str | None = setting(None,
-        "A bundle, by name or folder, or a PyTorch file of weights (.pt, .pth, .pytorch, .ckpt, "
-        ".safetensors).", usual="random weights")
-    start_key: str | None = setting(None,
-        "Where in a PyTorch file the weights are, such as model_state_dict; dots lead further in.",
-        usual="on top")
+    start_from: str | None = setting(
+        None,
+        "A bundle, by name or folder, or a PyTorch file of weights (.pt, .pth, .pytorch, .ckpt, .safetensors).",
+        usual="random weights",
+    )
+    start_key: str | None = setting(
+        None, "Where in a PyTorch file the weights are, such as model_state_dict; dots lead further in.", usual="on top"
+    )
 
 # %% ../../nbs/train/00_settings.ipynb #e845ea51
 def is_weights_file(
@@ -278,9 +295,7 @@ def read_config(
     known = {config.stem: config for config in sorted(CONFIGS.glob("*.yml"))}
     file = known.get(str(path), Path(path))
     if not file.is_file():
-        raise FileNotFoundError(
-            f"no configuration {str(path)!r}: neither a YAML file nor one of: {', '.join(known)}"
-        )
+        raise FileNotFoundError(f"no configuration {str(path)!r}: neither a YAML file nor one of: {', '.join(known)}")
     fields = read_yaml(file, "keys and values such as 'name: my-model'")
     for override in overrides:
         change_key(fields, override)
@@ -313,9 +328,7 @@ def check_run(
     out, written = checkpoint.parent, checkpoint.parent / "config.yml"
     settings = config.model_dump(mode="json")
     if checkpoint.exists() and not resume:
-        raise ValueError(
-            f"{out} holds a training already: go on with --resume, or choose another --out"
-        )
+        raise ValueError(f"{out} holds a training already: go on with --resume, or choose another --out")
     if resume and not checkpoint.exists() and not written.exists():
         raise ValueError(f"nothing to resume: {checkpoint} is not there")
     if resume and written.exists():
@@ -368,9 +381,5 @@ _PLACES = {
 }
 __getattr__ = moved(
     __name__,
-    {
-        name: f"cellseg_nb.train.recipes.{recipe}"
-        for recipe, names in _PLACES.items()
-        for name in names.split()
-    },
+    {name: f"cellseg_nb.train.recipes.{recipe}" for recipe, names in _PLACES.items() for name in names.split()},
 )

@@ -19,42 +19,58 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from stardist.utils import edt_prob
 
 # %% ../../nbs/train/06_stars.ipynb #07850c9b
 from cellseg_nb.core import (
-    atomic_path, require, write_csv,
+    atomic_path,
+    require,
+    write_csv,
 )
 from cellseg_nb.data.targets import (
     star_distances,
 )
 from cellseg_nb.models.bundle import (
-    Specification, StarPostprocessing, load_bundle, save_bundle, weight_arrays,
+    Specification,
+    StarPostprocessing,
+    load_bundle,
+    save_bundle,
+    weight_arrays,
 )
 from cellseg_nb.models.stars import (
-    build_stars, fill_stars, star_config, stardist_models,
+    build_stars,
+    fill_stars,
+    star_config,
+    stardist_models,
 )
 from cellseg_nb.segment.predict import (
     has_bfloat16,
 )
 from cellseg_nb.segment.stars import (
-    PROB_THRESHS, _rays, load_stars, optimise_thresholds, propose,
+    PROB_THRESHS,
+    _rays,
+    load_stars,
+    optimise_thresholds,
+    propose,
 )
 from cellseg_nb.settings import (
     Settings,
 )
 from cellseg_nb.train.callbacks import (
-    check_loss, shown_crops, write_row,
+    check_loss,
+    shown_crops,
+    write_row,
 )
 from cellseg_nb.train.crops import (
-    Crops, Picture,
+    Crops,
+    Picture,
 )
 from cellseg_nb.train.events import (
     write_epoch,
 )
 from cellseg_nb.train.recipe import (
-    Parts, recipe_of,
+    Parts,
+    recipe_of,
 )
 from cellseg_nb.train.settings import (
     StartSettings,
@@ -158,9 +174,7 @@ def rough_arithmetic(
     tensorflow = require("tensorflow", "tensorflow")
     rough = precision == "bfloat16"
     if precision == "auto":
-        rough = has_bfloat16(torch.device("cpu")) and not tensorflow.config.list_physical_devices(
-            "GPU"
-        )
+        rough = has_bfloat16(torch.device("cpu")) and not tensorflow.config.list_physical_devices("GPU")
     before = {name: os.environ.get(name) for name in EXACT_LAYERS}
     os.environ.update(EXACT_LAYERS)
     tensorflow.config.optimizer.set_experimental_options({ROUGH: rough})
@@ -314,9 +328,7 @@ def _log(path: Path, epoch: int, scores: dict[str, float], seconds: float) -> di
     return row
 
 
-def bundle_checkpoint(
-    config: StartSettings, out: Path, aside: list[Picture], specification: Specification
-) -> Path:
+def bundle_checkpoint(config: StartSettings, out: Path, aside: list[Picture], specification: Specification) -> Path:
     """Make a bundle of a checkpoint, with thresholds chosen on the validation pictures."""
     network = first_stars(config, resumed=True)
     epoch = load_checkpoint(out / "checkpoint.npz", network) - 1

@@ -26,11 +26,20 @@ from pydantic import Field, ValidationError, field_validator
 
 # %% ../../nbs/train/08_sweeps.ipynb #ad64b750
 from cellseg_nb.core import (
-    atomic_path, cell_values, claim, clear_temporaries, explain_settings, folder_lock, moved, one_line,
-    package_versions, write_csv,
+    atomic_path,
+    cell_values,
+    claim,
+    clear_temporaries,
+    explain_settings,
+    folder_lock,
+    moved,
+    one_line,
+    package_versions,
+    write_csv,
 )
 from cellseg_nb.settings import (
-    Settings, setting,
+    Settings,
+    setting,
 )
 from cellseg_nb.train.experiments import (
     train_fold,
@@ -42,7 +51,13 @@ from cellseg_nb.train.recipe import (
     recipe_of,
 )
 from cellseg_nb.train.settings import (
-    StartSettings, fold_config, has_checkpoint, make_config, read_config, read_yaml, set_key,
+    StartSettings,
+    fold_config,
+    has_checkpoint,
+    make_config,
+    read_config,
+    read_yaml,
+    set_key,
 )
 
 # %% ../../nbs/train/08_sweeps.ipynb #36b5aea2
@@ -52,11 +67,12 @@ Values = Annotated[list[Any], Field(min_length=1)]
 class Sweep(Settings):
     """Which settings are tried."""
 
-    how: Literal["each", "grid"] = setting("each",
-        "each: one setting at a time, beside a training with the defaults; grid: every "
-        "combination.")
-    values: Annotated[dict[str, Values], Field(min_length=1)] = setting(...,
-        "Setting, such as target.sigma_px, and the values it takes.")
+    how: Literal["each", "grid"] = setting(
+        "each", "each: one setting at a time, beside a training with the defaults; grid: every combination."
+    )
+    values: Annotated[dict[str, Values], Field(min_length=1)] = setting(
+        ..., "Setting, such as target.sigma_px, and the values it takes."
+    )
 
     @field_validator("values", mode="before")
     @classmethod
@@ -70,13 +86,12 @@ class Sweep(Settings):
 class SweepFile(Settings):
     """All sweeps of an experiment; what `cellseg experiment` reads from YAML."""
 
-    name: str = setting(...,
-        "Of the experiment; results go into a folder of that name.", pattern=r"^[\w.-]+$")
-    defaults: dict[str, Any] | str = setting(...,
-        "Training configuration, or its file, or the name of one that comes along.")
+    name: str = setting(..., "Of the experiment; results go into a folder of that name.", pattern=r"^[\w.-]+$")
+    defaults: dict[str, Any] | str = setting(
+        ..., "Training configuration, or its file, or the name of one that comes along."
+    )
     sweeps: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], Sweep] = setting({}, "By name.")
-    folds: int = setting(5,
-        "Parts of the pictures for cross-validation; a draft leaves out the first.", ge=2)
+    folds: int = setting(5, "Parts of the pictures for cross-validation; a draft leaves out the first.", ge=2)
     draft: dict[str, Any] = setting({"training.epochs": 2}, "Settings that differ in a draft.")
 
 # %% ../../nbs/train/08_sweeps.ipynb #b896175a
@@ -102,8 +117,7 @@ def read_sweeps(
     fields = {str(key): value for key, value in fields.items()}
     if isinstance(fields.get("sweeps"), dict):
         fields["sweeps"] = {
-            str(name): _read_sweep(some, f"{path}: sweep {name}")
-            for name, some in fields["sweeps"].items()
+            str(name): _read_sweep(some, f"{path}: sweep {name}") for name, some in fields["sweeps"].items()
         }
     try:
         return SweepFile(**fields)
@@ -230,9 +244,7 @@ def _check_networks(trainings: Sequence[Training], place: str) -> None:
         built.append(network)
 
 # %% ../../nbs/train/08_sweeps.ipynb #bb4ea734
-def run_one_fold(
-    config: StartSettings, folds: int, fold: int, out: Path
-) -> tuple[pd.DataFrame, dict[str, float]]:
+def run_one_fold(config: StartSettings, folds: int, fold: int, out: Path) -> tuple[pd.DataFrame, dict[str, float]]:
     """Train without one part of the pictures, and score that part."""
     rows, recipe = train_fold(config, folds, fold, out), recipe_of(config)
     scores = {name: round(one, recipe.digits) for name, one in recipe.fold_scores(rows).items()}
@@ -372,9 +384,7 @@ def write_plots(
     return written
 
 # %% ../../nbs/train/08_sweeps.ipynb #788598e8
-def write_picture(
-    config: StartSettings, folds: int, fold_folder: Path, rows: pd.DataFrame, path: Path
-) -> None:
+def write_picture(config: StartSettings, folds: int, fold_folder: Path, rows: pd.DataFrame, path: Path) -> None:
     """Draw truth, prediction and difference for pictures that fold 1 left out; once."""
     if path.is_file():
         return
@@ -415,7 +425,8 @@ def run_sweep(
     mode: str = "draft",  # "draft": one split; "crossval": all folds; "release": also all pictures
     out: str | Path = "results",  # folder of all results
     place: str | Path = "experiment",  # file, for messages
-    failed: Mapping[tuple[str, int], str] | None = None,  # (label, fold) → why it failed elsewhere; it is not tried again
+    failed: Mapping[tuple[str, int], str]
+    | None = None,  # (label, fold) → why it failed elsewhere; it is not tried again
 ) -> Path:  # folder of this experiment
     """Run all trainings of a sweep, score and draw them; what is finished is not done again.
 

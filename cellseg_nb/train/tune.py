@@ -16,31 +16,42 @@ import numpy as np
 import pandas as pd
 
 from cellseg_nb.core import (
-    PixelSize, moved,
+    PixelSize,
+    moved,
 )
 from cellseg_nb.data.catalog import (
     Sample,
 )
 from cellseg_nb.measure.matching import (
-    Matching, match, pool,
+    Matching,
+    match,
+    pool,
 )
 from cellseg_nb.models.bundle import (
-    Bundle, StackPostprocessing, StackSpecification, needs_maps, save_bundle,
+    Bundle,
+    StackPostprocessing,
+    StackSpecification,
+    needs_maps,
+    save_bundle,
 )
 from cellseg_nb.segment.predict import (
     network_axes,
 )
 from cellseg_nb.train.crops import (
-    StackSample, chosen_samples, deal_keys,
+    StackSample,
+    chosen_samples,
+    deal_keys,
 )
 from cellseg_nb.train.finish import (
-    cut_maps, predict_sample,
+    cut_maps,
+    predict_sample,
 )
 from cellseg_nb.train.recipe import (
     deal,
 )
 from cellseg_nb.train.settings import (
-    DataSettings, StackDataSettings,
+    DataSettings,
+    StackDataSettings,
 )
 
 # %% ../../nbs/train/05_tune.ipynb #0930175e
@@ -83,9 +94,7 @@ def data_to_tune(
     """
     wanted = _data_class(bundle)
     if channel is not None and wanted is DataSettings:
-        raise ValueError(
-            f"the model {bundle.specification.name} is for pictures; channel is for stacks"
-        )
+        raise ValueError(f"the model {bundle.specification.name} is for pictures; channel is for stacks")
     own = {} if wanted is DataSettings else {"channel": channel}
     own["label_parts"] = label_parts
     return wanted.checked(dataset=dataset, split=split, kind=kind, **own)
@@ -113,14 +122,12 @@ def labelled_samples(
     learned = bundle.specification.training.get("config", {}).get("data")
     if data is None and learned is None:
         raise ValueError(
-            f"the model {name} does not say what it was trained on; name the pictures to choose "
-            "settings with"
+            f"the model {name} does not say what it was trained on; name the pictures to choose settings with"
         )
     data = wanted(**learned) if data is None else data
     if type(data) is not wanted:
         raise ValueError(
-            f"the model {name} needs {wanted.__name__}, not {type(data).__name__}: models for stacks "
-            "learn from stacks"
+            f"the model {name} needs {wanted.__name__}, not {type(data).__name__}: models for stacks learn from stacks"
         )
     if data.split == "test":
         raise ValueError("settings are never chosen on a test split; take another one")
@@ -198,9 +205,7 @@ class Tuned(NamedTuple):
     """Chosen settings, and what they are worth."""
 
     settings: dict[str, Any]  # for `Specification.postprocessing`
-    scores: (
-        pd.DataFrame
-    )  # rows "before", "after", "cross-checked"; pictures, objects, found, scores
+    scores: pd.DataFrame  # rows "before", "after", "cross-checked"; pictures, objects, found, scores
 
 
 def _row(matchings: list[Matching]) -> dict[str, float]:
@@ -282,9 +287,7 @@ def tune(
         "after": matchings(chosen, everything),
         "cross-checked": checked,
     }
-    scores = pd.DataFrame(
-        [_row(row) for row in rows.values()], index=pd.Index(rows, name="settings")
-    )
+    scores = pd.DataFrame([_row(row) for row in rows.values()], index=pd.Index(rows, name="settings"))
     return Tuned(chosen, scores)
 
 # %% ../../nbs/train/05_tune.ipynb #465d5aad

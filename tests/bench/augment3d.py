@@ -9,13 +9,14 @@ import time
 
 import numpy as np
 import torch
+from monai.transforms import Rand3DElasticd, RandAffined
+
 from cellseg_nb.data.transforms3d import (
     Augmentation3D,
     MonaiTransform,
     apply_monai,
     random_volume_warp,
 )
-from monai.transforms import Rand3DElasticd, RandAffined
 
 RUNS, SIZE, VOXEL_UM = 5, (24, 200, 200), (0.5, 0.2, 0.2)
 UNEVEN = MonaiTransform(name="RandBiasField", settings={"prob": 1.0, "coeff_range": (0.2, 0.3)})
@@ -35,9 +36,7 @@ def main() -> None:
     elastic = Rand3DElasticd(list(volumes), (10, 12), (50, 100), **common, **moves)
     settings = Augmentation3D(elastic_3d=True)
     contenders = {
-        "ours": lambda: random_volume_warp(
-            image, labels, weights, SIZE, settings, np.random.default_rng(1), VOXEL_UM
-        ),
+        "ours": lambda: random_volume_warp(image, labels, weights, SIZE, settings, np.random.default_rng(1), VOXEL_UM),
         "MONAI, affine": lambda: affine(volumes),
         "MONAI, elastic 3D": lambda: elastic(volumes),
     }

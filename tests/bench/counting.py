@@ -34,8 +34,7 @@ def picture(size: int) -> np.ndarray:
     kinds = [simulate_nuclei((edge, edge), n, seed=n)[0] for n in (20, 60, 120, 200)]
     rng = np.random.default_rng(0)
     rows = [
-        [np.rot90(kinds[rng.integers(4)], rng.integers(4)) for _ in range(size // edge)]
-        for _ in range(size // edge)
+        [np.rot90(kinds[rng.integers(4)], rng.integers(4)) for _ in range(size // edge)] for _ in range(size // edge)
     ]
     return np.block(rows)
 
@@ -48,9 +47,7 @@ def near_sighted(width: int) -> Bundle:
         torch.nn.ReLU(),
         torch.nn.Conv2d(4, 1, width, padding=width // 2),
     )
-    about = CountSpecification(
-        name=f"near-sighted {width - 1} px", target={"activation": "softplus"}
-    )
+    about = CountSpecification(name=f"near-sighted {width - 1} px", target={"activation": "softplus"})
     return Bundle(torch.nn.Sequential(*layers).eval(), about, Path())
 
 
@@ -62,10 +59,7 @@ def compare(bundle: Bundle, image: np.ndarray) -> float:
         counts.append(predict_density(image, bundle, tile).sum(dtype=float))
         seconds.append(time.perf_counter() - started)
     difference = abs(counts[0] / counts[1] - 1)
-    text = "  ".join(
-        f"{tile} px: {count:10.2f} ({spent:.0f} s)"
-        for tile, count, spent in zip(TILES, counts, seconds)
-    )
+    text = "  ".join(f"{tile} px: {count:10.2f} ({spent:.0f} s)" for tile, count, spent in zip(TILES, counts, seconds))
     print(f"{bundle.specification.name:20}  {text}  difference {difference:.2e}", flush=True)
     return difference
 

@@ -33,7 +33,18 @@ LEAST = {"openvino": 1.4, "openvino-int8": 2.0}  # times as fast as PyTorch, ask
 
 def segment(picture: Path, out: Path, model: str, engine: str) -> dict:
     """Run the command; its seconds, processor seconds, seconds in the network, and peak of memory."""
-    command = [*COMMAND, "segment", str(picture), "--out", str(out), "--model", model, "--engine", engine, "--overwrite"]
+    command = [
+        *COMMAND,
+        "segment",
+        str(picture),
+        "--out",
+        str(out),
+        "--model",
+        model,
+        "--engine",
+        engine,
+        "--overwrite",
+    ]
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
@@ -56,7 +67,9 @@ def quantised(folder: Path) -> str:
     given = ["--dataset", "dsb2018", "--split", "train", "--kind", "fluorescence"]
     data = given if data_folder() else ["--dataset", "simulated-nuclei", "--split", "train"]
     out = folder / "nuclei-int8"
-    made = subprocess.run([*COMMAND, "model", "quantize", "nuclei", *data, "--out", str(out)], capture_output=True, text=True)
+    made = subprocess.run(
+        [*COMMAND, "model", "quantize", "nuclei", *data, "--out", str(out)], capture_output=True, text=True
+    )
     if made.returncode:
         raise RuntimeError(made.stderr.strip())
     print(f"quantised, on {'dsb2018 train' if data_folder() else 'simulated pictures'}:\n{made.stdout.strip()}\n")
@@ -78,16 +91,19 @@ def speed(picture: Path, folder: Path, models: dict[str, str], turns: int, edge:
     labels = {engine: read_labels(folder / engine / "large_labels.tif") for engine in models}
     torch = middle["torch"]
     print(f"cellseg segment, {edge} x {edge} px, {thread_count()} threads, median of {turns}, in alternation")
-    print(f"{'engine':<15}{'s':>8}{'ratio':>7}{'proc. s':>9}{'ratio':>7}{'network s':>11}{'ratio':>7}{'MiB':>7}  objects")
+    print(
+        f"{'engine':<15}{'s':>8}{'ratio':>7}{'proc. s':>9}{'ratio':>7}{'network s':>11}{'ratio':>7}{'MiB':>7}  objects"
+    )
     for engine, one in middle.items():
         ratios = {key: torch[key] / one[key] for key in ("seconds", "processor", "network")}
         same = np.array_equal(labels[engine], labels["torch"])
         asked = LEAST.get(engine)
         verdict = "" if asked is None else f"; asked for {asked}: {'yes' if ratios['seconds'] >= asked else 'NO'}"
+        other = (labels[engine] != labels["torch"]).mean()
         print(
             f"{engine:<15}{one['seconds']:>8.1f}{ratios['seconds']:>7.2f}{one['processor']:>9.1f}{ratios['processor']:>7.2f}"
             f"{one['network']:>11.1f}{ratios['network']:>7.2f}{one['mib']:>7.0f}  {labels[engine].max()}, "
-            f"{'the same pixels' if same else f'{(labels[engine] != labels['torch']).mean():.4%} of the pixels differ'}{verdict}"
+            f"{'the same pixels' if same else f'{other:.4%} of the pixels differ'}{verdict}"
         )
         print(f"{'':<15}{json.dumps(runs[engine][0]['facts'])}")
 

@@ -62,9 +62,7 @@ def elf(walls: np.ndarray) -> np.ndarray:
     from elf.segmentation import features, multicut, watershed
     from elf.segmentation.features import project_node_labels_to_pixels
 
-    pieces, _ = watershed.distance_transform_watershed(
-        walls, THRESHOLD, SIGMA_SEEDS, SIGMA_WEIGHTS, MIN_SIZE
-    )
+    pieces, _ = watershed.distance_transform_watershed(walls, THRESHOLD, SIGMA_SEEDS, SIGMA_WEIGHTS, MIN_SIZE)
     graph = features.compute_rag(pieces, n_threads=1)
     means = features.compute_boundary_mean_and_length(graph, pieces, walls, n_threads=1)[:, 0]
     nodes = multicut.multicut_kernighan_lin(graph, multicut.compute_edge_costs(means))
@@ -133,15 +131,10 @@ def main():
         np.save(volume, boundary_volume(SHAPE, N_CELLS))
         for name in ["ours", "elf"] * 5 + ["scikit-image"]:
             runs[name].append(in_own_process(name, volume))
-    results = {
-        name: {key: min(one[key] for one in found) for key in found[0]}
-        for name, found in runs.items()
-    }
+    results = {name: {key: min(one[key] for one in found) for key in found[0]} for name, found in runs.items()}
     best = results["ours"]
     for name, result in results.items():
-        ratios = ", ".join(
-            f"{result[key] / best[key]:.2f} x {key}" for key in ("wall", "processor", "mb")
-        )
+        ratios = ", ".join(f"{result[key] / best[key]:.2f} x {key}" for key in ("wall", "processor", "mb"))
         print(
             f"  {name:<13}{result['wall']:7.1f} s wall {result['processor']:7.1f} s processor "
             f"{result['mb']:7.0f} MiB beyond the volume  {result['cells']} cells   "

@@ -71,8 +71,11 @@ def main() -> None:
         at, ids = usual(mask)
         seconds["usual"] = time.process_time() - started
         right["usual"] = share_right(at, ids, sample)
-        print(f"{name}: ours {seconds['ours']:.2f} s, {right['ours']:.2%} of the marks right; usual way {seconds['usual']:.1f} s, "
-              f"{right['usual']:.2%} right; {seconds['usual'] / seconds['ours']:.0f} times as long", flush=True)
+        print(
+            f"{name}: ours {seconds['ours']:.2f} s, {right['ours']:.2%} of the marks right; usual way {seconds['usual']:.1f} s, "
+            f"{right['usual']:.2%} right; {seconds['usual'] / seconds['ours']:.0f} times as long",
+            flush=True,
+        )
         assert seconds["usual"] > 10 * seconds["ours"] and right["ours"] == 1
 
 

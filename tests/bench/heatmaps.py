@@ -46,10 +46,14 @@ def main() -> None:
     heat, wall, processor = measure(ours, points, 15)
     inner = (slice(int(4 * SIGMA_PX) + 1, -int(4 * SIGMA_PX) - 1),) * 2
     difference = float(np.abs(heat - theirs)[inner].max())
-    print(f"  filter over dots  {their_wall:8.4f} s wall  {their_processor:8.4f} s processor   sum {theirs.sum(dtype=float):.2f}")
+    print(
+        f"  filter over dots  {their_wall:8.4f} s wall  {their_processor:8.4f} s processor   sum {theirs.sum(dtype=float):.2f}"
+    )
     print(f"  density_map       {wall:8.4f} s wall  {processor:8.4f} s processor   sum {heat.sum(dtype=float):.2f}")
     print(f"  {their_wall / wall:.0f} x faster by wall time, {their_processor / processor:.0f} x by processor time")
-    print(f"  largest difference away from the border {difference:.1e}; a lone cell reaches {1 / (2 * np.pi * SIGMA_PX**2):.1e}")
+    print(
+        f"  largest difference away from the border {difference:.1e}; a lone cell reaches {1 / (2 * np.pi * SIGMA_PX**2):.1e}"
+    )
 
 
 if __name__ == "__main__":

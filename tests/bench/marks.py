@@ -69,7 +69,9 @@ def wrong_numbers(dataset: Path) -> tuple[int, int]:
 
     truth, numbers = (read_labels(dataset / place / "slide1" / "slide1_labels.tif") for place in ("truth", "am_coords"))
     both = (numbers > 0) & (truth > 0)
-    pairs = pd.DataFrame({"found": numbers[both], "true": truth[both]}).value_counts().reset_index().drop_duplicates("true")
+    pairs = (
+        pd.DataFrame({"found": numbers[both], "true": truth[both]}).value_counts().reset_index().drop_duplicates("true")
+    )
     return int((pairs.found != pairs.true).sum()), len(pairs)
 
 
@@ -93,8 +95,10 @@ def main() -> None:
         for step, one in spent.items():
             print(f"  {step:10} {one:7.1f} s  {one / seconds:4.0%}")
         rest = seconds - sum(spent.values())
-        print(f"  {'start, end':10} {rest:7.1f} s  {rest / seconds:4.0%}\n  {'all':10} {seconds:7.1f} s, {chosen.workers} processes; "
-              f"peak memory {peak:.0f} MB of all processes (limit {LIMIT_MB})")
+        print(
+            f"  {'start, end':10} {rest:7.1f} s  {rest / seconds:4.0%}\n  {'all':10} {seconds:7.1f} s, {chosen.workers} processes; "
+            f"peak memory {peak:.0f} MB of all processes (limit {LIMIT_MB})"
+        )
         print("  {} of {} marks have a wrong number".format(*wrong_numbers(dataset)))
         seconds, _ = run_watched(["marks", "run", str(dataset), *how.split()])
         print(f"  again: {seconds:.1f} s")

@@ -6,6 +6,7 @@ suffers less when the machine is busy with something else. Memory is the peak be
 included in the latter (Linux: the resettable VmHWM). Free memory is handed back first, otherwise a contender that
 reuses it would seem to need none.
 """
+
 import ctypes
 import json
 import re

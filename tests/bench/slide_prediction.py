@@ -82,9 +82,16 @@ def main() -> None:
             out = Path(folder) / f"tiles_{tile_px}"
             count = run_apart(path, out, tile_px=tile_px, overlap_px=overlap_px)["count"]
             first = mask(out) if first is None else first
-            print(f"  tiles of {tile_px} px that share {overlap_px}: {(first != mask(out)).mean():.4%} of the pixels differ from the first; {count} objects")
+            print(
+                f"  tiles of {tile_px} px that share {overlap_px}: {(first != mask(out)).mean():.4%} of the pixels differ from the first; {count} objects"
+            )
         with open_slide(path, reduce=2) as slide:
-            write_pyramid(half, (slide.read(y, min(y + 256, slide.shape[0])) for y in range(0, slide.shape[0], 256)), 1.0, (*slide.shape, 3))
+            write_pyramid(
+                half,
+                (slide.read(y, min(y + 256, slide.shape[0])) for y in range(0, slide.shape[0], 256)),
+                1.0,
+                (*slide.shape, 3),
+            )
         counts = [run_apart(one, Path(folder) / one.stem)["count"] for one in (path, half)]
         there = len(set(truth.objects().tolist()))
         print(f"  stored at 20x and at 10x: {counts[0]} and {counts[1]} objects; {there} are there")

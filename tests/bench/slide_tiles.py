@@ -9,6 +9,7 @@ OpenCV (INTER_AREA, the mask INTER_NEAREST), reshaped to tiles, and tiles whose 
 does the same with `create_tiles`, on one thread. Each run has a process of its own, after one on a small slide to warm up, and ends
 with files on the disk. The ratio is that of the medians of processor times; memory is the peak beyond what the process held before (Linux: the resettable VmHWM).
 """
+
 import ctypes
 import json
 import re
@@ -146,7 +147,8 @@ def main():
                         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
                         results.append(json.loads(output.splitlines()[-1]))
                 (mine, my_mb), (theirs, their_mb) = (
-                    [statistics.median(one[key] for one in results) for key in ("seconds", "mb")] for results in found.values()
+                    [statistics.median(one[key] for one in results) for key in ("seconds", "mb")]
+                    for results in found.values()
                 )
                 n_tiles = [results[0]["tiles"] for results in found.values()]
                 print(

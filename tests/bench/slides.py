@@ -9,6 +9,7 @@ Run lengths: 585 discs on a slide of 31,299 x 44,066 pixels, about as many runs 
 into zeros that are there, and into new memory, beside a Python loop over the runs; both begin with the text. New memory is 1.4 GB, and what the
 system takes to give it is paid by both: once, in a new process, and again, in one that had and gave back as much.
 """
+
 import json
 import re
 import subprocess
@@ -85,7 +86,9 @@ def compare_readers(path: Path, tile_px: int) -> None:
     for name in READERS:
         speed, peak = SIZE**2 / 1e6 / np.median(seconds[name]), max(one["mb"] for one in found[name])
         ratio = np.median(seconds[name] / seconds["ours"])
-        print(f"  tiles of {tile_px}: {name:15} {speed:6.1f} Mpx/s, peak {peak:4.0f} MiB; ours is {ratio:.2f} x as fast")
+        print(
+            f"  tiles of {tile_px}: {name:15} {speed:6.1f} Mpx/s, peak {peak:4.0f} MiB; ours is {ratio:.2f} x as fast"
+        )
 
 
 def discs() -> str:
@@ -154,7 +157,9 @@ def compare_runs() -> None:
     say_runs("into zeros that are there", text, spent)
     spent = {name: [run(name, "decode", 3)["seconds"] for _ in range(TURNS)] for name in DECODERS}
     say_runs("into new memory, once", text, {name: [one[0] for one in times] for name, times in spent.items()})
-    say_runs("into new memory, again", text, {name: sum((one[1:] for one in times), []) for name, times in spent.items()})
+    say_runs(
+        "into new memory, again", text, {name: sum((one[1:] for one in times), []) for name, times in spent.items()}
+    )
     runs = parse_rle(text, SHAPE)
     started = time.process_time()
     for top in range(0, 20_480, 512):
@@ -164,7 +169,9 @@ def compare_runs() -> None:
 
 def say_runs(kind: str, text: str, spent: dict) -> None:
     mine, loop = (np.median(spent[name]) for name in DECODERS)
-    print(f"  {len(text.split()) // 2:,} runs {kind}: ours {mine:.3f} s, python loop {loop:.3f} s, {loop / mine:.1f} x as fast")
+    print(
+        f"  {len(text.split()) // 2:,} runs {kind}: ours {mine:.3f} s, python loop {loop:.3f} s, {loop / mine:.1f} x as fast"
+    )
 
 
 def run(*arguments) -> dict:

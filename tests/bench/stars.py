@@ -9,9 +9,10 @@ import time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+from stardist.geometry import star_dist
+
 from cellseg_nb.data.simulate import simulate_nuclei
 from cellseg_nb.data.targets import star_distances
-from stardist.geometry import star_dist
 
 RUNS = 7
 
@@ -31,7 +32,9 @@ def main():
                 method()
                 seconds[name] = min(seconds[name], time.process_time() - started)
         difference = np.abs(found["ours"] - found["StarDist"]).max()
-        print(f"{edge} x {edge} px, {n_nuclei} nuclei, {n_rays} rays, grid {grid}: largest difference {difference:.1e} px")
+        print(
+            f"{edge} x {edge} px, {n_nuclei} nuclei, {n_rays} rays, grid {grid}: largest difference {difference:.1e} px"
+        )
         for name, spent in seconds.items():
             print(f"  {name:<9} {spent * 1e3:8.1f} ms processor time  {spent / seconds['ours']:5.1f} times ours")
 

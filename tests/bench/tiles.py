@@ -11,6 +11,7 @@ wait for the others would be counted as working.)
 Memory is the peak beyond what the process held before `predict` (network, picture; Linux: the resettable VmHWM), for
 pictures of 2048 x 2048 and 8192 x 8192, each in a process of its own.
 """
+
 import ctypes
 import json
 import re

@@ -20,11 +20,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
 from cellseg_nb.data.simulate import simulate_nuclei
 from cellseg_nb.data.targets import border_weights
 from cellseg_nb.data.transforms import Augmentation, augment, normalise_percentile
-from scipy import ndimage
-from scipy.spatial import cKDTree
 
 W0, SIGMA_PX, PIXEL_SIZE = 10.0, 5.0, {2: (1.0, 1.0), 3: (2.0, 1.0, 1.0)}
 
@@ -32,9 +33,7 @@ W0, SIGMA_PX, PIXEL_SIZE = 10.0, 5.0, {2: (1.0, 1.0), 3: (2.0, 1.0, 1.0)}
 def nuclei(shape: tuple[int, ...]) -> np.ndarray:
     """Simulated nuclei in 2D, 125 in 512 x 512; balls cut by their neighbours in 3D, 600 in 24 x 200 x 200."""
     if len(shape) == 2:
-        return simulate_nuclei(
-            shape, n_nuclei=int(np.prod(shape) / 512**2 * 125), overlap=0.5, seed=0
-        )[1]
+        return simulate_nuclei(shape, n_nuclei=int(np.prod(shape) / 512**2 * 125), overlap=0.5, seed=0)[1]
     random = np.random.default_rng(0)
     places = random.choice(np.prod(shape), int(np.prod(shape) * 600 / 960_000), replace=False)
     voxels = np.indices(shape).reshape(3, -1).T * PIXEL_SIZE[3]
@@ -49,14 +48,9 @@ def ours(labels: np.ndarray) -> np.ndarray:
 def peer(labels: np.ndarray) -> np.ndarray:
     """One full distance transform per object; then the two smallest distances of every pixel."""
     ids = np.unique(labels[labels > 0])
-    transforms = (
-        ndimage.distance_transform_edt(labels != number, sampling=PIXEL_SIZE[labels.ndim])
-        for number in ids
-    )
+    transforms = (ndimage.distance_transform_edt(labels != number, sampling=PIXEL_SIZE[labels.ndim]) for number in ids)
     if labels.ndim == 2:
-        first, second = np.sort(np.stack([one.astype(np.float32) for one in transforms]), axis=0)[
-            :2
-        ]
+        first, second = np.sort(np.stack([one.astype(np.float32) for one in transforms]), axis=0)[:2]
     else:
         first, second = np.full((2, *labels.shape), np.inf)
         for distance in transforms:
@@ -112,21 +106,15 @@ def compare(shape: tuple[int, ...], runs: dict[str, int]) -> None:
     best, map_mb = results["ours"], np.prod(shape) * 4 / 2**20
     print(f"border weights, {' x '.join(map(str, shape))} pixels, {best['objects']} objects")
     for name, result in results.items():
-        ratios = ", ".join(
-            f"{result[key] / best[key]:.1f} x {key}" for key in ("wall", "processor", "mb")
-        )
+        ratios = ", ".join(f"{result[key] / best[key]:.1f} x {key}" for key in ("wall", "processor", "mb"))
         print(
             f"  {name:<5}{result['wall']:9.4f} s wall {result['processor']:9.4f} s processor {result['mb']:8.1f} MiB ="
             f" {result['mb'] / map_mb:.1f} float maps   ({runs[name]} runs; against ours: {ratios})"
         )
-    print(
-        f"  largest difference of the weights: {abs(weights['ours'] - weights['peer']).max():.1e}"
-    )
+    print(f"  largest difference of the weights: {abs(weights['ours'] - weights['peer']).max():.1e}")
 
 
-def step_by_step(
-    image: np.ndarray, labels: np.ndarray, size: int, rng: np.random.Generator
-) -> tuple:
+def step_by_step(image: np.ndarray, labels: np.ndarray, size: int, rng: np.random.Generator) -> tuple:
     """The usual chain: cut, enlarge, turn, shear, bend, each an interpolation of its own."""
     edge = round(size / np.exp(rng.uniform(*np.log((0.7, 1.4)))))
     y, x = rng.integers(image.shape[0] - edge), rng.integers(image.shape[1] - edge)
@@ -178,10 +166,6 @@ def main():
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        print(
-            json.dumps(
-                measure(sys.argv[1], tuple(json.loads(sys.argv[2])), int(sys.argv[3]), sys.argv[4])
-            )
-        )
+        print(json.dumps(measure(sys.argv[1], tuple(json.loads(sys.argv[2])), int(sys.argv[3]), sys.argv[4])))
     else:
         main()

@@ -9,6 +9,7 @@ Memory is the peak beyond what the process held before (network, stack; Linux: t
 layer, so that what is measured is the window machinery and not the network, for a stack of 25 x 1024 x 1024; each in a
 process of its own.
 """
+
 import ctypes
 import json
 import re
@@ -57,9 +58,7 @@ def seconds(run, *arguments) -> float:
 def compare(image, networks, overlap: float, blending: str) -> None:
     """Print times for one setting."""
     how = (WINDOW, overlap, blending)
-    spent = np.array(
-        [[seconds(run, image, network, *how) for run, network in networks.items()] for _ in range(TURNS)]
-    )
+    spent = np.array([[seconds(run, image, network, *how) for run, network in networks.items()] for _ in range(TURNS)])
     maps = [run(image, network, *how) for run, network in networks.items()]
     ratio, n_windows = np.median(spent[:, 0] / spent[:, 1]), len(plan_windows(SHAPE, *how[:2]))
     mine, theirs = np.median(spent, axis=0)
@@ -100,7 +99,9 @@ def main():
     networks = {ours: own, monai: network}
     for run, one in networks.items():
         run(np.ascontiguousarray(image[:, :, :170, :170]), one, WINDOW, 0, "constant")
-    print(f"{' x '.join(map(str, SHAPE))} voxels in windows of {' x '.join(map(str, WINDOW))}, processor time, median of {TURNS}")
+    print(
+        f"{' x '.join(map(str, SHAPE))} voxels in windows of {' x '.join(map(str, WINDOW))}, processor time, median of {TURNS}"
+    )
     for overlap, blending in ((0.25, "gaussian"), (0.25, "constant")):
         compare(image, networks, overlap, blending)
     print(f"memory beyond network and stack, {' x '.join(map(str, LARGE))} voxels, overlap 0.25, network of one layer")

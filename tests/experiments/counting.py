@@ -72,7 +72,13 @@ RECIPES: dict[str, dict] = {  # what differs, for all sets ("*") and for each
     "resnet34": {"*": {"network": {"encoder": "resnet34", "decoder_channels": [128, 64, 32, 16]}}},
     "long": {"*": {"training": {"epochs": 8}}},
 }
-SPARSE = [("all", 1.0, False), ("half", 0.5, True), ("half", 0.5, False), ("quarter", 0.25, True), ("quarter", 0.25, False)]
+SPARSE = [
+    ("all", 1.0, False),
+    ("half", 0.5, True),
+    ("half", 0.5, False),
+    ("quarter", 0.25, True),
+    ("quarter", 0.25, False),
+]
 CELL_RADIUS_PX = 8  # of the cells of vgg_synthetic: what lies farther from every point may be another cell
 
 
@@ -242,9 +248,7 @@ def sparse_scores(pool: ProcessPoolExecutor, models: dict, quick: bool) -> pd.Da
     return pd.DataFrame(rows).round(2)
 
 
-def count_all_tests(
-    pool: ProcessPoolExecutor, dataset: str, recipe: str, runs: Path, quick: bool
-) -> pd.DataFrame:
+def count_all_tests(pool: ProcessPoolExecutor, dataset: str, recipe: str, runs: Path, quick: bool) -> pd.DataFrame:
     """Count the test pictures of a data set with the models of all folds."""
     models = [runs / dataset / recipe / f"fold_{fold}" / "model" for fold in range(1, FOLDS + 1)]
     coming = [pool.submit(count_test, dataset, model, quick) for model in models]
@@ -318,8 +322,13 @@ def bundle(chosen: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
         oof = pd.concat(results.values(), ignore_index=True)
         oof.to_csv(chosen.out / "count-cells_oof.csv", index=False)
         print(f"count-cells: out-of-fold MAE {mean_absolute(oof):.2f} over {len(oof)} pictures", flush=True)
-        print(oof.assign(kind=oof["image"].str.extract(r"^(phase|nuclei)_")[0].fillna("dsb2018")).assign(
-            error=lambda one: (one["predicted"] - one["truth"]).abs()).groupby("kind")["error"].mean().round(2))
+        print(
+            oof.assign(kind=oof["image"].str.extract(r"^(phase|nuclei)_")[0].fillna("dsb2018"))
+            .assign(error=lambda one: (one["predicted"] - one["truth"]).abs())
+            .groupby("kind")["error"]
+            .mean()
+            .round(2)
+        )
     if model is not None:
         if len(results) == FOLDS:
             from cellseg_nb.segment.count import calibrate, store_calibration
@@ -337,9 +346,13 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=8, help="trainings at a time")
     parser.add_argument("--seconds", type=float, default=1e9, help="start no training after so many seconds")
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
-    parser.add_argument("--recipes", nargs="+", metavar="RECIPE", choices=list(RECIPES), help="default: mse and mse-count")
+    parser.add_argument(
+        "--recipes", nargs="+", metavar="RECIPE", choices=list(RECIPES), help="default: mse and mse-count"
+    )
     parser.add_argument("--no-sparse", dest="sparse", action="store_false", help="leave out the sparse points")
-    parser.add_argument("--tables", type=Path, metavar="DIR", help="tables of an earlier call; its recipes compete, too")
+    parser.add_argument(
+        "--tables", type=Path, metavar="DIR", help="tables of an earlier call; its recipes compete, too"
+    )
     parser.add_argument("--bundle", action="store_true", help="train count-cells instead")
     parser.add_argument("--quick", action="store_true", help="a few pictures and steps, to see that all works")
     chosen = parser.parse_args()

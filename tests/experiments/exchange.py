@@ -6,7 +6,4 @@ The scores are AP over all objects of the fluorescence pictures (test split, for
 --test runs the command of BioImage.IO on every package.
 """
 
-
-
-
 BUNDLES = ("nuclei", "count-cells", "membranes3d", "glomeruli", "marks", "stars")

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+
 from cellseg_nb.data.catalog import locate, samples
 from cellseg_nb.models.bundle import load_bundle
 from cellseg_nb.train.finish import pooled_scores, score_samples, score_table

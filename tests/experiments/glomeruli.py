@@ -62,7 +62,9 @@ def main() -> None:
     table = tiles.pivot(index="group", columns="start", values="Dice")
     print(table.round(3).to_string())
     for start in STARTS:
-        print(f"a tile left out, encoder from {start}: Dice {mean_and_interval(table[start].to_numpy())} of {len(table)} tiles with glomeruli")
+        print(
+            f"a tile left out, encoder from {start}: Dice {mean_and_interval(table[start].to_numpy())} of {len(table)} tiles with glomeruli"
+        )
     gain = (table["photographs"] - table["random numbers"]).to_numpy()
     print(f"gain: {mean_and_interval(gain)}")
     print(rows[rows["left_out"] == "slide"][["group", "start", "pictures", "Dice"]].round(3).to_string(index=False))

@@ -36,7 +36,10 @@ CASES = {  # name: pictures, what differs from the usual
     "5 % shear": (20, dict(shear=0.05)),
     "200 x 200": (20, dict(rows=200, cols=200)),
     "plates 8 x 12": (50, dict(rows=8, cols=12, shape=(800, 1200), jitter=0.03, specks=5)),
-    "plates 8 x 12, half of the wells": (50, dict(rows=8, cols=12, shape=(800, 1200), jitter=0.03, specks=5, missing=0.5)),
+    "plates 8 x 12, half of the wells": (
+        50,
+        dict(rows=8, cols=12, shape=(800, 1200), jitter=0.03, specks=5, missing=0.5),
+    ),
     "85 % missing": (20, dict(missing=0.85)),
     "90 % missing": (20, dict(missing=0.9)),
     "90 % missing, no specks": (20, dict(missing=0.9, specks=0)),
@@ -45,7 +48,10 @@ CASES = {  # name: pictures, what differs from the usual
     "pitch 1 : 3": (20, dict(rows=20, aspect=3.0)),
     "jitter 20 %": (20, dict(jitter=0.2)),
     "jitter 30 %": (20, dict(jitter=0.3)),
-    "everything at once": (20, dict(jitter=0.2, shear=0.05, aspect=1.5, rows=40, turn=40, missing=0.6, specks=1000, blank_radius=8)),
+    "everything at once": (
+        20,
+        dict(jitter=0.2, shear=0.05, aspect=1.5, rows=40, turn=40, missing=0.6, specks=1000, blank_radius=8),
+    ),
     "100 marks outside": (20, dict(outside=100)),
     "border row gone": (20, dict(missing_rows=(1,))),
 }
@@ -57,15 +63,26 @@ def simulated(seed: int, turn: float = 10, gone: bool = False, **how):
     rng = np.random.default_rng(seed + 1000)
     how = {"rows": 60, "cols": 60, "angle_deg": rng.uniform(-turn, turn)} | how
     if gone:
-        how |= {"missing_rows": (int(rng.integers(2, how["rows"])),), "missing_cols": (int(rng.integers(2, how["cols"])),)}
+        how |= {
+            "missing_rows": (int(rng.integers(2, how["rows"])),),
+            "missing_cols": (int(rng.integers(2, how["cols"])),),
+        }
     return simulate_grid(seed=seed, **how), how
 
 
 def wrong_size(seed: int, rows: int, cols: int) -> tuple[int, int]:
     """One row or column too many or too few, both, or exchanged."""
     rng = np.random.default_rng(seed)
-    sizes = [(rows + 1, cols), (rows - 1, cols), (rows, cols + 1), (rows, cols - 1), (rows + 1, cols - 1),
-             (rows - 2, cols), (rows + 3, cols + 3), (rows // 2, cols * 2)] + [(cols, rows)] * (rows != cols)
+    sizes = [
+        (rows + 1, cols),
+        (rows - 1, cols),
+        (rows, cols + 1),
+        (rows, cols - 1),
+        (rows + 1, cols - 1),
+        (rows - 2, cols),
+        (rows + 3, cols + 3),
+        (rows // 2, cols * 2),
+    ] + [(cols, rows)] * (rows != cols)
     return sizes[rng.integers(len(sizes))]
 
 
@@ -90,9 +107,12 @@ def run_case(name, n, how) -> None:
         found.append(state)
         seconds, reason = seconds + spent, reason or why
         wrong.append(outcome(sample, *wrong_size(seed, sample.rows, sample.cols))[0])
-    print(f"{name:34}{found.count('right'):4} right {found.count('refused'):3} refused {found.count('lost'):3} lost "
-          f"{found.count('WRONG'):3} wrong of {n:3}   {seconds / n:.3f} s   wrong size: {wrong.count('refused'):3} refused "
-          f"{wrong.count('WRONG'):3} taken", flush=True)
+    print(
+        f"{name:34}{found.count('right'):4} right {found.count('refused'):3} refused {found.count('lost'):3} lost "
+        f"{found.count('WRONG'):3} wrong of {n:3}   {seconds / n:.3f} s   wrong size: {wrong.count('refused'):3} refused "
+        f"{wrong.count('WRONG'):3} taken",
+        flush=True,
+    )
     if reason:
         print(f"    first refusal: {reason[:180]}")
 
@@ -109,15 +129,18 @@ def run_gaussian(sigma, n) -> None:
             right.append((register_points(sample.points, 60, 60).ids == sample.ids)[mark].mean())
         except GridRefused:
             refused += 1
-    print(f"normal jitter {sigma:4}   marks right {np.mean(right):.5f}   limit {np.mean(possible):.5f}   refused {refused} of {n}")
+    print(
+        f"normal jitter {sigma:4}   marks right {np.mean(right):.5f}   limit {np.mean(possible):.5f}   refused {refused} of {n}"
+    )
 
 
 def plate_mask(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """A photograph, and what is brighter than its surroundings (Otsu's threshold) and no thin line."""
-    from cellseg_nb.data.io import read_image
     from scipy import ndimage
     from skimage.filters import threshold_otsu
     from skimage.morphology import disk
+
+    from cellseg_nb.data.io import read_image
 
     picture = read_image(path).pixels
     gray = ndimage.gaussian_filter(picture.astype(np.float32).mean(axis=-1), 1)

@@ -120,7 +120,9 @@ def digest(path: Path) -> str:
         return hashlib.sha256(text.encode()).hexdigest()
     if path.name in ("counts.json", "metrics.json"):
         known = json.loads(path.read_text())
-        rows = known.get("groups") or [{k: v for k, v in one.items() if k not in ("seconds", "file")} for one in known.values()]
+        rows = known.get("groups") or [
+            {k: v for k, v in one.items() if k not in ("seconds", "file")} for one in known.values()
+        ]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -265,7 +267,10 @@ def full_disk(place: Path) -> list[Tried]:
     rows = [Tried("full disk: while pictures are written"), Tried("full disk: when the tables come")]
     disk, images = place / "disk", pictures(place / "images", 8, (400, 400), 40)
     disk.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
+    if (
+        os.geteuid()
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode
+    ):
         for row in rows:
             row.remarks = ["skipped: a small disk can be mounted by root only"]
         return rows

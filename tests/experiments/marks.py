@@ -33,12 +33,20 @@ def never_seen(n: int = 6) -> dict:
     rows = {}
     for matrix in ("DHB", "DAN"):
         how = {"matrix": matrix, "missing": 0.1, "jitter": 0.1}
-        made = [simulate_marks((768, 768), 16, 16, seed=FIRST_SEED + number, angle_deg=number - 3, **how) for number in range(n)]
+        made = [
+            simulate_marks((768, 768), 16, 16, seed=FIRST_SEED + number, angle_deg=number - 3, **how)
+            for number in range(n)
+        ]
         rows[f"{matrix}, full scale, 27 px"] = [(one.image, one.mask) for one in made]
-        made = [simulate_marks((768, 768), 8, 8, seed=FIRST_SEED + 50 + number, angle_deg=number - 3, **how) for number in range(n)]
+        made = [
+            simulate_marks((768, 768), 8, 8, seed=FIRST_SEED + 50 + number, angle_deg=number - 3, **how)
+            for number in range(n)
+        ]
         rows[f"{matrix}, full scale, 52 px"] = [(one.image, one.mask) for one in made]
         rows[f"{matrix}, half scale, 26 px"] = [(one.image[::2, ::2], one.mask[::2, ::2]) for one in made]
-        rows[f"{matrix}, as in training"] = [random_marks(384, matrix, FIRST_SEED + 100 + number) for number in range(4 * n)]
+        rows[f"{matrix}, as in training"] = [
+            random_marks(384, matrix, FIRST_SEED + 100 + number) for number in range(4 * n)
+        ]
     return rows
 
 
@@ -56,7 +64,9 @@ def scores(bundle) -> pd.DataFrame:
 def real_pair(bundle) -> str:
     """Dice on the real pair, and that of its authors."""
     folder = Path(os.environ["CELLSEG_DATA"]) / "maldi"
-    image, label, authors = (read_pixels(folder / f"fig_dhb_{name}.png") for name in ("input", "label", "unet_prediction"))
+    image, label, authors = (
+        read_pixels(folder / f"fig_dhb_{name}.png") for name in ("input", "label", "unet_prediction")
+    )
     ours = pixel_counts(label > 0, find_marks(image, bundle)).f1
     theirs = pixel_counts(label > 0, authors > 0).f1
     return f"real pair at half scale: Dice {ours:.3f}; its authors' network {theirs:.3f}"
@@ -67,7 +77,10 @@ def call(line: str) -> tuple[int, str]:
     started = time.perf_counter()
     code = "from cellseg_nb.run.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code, *line.split()], capture_output=True, text=True)
-    print(f"$ cellseg {line}\n{done.stdout}{done.stderr}exit code {done.returncode}, {time.perf_counter() - started:.1f} s\n", flush=True)
+    print(
+        f"$ cellseg {line}\n{done.stdout}{done.stderr}exit code {done.returncode}, {time.perf_counter() - started:.1f} s\n",
+        flush=True,
+    )
     return done.returncode, done.stdout
 
 
@@ -75,7 +88,9 @@ def score_numbers(dataset: Path, group: str) -> str:
     """How many marks have their number."""
     truth, numbers = (read_labels(dataset / place / group / f"{group}_labels.tif") for place in ("truth", "am_coords"))
     both = (numbers > 0) & (truth > 0)
-    pairs = pd.DataFrame({"found": numbers[both], "true": truth[both]}).value_counts().reset_index().drop_duplicates("true")
+    pairs = (
+        pd.DataFrame({"found": numbers[both], "true": truth[both]}).value_counts().reset_index().drop_duplicates("true")
+    )
     there, right = len(np.unique(truth)) - 1, int((pairs.found == pairs.true).sum())
     return f"{group}: {there} marks are there, {len(pairs)} found, {right} with their number, {len(pairs) - right} with another"
 
@@ -113,14 +128,18 @@ def spread(n_samples: int = 3) -> pd.DataFrame:
                 else:
                     write_image(Path(folder) / "source/all" / f"{number}.png", image, "YX")
             config = read_config("marks-few", [f"data.dataset={folder}"])
-            table = spread_labels(config, Path(folder) / "source", Path(folder) / "out", 2, 128, 0.7, lambda text: print(text, flush=True))
+            table = spread_labels(
+                config, Path(folder) / "source", Path(folder) / "out", 2, 128, 0.7, lambda text: print(text, flush=True)
+            )
             tables.append(table.assign(sample=sample))
     return pd.concat(tables, ignore_index=True)
 
 
 def sample_area(sample: int, number: int) -> tuple[np.ndarray, np.ndarray]:
     """A part of one sample: its look stays, its places change."""
-    made = simulate_marks((1024, 1024), 18, 18, ("DHB", "DAN")[sample % 2], missing=0.1, jitter=0.15, seed=FIRST_SEED + 500 + sample)
+    made = simulate_marks(
+        (1024, 1024), 18, 18, ("DHB", "DAN")[sample % 2], missing=0.1, jitter=0.15, seed=FIRST_SEED + 500 + sample
+    )
     y, x = divmod(number, 4)
     window = slice(256 * y, 256 * y + 256), slice(256 * x, 256 * x + 256)
     return np.ascontiguousarray(made.image[window]), np.ascontiguousarray(made.mask[window])

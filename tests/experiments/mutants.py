@@ -112,7 +112,9 @@ def main() -> None:
         for notebook in sorted({one.notebook for one in chosen}):
             found = tests_of(root, notebook, options.seconds)
             if found != "passed":
-                sys.exit(f"error: tests of nbs/{notebook}.ipynb before anything is changed: {found} (--seconds {options.seconds:g})")
+                sys.exit(
+                    f"error: tests of nbs/{notebook}.ipynb before anything is changed: {found} (--seconds {options.seconds:g})"
+                )
         print("| notebook | change | tests |\n| --- | --- | --- |", flush=True)
         for one in chosen:
             found = tests_with(one, root, options.seconds)

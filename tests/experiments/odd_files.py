@@ -81,12 +81,25 @@ def numbers(folder: Path, rng: np.random.Generator) -> None:
     one_nan, one_inf = real.copy(), real.copy()
     one_nan[3, 4], one_inf[3, 4] = np.nan, np.inf
     made = {
-        "nan": one_nan, "all_nan": np.full_like(real, np.nan), "inf": one_inf, "below": real - 500,
-        "complex": real.astype(np.complex64), "bool": picture > 90, "int8": (picture.astype(int) - 128).astype(np.int8),
-        "half": real.astype(np.float16), "huge": real.astype(np.float64) * 1e306, "tiny": real.astype(np.float64) * 1e-310,
-        "uint64": picture.astype(np.uint64) << np.uint64(54), "offset": picture.astype(np.uint64) + np.uint64(2**60),
-        "constant": np.full_like(picture, 9), "pixel": picture[:1, :1], "line": picture[:1], "column": picture[:, :1],
-        "strip": np.zeros((2, 4000), np.uint8), "stack": np.zeros((5, 24, 24), np.uint8), "six": np.zeros((2, 2, 2, 2, 9, 9), np.uint8),
+        "nan": one_nan,
+        "all_nan": np.full_like(real, np.nan),
+        "inf": one_inf,
+        "below": real - 500,
+        "complex": real.astype(np.complex64),
+        "bool": picture > 90,
+        "int8": (picture.astype(int) - 128).astype(np.int8),
+        "half": real.astype(np.float16),
+        "huge": real.astype(np.float64) * 1e306,
+        "tiny": real.astype(np.float64) * 1e-310,
+        "uint64": picture.astype(np.uint64) << np.uint64(54),
+        "offset": picture.astype(np.uint64) + np.uint64(2**60),
+        "constant": np.full_like(picture, 9),
+        "pixel": picture[:1, :1],
+        "line": picture[:1],
+        "column": picture[:, :1],
+        "strip": np.zeros((2, 4000), np.uint8),
+        "stack": np.zeros((5, 24, 24), np.uint8),
+        "six": np.zeros((2, 2, 2, 2, 9, 9), np.uint8),
     }
     for name, pixels in made.items():
         tifffile.imwrite(folder / f"n_{name}.tif", pixels, photometric="minisblack")
@@ -95,13 +108,25 @@ def numbers(folder: Path, rng: np.random.Generator) -> None:
     Picture.fromarray(picture > 90).save(folder / "n_bits.png")
     Picture.fromarray(picture).convert("P").save(folder / "n_palette.png")
     Picture.fromarray(colours[..., :3]).convert("CMYK").save(folder / "n_cmyk.jpg")
-    Picture.fromarray(picture).save(folder / "n_moving.png", save_all=True, append_images=[Picture.fromarray(picture.T)])
+    Picture.fromarray(picture).save(
+        folder / "n_moving.png", save_all=True, append_images=[Picture.fromarray(picture.T)]
+    )
 
 
 def _tiff(width: int, height: int, content: bytes, onward: int = 0, rows: int | None = None) -> bytes:
     """A TIFF file of one strip that says what it likes of itself."""
     at = 8 + 2 + 12 * 9 + 4
-    entries = [(256, width), (257, height), (258, 8), (259, 1), (262, 1), (273, at), (277, 1), (278, rows or height), (279, len(content))]
+    entries = [
+        (256, width),
+        (257, height),
+        (258, 8),
+        (259, 1),
+        (262, 1),
+        (273, at),
+        (277, 1),
+        (278, rows or height),
+        (279, len(content)),
+    ]
     directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
     return struct.pack("<2sHIH", b"II", 42, 8, 9) + directory + struct.pack("<I", onward) + content
 
@@ -129,8 +154,11 @@ def declared(folder: Path, rng: np.random.Generator) -> None:
     picture = spots()
     raw = picture.tobytes()
     made = {
-        "circle": _tiff(96, 96, raw, onward=8), "wide": _tiff(60_000, 60_000, raw), "wider": _tiff(2**32 - 9, 2**32 - 9, raw),
-        "nothing": _tiff(0, 0, raw), "rows": _tiff(96, 96, raw, rows=1),
+        "circle": _tiff(96, 96, raw, onward=8),
+        "wide": _tiff(60_000, 60_000, raw),
+        "wider": _tiff(2**32 - 9, 2**32 - 9, raw),
+        "nothing": _tiff(0, 0, raw),
+        "rows": _tiff(96, 96, raw, rows=1),
     }
     for name, content in made.items():
         (folder / f"d_{name}.tif").write_bytes(content)
@@ -142,10 +170,15 @@ def declared(folder: Path, rng: np.random.Generator) -> None:
     entities = "".join(f'<!ENTITY e{n + 1} "{f"&e{n};" * 12}">' for n in range(8))
     grown = f'<!DOCTYPE x [<!ENTITY e0 "cell">{entities}]>'
     texts = {
-        "planes": _ome(SizeT=2_000_000_000), "edge": _ome(SizeX=70_000, SizeY=70_000), "below": _ome(SizeZ=-2), "word": _ome(SizeZ="many"),
-        "pixel": _ome(PhysicalSizeX="wide", PhysicalSizeY="0.5"), "nan": _ome(PhysicalSizeX="nan", PhysicalSizeY="0.5"),
+        "planes": _ome(SizeT=2_000_000_000),
+        "edge": _ome(SizeX=70_000, SizeY=70_000),
+        "below": _ome(SizeZ=-2),
+        "word": _ome(SizeZ="many"),
+        "pixel": _ome(PhysicalSizeX="wide", PhysicalSizeY="0.5"),
+        "nan": _ome(PhysicalSizeX="nan", PhysicalSizeY="0.5"),
         "elsewhere": _ome('<TiffData IFD="0"><UUID FileName="../../../etc/hostname">urn:uuid:1</UUID></TiffData>'),
-        "page": _ome('<TiffData IFD="77" PlaneCount="9"/>'), "grows": _ome().replace("?>", f"?>{grown}", 1).replace("Image:0", "&e8;"),
+        "page": _ome('<TiffData IFD="77" PlaneCount="9"/>'),
+        "grows": _ome().replace("?>", f"?>{grown}", 1).replace("Image:0", "&e8;"),
         "broken": _ome()[:-20],
     }
     for name, text in texts.items():
@@ -157,7 +190,12 @@ def declared(folder: Path, rng: np.random.Generator) -> None:
 
 def structure(folder: Path, rng: np.random.Generator) -> None:
     """Folders with the names of files, links to nowhere, pipes, and other contents than the name says."""
-    for name, text in {"s_plain": None, "s_empty": None, "s_half": "{", "s_none": '{"zarr_format":3,"node_type":"group","attributes":{}}'}.items():
+    for name, text in {
+        "s_plain": None,
+        "s_empty": None,
+        "s_half": "{",
+        "s_none": '{"zarr_format":3,"node_type":"group","attributes":{}}',
+    }.items():
         path = folder / f"{name}.{'tif' if name == 's_plain' else 'zarr'}"
         path.mkdir()
         if text is not None:
@@ -185,13 +223,30 @@ def structure(folder: Path, rng: np.random.Generator) -> None:
 def names(folder: Path, rng: np.random.Generator) -> None:
     """Good pictures with names that programs stumble over."""
     content = samples()["tif"]
-    odd = ["=1+1", "<b>bold<∕b>", "a\nline", "ü 細胞 🔬", "-out", ".", "n" * 235, "x,y;z", "'\"`$HOME", "NA", "007", "con"]
+    odd = [
+        "=1+1",
+        "<b>bold<∕b>",
+        "a\nline",
+        "ü 細胞 🔬",
+        "-out",
+        ".",
+        "n" * 235,
+        "x,y;z",
+        "'\"`$HOME",
+        "NA",
+        "007",
+        "con",
+    ]
     for name in odd:
         (folder / f"{name}.tif").write_bytes(content)
     (folder / os.fsdecode(b"Pr\xe4parat.tif")).write_bytes(content)
 
 
 KINDS = {
-    "cut off": cut_off, "bits flipped": flipped, "strange numbers": numbers, "untrue declarations": declared,
-    "no files": structure, "strange names": names,
+    "cut off": cut_off,
+    "bits flipped": flipped,
+    "strange numbers": numbers,
+    "untrue declarations": declared,
+    "no files": structure,
+    "strange names": names,
 }

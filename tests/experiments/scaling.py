@@ -53,14 +53,26 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work, cluster = Path(folder), None
         for seed in range(asked.pictures):
-            write_image(work / "in" / f"i{seed:04d}.tif", simulate_nuclei((asked.edge, asked.edge), 60, seed=seed)[0], "YX")
+            write_image(
+                work / "in" / f"i{seed:04d}.tif", simulate_nuclei((asked.edge, asked.edge), 60, seed=seed)[0], "YX"
+            )
         verb = ["segment", work / "in", "--model", asked.model, "--out"]
         group = -(-asked.pictures // 4)
         runs = {
             "segment": [],
             "submit local --workers 1": ["submit", "local", "--"],
             "submit local --workers 2": ["submit", "local", "--workers", 2, "--"],
-            f"submit slurm --workers 2 --items-per-job {group}": ["submit", "slurm", "--workers", 2, "--items-per-job", group, "--poll", 0.5, "--"],
+            f"submit slurm --workers 2 --items-per-job {group}": [
+                "submit",
+                "slurm",
+                "--workers",
+                2,
+                "--items-per-job",
+                group,
+                "--poll",
+                0.5,
+                "--",
+            ],
             "submit dask --workers 2": ["submit", "dask", "--workers", 2, "--"],
         }
         try:
@@ -75,11 +87,19 @@ def main() -> None:
                 spent, out = cpu_seconds(), work / f"out{number}"
                 seconds = seconds_of(*words, *verb, out)
                 alone = alone or seconds
-                same = all((out / one).read_bytes() == (work / "out0" / one).read_bytes() for one in ("counts.csv", "objects.csv"))
-                print(f"{name:45s} {seconds:6.1f} s  {alone / seconds:4.2f}x  CPU {cpu_seconds() - spent:6.1f} s  tables as alone: {same}", flush=True)
+                same = all(
+                    (out / one).read_bytes() == (work / "out0" / one).read_bytes()
+                    for one in ("counts.csv", "objects.csv")
+                )
+                print(
+                    f"{name:45s} {seconds:6.1f} s  {alone / seconds:4.2f}x  CPU {cpu_seconds() - spent:6.1f} s  tables as alone: {same}",
+                    flush=True,
+                )
             submission = read_submission(work / "out1")
             states = [submission.state(number) for number in range(asked.pictures)]
-            print(f"seconds for a picture: first {states[0]['seconds']}, others {sum(one['seconds'] for one in states[1:]) / (asked.pictures - 1):.2f}")
+            print(
+                f"seconds for a picture: first {states[0]['seconds']}, others {sum(one['seconds'] for one in states[1:]) / (asked.pictures - 1):.2f}"
+            )
             print("read: {} files, {:.1f} MB".format(*size_of(work / "in")))
             print("written: {} files, {:.1f} MB".format(*size_of(work / "out0")))
             print("submission: {} files, {:.2f} MB".format(*size_of(submission.folder)))

@@ -116,7 +116,13 @@ class Server:
     def __init__(self, folder: Path, queue: str = "sqlite", variables: dict | None = None, **options):
         self.folder, self.port = Path(folder), free_port()
         self.log = self.folder / "serve.log"
-        options = {"data": self.folder / "data", "queue": queue, "port": self.port, "lease_seconds": 3, "device": "cpu"} | options
+        options = {
+            "data": self.folder / "data",
+            "queue": queue,
+            "port": self.port,
+            "lease_seconds": 3,
+            "device": "cpu",
+        } | options
         self.command = [*CELLSEG, "serve"]
         for name, value in options.items():
             self.command += [f"--{name.replace('_', '-')}", str(value)]
@@ -240,15 +246,25 @@ class Load:
         for one in self.threads:
             one.join(PATIENCE)
         status = Counter(one.get("status", "lost") for one in self.done.values())
-        wrong = [one for one in self.done.values() if one["status"] == "FINISHED" and
-                 not one["found"]["count"] == one["expected"] == one["in_mask"]]
+        wrong = [
+            one
+            for one in self.done.values()
+            if one["status"] == "FINISHED" and not one["found"]["count"] == one["expected"] == one["in_mask"]
+        ]
         again = sum(one.get("attempts", 1) > 1 for one in self.done.values())
         p50, p95, p99 = np.percentile([*self.seconds.values()] or [np.nan], [50, 95, 99])
         return {
-            "tasks": self.n_tasks, "finished": status["FINISHED"], "failed": status["FAILED"],
-            "lost": self.n_tasks - status["FINISHED"] - status["FAILED"], "wrong": len(wrong), "begun again": again,
-            "seconds": round(time.monotonic() - started, 1), "p50 s": round(p50, 2), "p95 s": round(p95, 2),
-            "p99 s": round(p99, 2), "errors": self.errors[:3],
+            "tasks": self.n_tasks,
+            "finished": status["FINISHED"],
+            "failed": status["FAILED"],
+            "lost": self.n_tasks - status["FINISHED"] - status["FAILED"],
+            "wrong": len(wrong),
+            "begun again": again,
+            "seconds": round(time.monotonic() - started, 1),
+            "p50 s": round(p50, 2),
+            "p95 s": round(p95, 2),
+            "p99 s": round(p99, 2),
+            "errors": self.errors[:3],
         }
 
 
@@ -323,7 +339,11 @@ def hostile(most_mpx: float = 20, most_mb: float = 2) -> dict:
         "PNG: declares more than it has": (forged_png(1000, 1000, zlib.compress(b"\0" * 500)), kind, ""),
         "PNG: a depth that there is not": (forged_png(30, 20, zlib.compress(b"\0" * 620), depth=7), kind, ""),
         "PNG: a part of 4 GB": (good[:33] + struct.pack(">I", 2**32 - 1) + good[37:], kind, ""),
-        "PNG: an animation": (png(save_all=True, append_images=[Picture.fromarray(np.full((20, 30), 9, np.uint8))]), kind, ""),
+        "PNG: an animation": (
+            png(save_all=True, append_images=[Picture.fromarray(np.full((20, 30), 9, np.uint8))]),
+            kind,
+            "",
+        ),
         "TIFF: half of it": (tiff()[:60], "image/tiff", ""),
         "TIFF: 60,000 x 60,000 pixels": (forged_tiff({256: 60_000, 257: 60_000}), "image/tiff", ""),
         "TIFF: more pixels than bytes": (forged_tiff({256: 4_000, 257: 4_000}), "image/tiff", ""),
@@ -349,7 +369,8 @@ def hostile(most_mpx: float = 20, most_mb: float = 2) -> dict:
             url, b"POST /tasks HTTP/1.1\r\nHost: HOST\r\nContent-Type: image/png\r\nContent-Length: 99999999999\r\n\r\n"
         ),
         "two lengths": lambda url: raw(
-            url, b"POST /tasks HTTP/1.1\r\nHost: HOST\r\nContent-Type: image/png\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef"
+            url,
+            b"POST /tasks HTTP/1.1\r\nHost: HOST\r\nContent-Type: image/png\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
         ),
         "no HTTP": lambda url: raw(url, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"),
         "a head of 100 kB": lambda url: raw(url, b"GET / HTTP/1.1\r\nHost: HOST\r\nX: " + b"a" * 100_000 + b"\r\n\r\n"),
@@ -425,7 +446,9 @@ def main() -> None:
         for name, status in statuses.items():
             print(f"  {status or 'closed'}  {name}")
         bad = [name for name, status in statuses.items() if not 400 <= status < 500]
-        print(f"{len(statuses)} hostile uploads, {len(statuses) - len(bad)} answered by 4xx; health afterwards: {health}")
+        print(
+            f"{len(statuses)} hostile uploads, {len(statuses) - len(bad)} answered by 4xx; health afterwards: {health}"
+        )
         left = [one.name for one in (folder / "data/scratch").iterdir()]
         print(f"left in scratch: {len(left)}")
     if bad or figures["lost"] or figures["wrong"] or figures["failed"]:

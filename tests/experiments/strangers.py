@@ -24,6 +24,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
+
 from cellseg_nb.data.catalog import Sample, data_folder, samples
 from cellseg_nb.data.io import luminance, read_image
 from cellseg_nb.data.simulate import simulate_nuclei
@@ -38,7 +40,6 @@ from cellseg_nb.train.count_pictures import SIMULATED, read_count_pictures
 from cellseg_nb.train.crops import stack_samples
 from cellseg_nb.train.finish import describe_pictures
 from cellseg_nb.train.settings import StackDataSettings, read_config
-from scipy import ndimage
 
 MODELS = ("nuclei", "stars", "otsu", "count-cells", "membranes3d")
 FLUORESCENT = partial(samples, "dsb2018", kind="fluorescence")

@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
+
 from cellseg_nb.data.catalog import data_folder
 from cellseg_nb.data.germline import packed_walls, simulate_germline, simulated_walls
 from cellseg_nb.data.io import read_image, read_labels
@@ -38,7 +40,6 @@ from cellseg_nb.segment.partition import (
     region_graph,
 )
 from cellseg_nb.segment.superpixels import as_probability, distance_watershed
-from scipy import ndimage
 
 BETAS = np.arange(0.02, 0.99, 0.02).round(2)
 VOXEL_UM = (0.235, 0.15, 0.15)
@@ -65,9 +66,7 @@ class Half:
 
     def best(self) -> float:
         """Of all ways to join these superpixels, the one that follows the truth."""
-        return bits(
-            self.truth, label_superpixels(self.superpixels, true_cells(self.superpixels, self.truth))
-        )
+        return bits(self.truth, label_superpixels(self.superpixels, true_cells(self.superpixels, self.truth)))
 
 
 def maps(folder: Path) -> Iterator[tuple[str, Half]]:
@@ -121,9 +120,7 @@ def defaults(folder: Path) -> None:
             ]
         )
         before, after, best, limit = rows[-1]
-        print(
-            f"  {name:36} {before:.3f}  {after:.3f} (beta {beta:.2f}, {seconds:.2f} s)  {best:.3f}  {limit:.3f}"
-        )
+        print(f"  {name:36} {before:.3f}  {after:.3f} (beta {beta:.2f}, {seconds:.2f} s)  {best:.3f}  {limit:.3f}")
     print("  mean                                 " + "  ".join(f"{one:.3f}" for one in np.mean(rows, axis=0)))
 
 
@@ -135,9 +132,7 @@ def fibsem(folder: Path) -> None:
     pairs = [halves, halves[::-1]]
     print(f"fibsem_train, superpixels alone: VI {bits(truth, given):.3f}")
     for method in METHODS:
-        scores = [
-            [half.score(graph_costs(half.graph, beta=b), method) for b in BETAS] for half in halves
-        ]
+        scores = [[half.score(graph_costs(half.graph, beta=b), method) for b in BETAS] for half in halves]
         chosen = np.argmin(scores, axis=1)
         first, second = scores[1][chosen[0]], scores[0][chosen[1]]
         print(

@@ -21,7 +21,9 @@ import numpy as np
 from fastcore.basics import patch
 
 from cellseg_nb.core import (
-    import_all, note, plain_text,
+    import_all,
+    note,
+    plain_text,
 )
 from cellseg_nb.places import (
     shown,
@@ -377,11 +379,7 @@ def named_axes(
     """
     if axes is not None:
         fits = len(axes) == len(shape) and len(set(axes)) == len(axes)
-        if (
-            not fits
-            or not set("YX") <= set(axes) <= set("TZCYX")
-            or axes.find("Y") > axes.find("X")
-        ):
+        if not fits or not set("YX") <= set(axes) <= set("TZCYX") or axes.find("Y") > axes.find("X"):
             raise ValueError(
                 f"{path}: axes={axes!r} do not fit its shape {tuple(shape)}; "
                 "give one letter out of T, Z, C, Y, X per axis, each once, with Y before X"

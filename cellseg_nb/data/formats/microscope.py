@@ -15,7 +15,13 @@ from cellseg_nb.core import (
     require,
 )
 from cellseg_nb.data.formats.base import (
-    Format, PlanesOnDemand, Reader, chosen_series, length_um, named_axes, register_format,
+    Format,
+    PlanesOnDemand,
+    Reader,
+    chosen_series,
+    length_um,
+    named_axes,
+    register_format,
     spatial_edges,
 )
 
@@ -30,9 +36,7 @@ def _open_nd2(path, axes, series):
         sizes = dict(file.sizes)  # in the order of the array; P are the positions on the stage
         position = chosen_series(path, series, sizes.get("P", 1))
         loops = [a for a in sizes if a not in "CYXS"]
-        steps = [
-            int(np.prod([sizes[b] for b in loops[n + 1 :]], dtype=int)) for n in range(len(loops))
-        ]
+        steps = [int(np.prod([sizes[b] for b in loops[n + 1 :]], dtype=int)) for n in range(len(loops))]
         kept = [a for a in sizes if a != "P"]
         outer, inner = [a for a in kept if a in loops], [a for a in kept if a not in loops]
 
@@ -58,9 +62,7 @@ def _open_nd2(path, axes, series):
 def _czi_facts(xml, axes):
     """Pixel size (the file states metres) and channel names, from the metadata of a CZI file."""
     root = ElementTree.fromstring(xml)
-    metres = {
-        one.get("Id"): one.findtext("Value") for one in root.findall(".//Scaling/Items/Distance")
-    }
+    metres = {one.get("Id"): one.findtext("Value") for one in root.findall(".//Scaling/Items/Distance")}
     y, x, z = (length_um(metres.get(a), "m") for a in "YXZ")
     channels = root.findall(".//Information/Image/Dimensions/Channels/Channel")
     names = [one.get("Name") for one in channels]

@@ -16,13 +16,24 @@ from typing import Any
 import numpy as np
 
 from cellseg_nb.core import (
-    note, replace_folder, temporary_beside,
+    note,
+    replace_folder,
+    temporary_beside,
 )
 from cellseg_nb.data.formats.base import (
-    Format, Reader, image_stem, length_um, named_axes, register_format, spatial_edges,
+    Format,
+    Reader,
+    image_stem,
+    length_um,
+    named_axes,
+    register_format,
+    spatial_edges,
 )
 from cellseg_nb.places import (
-    exists, gateway, is_elsewhere, local,
+    exists,
+    gateway,
+    is_elsewhere,
+    local,
 )
 
 # %% ../../../nbs/data/formats/02_ome_zarr.ipynb #0eba7ebd
@@ -34,7 +45,9 @@ def _has_metadata(folder):
 
 
 def _is_zarr(path):
-    return (exists(path) if is_elsewhere(path) else path.is_dir()) and (path.suffix.lower() == ".zarr" or _has_metadata(path))
+    return (exists(path) if is_elsewhere(path) else path.is_dir()) and (
+        path.suffix.lower() == ".zarr" or _has_metadata(path)
+    )
 
 
 def is_label_place(path):
@@ -56,8 +69,7 @@ def _zarr_group(path):
 
     if not _has_metadata(path):
         raise ValueError(
-            f"{path} holds no zarr.json and no .zgroup: it is no OME-Zarr folder, or the copy of "
-            "it is not complete"
+            f"{path} holds no zarr.json and no .zgroup: it is no OME-Zarr folder, or the copy of it is not complete"
         )
     node = zarr.open(gateway().zarr_store(path) if is_elsewhere(path) else str(path), mode="r")
     if isinstance(node, zarr.Array):
@@ -134,9 +146,7 @@ def _open_zarr(path, axes, series):
     # a web server does not tell which files there are, so nobody can say what is missing
     missing = array.nchunks - array.nchunks_initialized if not is_elsewhere(path) or gateway().lists_files(path) else 0
     if missing and ours.get("every_chunk_is_stored"):
-        raise ValueError(
-            f"{path} is not complete: {missing} of {array.nchunks} chunks of its pixels are missing"
-        )
+        raise ValueError(f"{path} is not complete: {missing} of {array.nchunks} chunks of its pixels are missing")
     if missing == array.nchunks:  # other programs store no chunk of background
         note(path, f"no pixels are stored in it: it is {array.fill_value} everywhere, or its copy is not complete")
     size = spatial_edges(sizes.get("Y"), sizes.get("X"), sizes.get("Z"), named)

@@ -11,14 +11,23 @@ from typing import Any
 import numpy as np
 
 from cellseg_nb.core import (
-    atomic_path, note,
+    atomic_path,
+    note,
 )
 from cellseg_nb.data.formats.base import (
-    Format, Reader, check_memory, explained, gray_if_equal, named_axes, register_format,
+    Format,
+    Reader,
+    check_memory,
+    explained,
+    gray_if_equal,
+    named_axes,
+    register_format,
     without_alpha,
 )
 from cellseg_nb.data.shown import (
-    TURNED_WORDS, TURNS, Turned,
+    TURNED_WORDS,
+    TURNS,
+    Turned,
 )
 
 # %% ../../../nbs/data/formats/03_pictures.ipynb #d49d346f
@@ -81,9 +90,7 @@ def _write_png(path, pixels, axes, edges, channels):
     from PIL import Image as Picture
 
     if edges is not None or channels is not None:
-        raise ValueError(
-            f"{path}: PNG keeps no pixel size and no channel names; write .tif instead"
-        )
+        raise ValueError(f"{path}: PNG keeps no pixel size and no channel names; write .tif instead")
     gray = axes == "YX" and pixels.dtype in (np.uint8, np.uint16)
     if not gray and not (axes == "YXC" and pixels.dtype == np.uint8 and pixels.shape[-1] == 3):
         raise ValueError(
@@ -106,9 +113,7 @@ class Pictures(Format):
         from PIL.Image import DecompressionBombError
 
         if labels and path.suffix.lower() in (".jpg", ".jpeg"):
-            raise ValueError(
-                f"{path}: JPEG changes pixel values, so it cannot hold object ids; use TIFF or PNG"
-            )
+            raise ValueError(f"{path}: JPEG changes pixel values, so it cannot hold object ids; use TIFF or PNG")
         try:
             pixels, animated = _picture_array(path, indices=labels)
         except DecompressionBombError as error:
@@ -135,9 +140,7 @@ class Pictures(Format):
         if path.suffix.lower() != ".png":
             super().write(path, pixels, axes)
         if labels and pixels.dtype != np.uint16:
-            raise ValueError(
-                f"{path}: PNG holds ids up to 65,535, not {pixels.max()}; write .tif instead"
-            )
+            raise ValueError(f"{path}: PNG holds ids up to 65,535, not {pixels.max()}; write .tif instead")
         _write_png(path, pixels, axes, edges, channels)
 
 

@@ -15,7 +15,14 @@ from cellseg_nb.core import (
     require,
 )
 from cellseg_nb.data.formats.base import (
-    Format, PlanesOnDemand, Reader, chosen_series, length_um, named_axes, register_format, spatial_edges,
+    Format,
+    PlanesOnDemand,
+    Reader,
+    chosen_series,
+    length_um,
+    named_axes,
+    register_format,
+    spatial_edges,
 )
 from cellseg_nb.data.formats.tiff import (
     Tiff,
@@ -83,7 +90,9 @@ def _open_openslide(path, axes, series):
     with ExitStack() as stack:
         slide = stack.enter_context(require("openslide", "slides").OpenSlide(str(path)))
         stated = slide.properties
-        background = np.float32([int((stated.get("openslide.background-color") or "ffffff")[n : n + 2], 16) for n in (0, 2, 4)])
+        background = np.float32(
+            [int((stated.get("openslide.background-color") or "ffffff")[n : n + 2], 16) for n in (0, 2, 4)]
+        )
 
         def level(number):
             (width, height), step = slide.level_dimensions[number], slide.level_downsamples[number]
@@ -120,7 +129,9 @@ def _series_files(path):
     pydicom = require("pydicom", "slides")
 
     def series(one):
-        return pydicom.dcmread(one, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"]).get("SeriesInstanceUID")
+        return pydicom.dcmread(one, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"]).get(
+            "SeriesInstanceUID"
+        )
 
     own, found = series(path), [path]
     for one in sorted(path.parent.iterdir()):

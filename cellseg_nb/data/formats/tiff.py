@@ -25,20 +25,39 @@ from typing import Any
 import numpy as np
 
 from cellseg_nb.core import (
-    atomic_path, gathered_notes, note,
+    atomic_path,
+    gathered_notes,
+    note,
 )
 from cellseg_nb.data.formats.base import (
-    Format, PlanesOnDemand, Reader, check_stored, explained, length_um, named_axes,
-    register_format, spatial_edges, without_alpha,
+    Format,
+    PlanesOnDemand,
+    Reader,
+    check_stored,
+    explained,
+    length_um,
+    named_axes,
+    register_format,
+    spatial_edges,
+    without_alpha,
 )
 from cellseg_nb.data.ome import (
-    check_parts, image_parts, ome_text, own_images,
+    check_parts,
+    image_parts,
+    ome_text,
+    own_images,
 )
 from cellseg_nb.data.shown import (
-    TURNED_WORDS, TURNS, Recoloured, Turned, exchanged, palette_look,
+    TURNED_WORDS,
+    TURNS,
+    Recoloured,
+    Turned,
+    exchanged,
+    palette_look,
 )
 from cellseg_nb.places import (
-    local, readable,
+    local,
+    readable,
 )
 
 # %% ../../../nbs/data/formats/01_tiff.ipynb #420f76de
@@ -47,10 +66,7 @@ LARGEST_PRINT_PIXEL_UM = 10.0
 
 def _ome_facts(image, axes):
     pixels = image.element
-    y, x, z = (
-        length_um(pixels.get(f"PhysicalSize{a}"), pixels.get(f"PhysicalSize{a}Unit", "µm"))
-        for a in "YXZ"
-    )
+    y, x, z = (length_um(pixels.get(f"PhysicalSize{a}"), pixels.get(f"PhysicalSize{a}Unit", "µm")) for a in "YXZ")
     names = [channel.get("Name") for channel in pixels.findall("{*}Channel")]
     return spatial_edges(y, x, z, axes), names if names and all(names) else None
 
@@ -63,9 +79,7 @@ def _resolution(page):
 def _imagej_facts(tif, page, axes, shape):
     metadata = tif.imagej_metadata or {}
     unit, yunit = metadata.get("unit"), metadata.get("yunit")
-    unit = (
-        None if str(unit).strip().lower().startswith("inch") else unit
-    )  # print dpi, never measured
+    unit = None if str(unit).strip().lower().startswith("inch") else unit  # print dpi, never measured
     per_y, per_x = _resolution(page)
     y = length_um(1 / per_y, yunit or unit) if per_y else None
     x = length_um(1 / per_x, unit) if per_x else None
@@ -435,9 +449,7 @@ def _write_tiff(path, pixels, axes, edges, channels):
         metadata |= {} if channels is None else {"channels": list(channels)}
         options["metadata"] = metadata
         if edges is not None:
-            options |= dict(
-                resolution=(1e4 / edges[-1], 1e4 / edges[-2]), resolutionunit="CENTIMETER"
-            )
+            options |= dict(resolution=(1e4 / edges[-1], 1e4 / edges[-2]), resolutionunit="CENTIMETER")
     with atomic_path(path) as temporary:
         tifffile.imwrite(temporary, pixels, **options)
 
@@ -483,7 +495,9 @@ def _smaller_copies(one):
     usual = [level for level in usual if level.axes == axes and level.dtype == one.dtype]
     usual = [level for level in usual if level.keyframe.shaped[0] == page.shaped[0]]
     outer = axes.index("Y") if "YX" in axes else 0
-    return [level for level in usual if level.shape[:outer] == one.shape[:outer] and axes[outer:] in ("YX", "YXS", "YXC")]
+    return [
+        level for level in usual if level.shape[:outer] == one.shape[:outer] and axes[outer:] in ("YX", "YXS", "YXC")
+    ]
 
 
 def _reader(path, tif, axes, series, labels, images):
@@ -535,8 +549,7 @@ def _tiled_elsewhere(path):
     file.seek(0)
     return file if tiled else None
 
-
-
+# %% ../../../nbs/data/formats/01_tiff.ipynb #e994e3ec
 class Tiff(Format):
     """TIFF as ImageJ, as OME and as anybody else writes it."""
 

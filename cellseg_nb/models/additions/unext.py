@@ -13,7 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from cellseg_nb.models.zoo import (
-    check_decoder, check_encoder, register_architecture,
+    check_decoder,
+    check_encoder,
+    register_architecture,
 )
 
 # %% ../../../nbs/models/additions/00_unext.ipynb #19068366
@@ -109,8 +111,14 @@ class UneXt(nn.Module):
     """
 
     def __init__(
-        self, encoder="resnext101_32x16d", in_channels=3, out_channels=1, depth=5,
-        widths=USUAL_WIDTHS, upsampling="shuffle", deep_supervision=False,
+        self,
+        encoder="resnext101_32x16d",
+        in_channels=3,
+        out_channels=1,
+        depth=5,
+        widths=USUAL_WIDTHS,
+        upsampling="shuffle",
+        deep_supervision=False,
     ):
         from segmentation_models_pytorch.encoders import get_encoder
 

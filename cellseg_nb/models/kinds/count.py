@@ -12,10 +12,15 @@ import numpy as np
 from pydantic import model_validator
 
 from cellseg_nb.models.specification import (
-    NetworkSettings, Normalisation, Scale, Specification, register_kind,
+    NetworkSettings,
+    Normalisation,
+    Scale,
+    Specification,
+    register_kind,
 )
 from cellseg_nb.settings import (
-    Settings, setting,
+    Settings,
+    setting,
 )
 
 # %% ../../../nbs/models/kinds/02_count.ipynb #e6e2dfba
@@ -23,18 +28,20 @@ class CountNetworkSettings(NetworkSettings):
     """Which network counts."""
 
     in_channels: Literal[1, 3] = setting(1, "1 for gray pictures, 3 for colours.")
-    attention: Literal["scse"] | None = setting(None,
-        "The decoder weighs channels and places; it looks at whole tiles, so that the count "
-        "depends a little on them.", usual="without")
+    attention: Literal["scse"] | None = setting(
+        None,
+        "The decoder weighs channels and places; it looks at whole tiles, so that the count depends a little on them.",
+        usual="without",
+    )
 
 # %% ../../../nbs/models/kinds/02_count.ipynb #1bbdbe55
 class CountNormalisation(Normalisation):
     """How the brightness of a picture is made comparable."""
 
-    per_image: bool = setting(True,
-        "Percentiles of every picture; else the same gray values for the whole data set.")
-    constants: tuple[tuple[float, float], ...] = setting((),
-        "For the whole data set: gray values that become 0 and 1, a pair per channel.")
+    per_image: bool = setting(True, "Percentiles of every picture; else the same gray values for the whole data set.")
+    constants: tuple[tuple[float, float], ...] = setting(
+        (), "For the whole data set: gray values that become 0 and 1, a pair per channel."
+    )
 
     def chosen(self, percentiles=None, invert=None):
         """The same but for what a user chooses; percentiles are those of every picture."""
@@ -77,20 +84,22 @@ class CountTarget(Settings):
     sigma_px: float = setting(3.0, "Standard deviation of the spot of a cell.", gt=0)
     radius_px: float = setting(12.0, "Where inverse-distance and repulsive maps end.", gt=0)
     falloff_px: float = setting(4.0, "Where such maps have fallen to one half.", gt=0)
-    factor: float = setting(100.0,
-        "The density was multiplied by this for training: density = painted / factor.", gt=0)
-    activation: Literal["identity", "relu", "softplus", "sigmoid"] = setting("identity",
-        "What turns the numbers of the network into the map.")
+    factor: float = setting(100.0, "The density was multiplied by this for training: density = painted / factor.", gt=0)
+    activation: Literal["identity", "relu", "softplus", "sigmoid"] = setting(
+        "identity", "What turns the numbers of the network into the map."
+    )
 
 
 class Peaks(Settings):
     """How cells are located in a density map."""
 
-    radius_px: float = setting(5.0,
-        "Two cells are farther apart than this.", unit="px of the picture", gt=0)
-    threshold: float = setting(0.005,
+    radius_px: float = setting(5.0, "Two cells are farther apart than this.", unit="px of the picture", gt=0)
+    threshold: float = setting(
+        0.005,
         "Lowest density of a peak; a lone cell reaches 1 / (2π sigma²).",
-        unit="cells per px of the picture", ge=0)
+        unit="cells per px of the picture",
+        ge=0,
+    )
 
 # %% ../../../nbs/models/kinds/02_count.ipynb #9644b6c3
 CountOutput = Literal["density", "inverse_distance", "repulsive"]
@@ -104,15 +113,17 @@ class CountSpecification(Specification):
     instead: ClassVar[str] = "'cellseg count' and segment.count.count_image use this one"
 
     task: Literal["count"] = setting("count", "Tells this kind of model from others.")
-    outputs: tuple[CountOutput, ...] = setting(("density",),
-        "Painted channels, names in `data.heatmaps`; density among them.")
+    outputs: tuple[CountOutput, ...] = setting(
+        ("density",), "Painted channels, names in `data.heatmaps`; density among them."
+    )
     network: CountNetworkSettings = setting(CountNetworkSettings(), "Which network.")
     normalisation: CountNormalisation = setting(CountNormalisation(), "How pictures are prepared.")
     scales: tuple[Scale] = setting((1.0,), "The enlargement at which pictures are predicted.")
     target: CountTarget = setting(CountTarget(), "What the channels mean.")
     peaks: Peaks = setting(Peaks(), "How cells are located.")
-    calibration: dict[str, Any] = setting({},
-        "What prediction intervals are made from; filled by `segment.count.calibrate`.")
+    calibration: dict[str, Any] = setting(
+        {}, "What prediction intervals are made from; filled by `segment.count.calibrate`."
+    )
     format_version: int = setting(4, "The oldest version of this page that has all its fields.")
 
     @classmethod

@@ -17,10 +17,14 @@ from cellseg_nb.models.kinds.stacks import (
     StackSpecification,
 )
 from cellseg_nb.models.specification import (
-    Normalisation, Specification, architecture, register_kind,
+    Normalisation,
+    Specification,
+    architecture,
+    register_kind,
 )
 from cellseg_nb.settings import (
-    Settings, setting,
+    Settings,
+    setting,
 )
 
 if TYPE_CHECKING:  # PyTorch takes seconds to load
@@ -38,8 +42,9 @@ class FileNetworkSettings(Settings):
     n_axes: Literal[2, 3] = setting(2, "2 for pictures, 3 for stacks.")
     in_channels: int = setting(1, "Channels of the picture.", ge=1)
     channels: tuple[Meaning, ...] = setting(..., "What each channel of the result means.")
-    activation: Literal["identity", "sigmoid", "softmax"] = setting("identity",
-        "What turns the numbers of the network into probabilities.")
+    activation: Literal["identity", "sigmoid", "softmax"] = setting(
+        "identity", "What turns the numbers of the network into probabilities."
+    )
     least_px: Sizes = setting((1, 1), "Smallest edges that the network takes, (z,) y, x.", unit="px")
     steps_px: Sizes = setting((1, 1), "Larger edges are larger by multiples of this; 0 = there are none.", unit="px")
     lost_px: Sizes = setting((0, 0), "So much smaller is the result, (z,) y, x.", unit="px")
@@ -57,7 +62,9 @@ class FileNetworkSettings(Settings):
         for name in ("layout", "result_layout"):
             axes = getattr(self, name)
             if set(axes) - set("bczyx") or len(set(axes)) < len(axes) or not set("zyx"[-self.n_axes :]) <= set(axes):
-                raise ValueError(f"{name} must name the axes b, c, {', '.join('zyx'[-self.n_axes:])} once each; it is {axes!r}")
+                raise ValueError(
+                    f"{name} must name the axes b, c, {', '.join('zyx'[-self.n_axes :])} once each; it is {axes!r}"
+                )
         if "c" not in self.layout and self.in_channels > 1:
             raise ValueError(f"layout {self.layout!r} has no axis for {self.in_channels} channels")
         return self
@@ -171,8 +178,9 @@ def prepare_by(
 class FileNormalisation(Normalisation):
     """How the brightness of a picture is made comparable; without steps, as for our own models."""
 
-    steps: tuple[Step, ...] = setting((),
-        "Operations of BioImage.IO, instead of low, high and robust.", usual="low, high, robust")
+    steps: tuple[Step, ...] = setting(
+        (), "Operations of BioImage.IO, instead of low, high and robust.", usual="low, high, robust"
+    )
 
     def chosen(self, percentiles=None, invert=None):
         """The same but for what a user chooses; percentiles take the place of the steps."""
@@ -262,7 +270,9 @@ class FileSpecification(_FromFile, Specification):
     @model_validator(mode="after")
     def _has_foreground(self):
         if "foreground" not in self.outputs:
-            raise ValueError("no channel means foreground (or background), and without it there are no objects in pictures")
+            raise ValueError(
+                "no channel means foreground (or background), and without it there are no objects in pictures"
+            )
         return self
 
 

@@ -15,7 +15,10 @@ from cellseg_nb.models.kinds.count import (
     CountNormalisation,
 )
 from cellseg_nb.models.specification import (
-    NetworkSettings, Scale, Specification, register_kind,
+    NetworkSettings,
+    Scale,
+    Specification,
+    register_kind,
 )
 from cellseg_nb.settings import (
     setting,
@@ -25,13 +28,15 @@ from cellseg_nb.settings import (
 class PairNetworkSettings(NetworkSettings):
     """Which network paints masks."""
 
-    encoder: str = setting("tu-tf_efficientnet_lite0",
-        'Name in segmentation-models-pytorch, or "tu-" and one of timm; of UneXt101 resnext101_32x16d where nothing else is said.')
+    encoder: str = setting(
+        "tu-tf_efficientnet_lite0",
+        'Name in segmentation-models-pytorch, or "tu-" and one of timm; of UneXt101 resnext101_32x16d where nothing else is said.',
+    )
     in_channels: Literal[1, 3] = setting(3, "1 for gray pictures, 3 for colours.")
-    upsampling: Literal["shuffle", "interpolation"] = setting("shuffle",
-        "How the decoder of UneXt101 enlarges.")
-    deep_supervision: bool = setting(False,
-        "Coarse masks of UneXt101 are compared with the truth, too, while it trains.")
+    upsampling: Literal["shuffle", "interpolation"] = setting("shuffle", "How the decoder of UneXt101 enlarges.")
+    deep_supervision: bool = setting(
+        False, "Coarse masks of UneXt101 are compared with the truth, too, while it trains."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -50,10 +55,12 @@ class PairNetworkSettings(NetworkSettings):
 class PairNormalisation(CountNormalisation):
     """How the brightness of pictures is made comparable; the same for all pictures."""
 
-    per_image: bool = setting(False,
-        "Percentiles of every picture; else the same gray values for all, which tiles of a slide need.")
-    constants: tuple[tuple[float, float], ...] = setting((),
-        "Gray values (0..255) that become 0 and 1, a pair per channel.", usual="those of the encoder")
+    per_image: bool = setting(
+        False, "Percentiles of every picture; else the same gray values for all, which tiles of a slide need."
+    )
+    constants: tuple[tuple[float, float], ...] = setting(
+        (), "Gray values (0..255) that become 0 and 1, a pair per channel.", usual="those of the encoder"
+    )
 
     def prepare(
         self,
@@ -84,8 +91,9 @@ class PairSpecification(Specification):
     network: PairNetworkSettings = setting(PairNetworkSettings(), "Which network.")
     normalisation: PairNormalisation = setting(PairNormalisation(), "How pictures are prepared.")
     scales: tuple[Scale] = setting((1.0,), "The enlargement at which pictures are predicted.")
-    um_per_px: float | None = setting(None,
-        "Resolution of the training pictures.", unit="µm per px", usual="unknown", gt=0)
+    um_per_px: float | None = setting(
+        None, "Resolution of the training pictures.", unit="µm per px", usual="unknown", gt=0
+    )
     threshold: float = setting(0.5, "A pixel is foreground above this probability.", gt=0, lt=1)
     encoder_weights: str = setting("random", "What the encoder started from.")
     format_version: int = setting(5, "The oldest version of this page that has all its fields.")

@@ -11,10 +11,14 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from cellseg_nb.models.specification import (
-    Specification, VoxelSize, architecture, register_kind,
+    Specification,
+    VoxelSize,
+    architecture,
+    register_kind,
 )
 from cellseg_nb.settings import (
-    Settings, setting,
+    Settings,
+    setting,
 )
 
 # %% ../../../nbs/models/kinds/00_stacks.ipynb #fc38a81e
@@ -41,24 +45,27 @@ class StackPostprocessing(Settings):
 
     method: StackMethod = setting("multicut", "How the graph is cut; watershed needs no graph.")
     beta: float = setting(0.5, "Boundary bias; higher = more cells.", gt=0, lt=1)
-    threshold: float = setting(0.5,
-        "Boundary probability above which a voxel is boundary.", ge=0, le=1)
-    sigma_seeds: float = setting(2.0,
-        "Smoothing of the distance whose tops are seeds.", unit="px of the finest axis", ge=0)
-    sigma_weights: float = setting(1.0,
-        "Smoothing of the landscape that is flooded.", unit="px of the finest axis", ge=0)
+    threshold: float = setting(0.5, "Boundary probability above which a voxel is boundary.", ge=0, le=1)
+    sigma_seeds: float = setting(
+        2.0, "Smoothing of the distance whose tops are seeds.", unit="px of the finest axis", ge=0
+    )
+    sigma_weights: float = setting(
+        1.0, "Smoothing of the landscape that is flooded.", unit="px of the finest axis", ge=0
+    )
     min_size: int = setting(100, "Smallest piece.", unit="voxels", ge=0)
-    seed_height: float = setting(0.02,
-        "For the method watershed: a hollow must be deeper than this to be a cell.", ge=0)
-    weighting_exponent: float | None = setting(None,
-        "How much large contacts count.", usual="as the method has it", ge=0)
+    seed_height: float = setting(
+        0.02, "For the method watershed: a hollow must be deeper than this to be a cell.", ge=0
+    )
+    weighting_exponent: float | None = setting(
+        None, "How much large contacts count.", usual="as the method has it", ge=0
+    )
     stacked_2d: bool = setting(False, "Pieces are cut slice by slice.")
-    foreground_threshold: float | None = setting(None,
-        "Where the model paints foreground, only voxels above this belong to cells; none or 0 = all.",
-        ge=0, le=1)
-    min_foreground: float | None = setting(0.3,
-        "Where the model paints foreground, cells with a smaller mean are left out; none or 0 = none.",
-        ge=0, le=1)
+    foreground_threshold: float | None = setting(
+        None, "Where the model paints foreground, only voxels above this belong to cells; none or 0 = all.", ge=0, le=1
+    )
+    min_foreground: float | None = setting(
+        0.3, "Where the model paints foreground, cells with a smaller mean are left out; none or 0 = none.", ge=0, le=1
+    )
 
 # %% ../../../nbs/models/kinds/00_stacks.ipynb #556096ea
 Three = tuple[Annotated[int, Field(ge=4)], Annotated[int, Field(ge=4)], Annotated[int, Field(ge=4)]]
@@ -68,15 +75,11 @@ Three = tuple[Annotated[int, Field(ge=4)], Annotated[int, Field(ge=4)], Annotate
 class StackSpecification(Specification):
     """Everything about a model for stacks but its weights."""
 
-    outputs: tuple[StackTarget, ...] = setting(("edges",),
-        "Painted channels, names in `data.targets`.")
+    outputs: tuple[StackTarget, ...] = setting(("edges",), "Painted channels, names in `data.targets`.")
     network: StackNetworkSettings = setting(StackNetworkSettings(), "Which network.")
-    postprocessing: StackPostprocessing = setting(StackPostprocessing(),
-        "How boundary maps become cells.")
-    pixel_size_um: VoxelSize | None = setting(None,
-        "Voxel (z, y, x) of the training stacks.", unit="µm")
-    patch_px: tuple[int, int, int] | None = setting(None,
-        "Size (z, y, x) of the training patches.", unit="px")
+    postprocessing: StackPostprocessing = setting(StackPostprocessing(), "How boundary maps become cells.")
+    pixel_size_um: VoxelSize | None = setting(None, "Voxel (z, y, x) of the training stacks.", unit="µm")
+    patch_px: tuple[int, int, int] | None = setting(None, "Size (z, y, x) of the training patches.", unit="px")
 
     @classmethod
     def describes(cls, fields: dict) -> bool:

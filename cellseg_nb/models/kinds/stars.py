@@ -25,10 +25,16 @@ from cellseg_nb.core import (
     require,
 )
 from cellseg_nb.models.specification import (
-    Normalisation, Scale, Specification, VoxelSize, architecture, register_kind,
+    Normalisation,
+    Scale,
+    Specification,
+    VoxelSize,
+    architecture,
+    register_kind,
 )
 from cellseg_nb.settings import (
-    Settings, setting,
+    Settings,
+    setting,
 )
 
 if TYPE_CHECKING:  # TensorFlow takes seconds to load
@@ -84,29 +90,29 @@ class _StarNetwork(Settings):
 class StarNetworkSettings(_StarNetwork):
     """Which StarDist network; the keys of StarDist's configuration."""
 
-    architecture: Literal["StarDist2D", "StarDist3D"] = setting("StarDist2D",
-        "For pictures or for stacks.")
+    architecture: Literal["StarDist2D", "StarDist3D"] = setting("StarDist2D", "For pictures or for stacks.")
     in_channels: int = setting(1, "Channels of the picture.", ge=1)
-    n_rays: int = setting(...,
-        "Corners of a polygon, or of a polyhedron.", usual="32, in 3D 96", ge=3)
-    grid: tuple[Literal[1, 2, 4, 8, 16], ...] = setting(...,
-        "One proposal per so many pixels along (z,) y, x.", usual="every pixel")
-    n_depth: int = setting(...,
-        "Times the U-Net halves the picture.", usual="3, in 3D 2", ge=1, le=6)
+    n_rays: int = setting(..., "Corners of a polygon, or of a polyhedron.", usual="32, in 3D 96", ge=3)
+    grid: tuple[Literal[1, 2, 4, 8, 16], ...] = setting(
+        ..., "One proposal per so many pixels along (z,) y, x.", usual="every pixel"
+    )
+    n_depth: int = setting(..., "Times the U-Net halves the picture.", usual="3, in 3D 2", ge=1, le=6)
     n_filter_base: int = setting(32, "Channels of the finest level.", ge=1)
     backbone: Literal["unet", "resnet"] = setting("unet", "Form of the network; resnet is for 3D.")
-    anisotropy: tuple[Annotated[float, Field(gt=0)], ...] | None = setting(None,
-        "Size of an object along z, y, x relative to the others, for 3D.", unit="voxels")
-    options: dict[str, Any] = setting({},
-        "Other keys of StarDist's configuration: unet_…, resnet_…, net_…, rays_json.")
+    anisotropy: tuple[Annotated[float, Field(gt=0)], ...] | None = setting(
+        None, "Size of an object along z, y, x relative to the others, for 3D.", unit="voxels"
+    )
+    options: dict[str, Any] = setting({}, "Other keys of StarDist's configuration: unet_…, resnet_…, net_…, rays_json.")
 
 
 class StarNormalisation(Normalisation):
     """How the brightness of a picture is made comparable before the network sees it."""
 
-    colours: Literal["together", "apart"] = setting("together",
+    colours: Literal["together", "apart"] = setting(
+        "together",
         "Of pictures in colour, together: red, green and blue share one contrast, so that a stain keeps its "
-        "colour; apart: each gets its own, so that stains look alike.")
+        "colour; apart: each gets its own, so that stains look alike.",
+    )
 
     @model_serializer(mode="wrap")
     def _as_before(self, write):
@@ -125,8 +131,9 @@ class StarPostprocessing(Settings):
     """Which proposals stay."""
 
     prob_thresh: OpenShare = setting(0.5, "Proposals of a smaller object probability are dropped.")
-    nms_thresh: OpenShare = setting(0.4,
-        "Of two proposals that overlap by more than this share, the more probable one stays.")
+    nms_thresh: OpenShare = setting(
+        0.4, "Of two proposals that overlap by more than this share, the more probable one stays."
+    )
 
 # %% ../../../nbs/models/kinds/01_stars.ipynb #9f76eeff
 START_UP = re.compile(  # notes (I0000 ...), the search for a graphics card, and what comes twice
@@ -260,9 +267,7 @@ def fill_stars(
         if name in arrays and arrays[name].shape != tuple(one.shape)
     ]
     if wrong:
-        raise RuntimeError(
-            "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if wrong[3:] else "")
-        )
+        raise RuntimeError("; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if wrong[3:] else ""))
     for name, one in own.items():
         one.assign(arrays[name].astype(np.float32))
     return network
@@ -275,14 +280,14 @@ class StarSpecification(Specification):
     other: ClassVar[str] = "is a StarDist model, which paints no maps"
     instead: ClassVar[str] = "'cellseg segment' and segment.stars.predict_stars use this one"
 
-    outputs: tuple[Literal["probability", "distances"], ...] = setting(("probability", "distances"),
-        "What the network gives for every point of its grid.")
+    outputs: tuple[Literal["probability", "distances"], ...] = setting(
+        ("probability", "distances"), "What the network gives for every point of its grid."
+    )
     network: StarNetworkSettings = setting(StarNetworkSettings(), "Which network.")
     normalisation: StarNormalisation = setting(StarNormalisation(), "How pictures are prepared.")
     postprocessing: StarPostprocessing = setting(StarPostprocessing(), "Which proposals stay.")
     scales: tuple[Scale] = setting((1.0,), "The enlargement at which pictures are predicted.")
-    pixel_size_um: VoxelSize | None = setting(None,
-        "Pixel ((z,) y, x) of the training pictures.", unit="µm")
+    pixel_size_um: VoxelSize | None = setting(None, "Pixel ((z,) y, x) of the training pictures.", unit="µm")
     patch_px: tuple[int, ...] | None = setting(None, "Size of the training patches.", unit="px")
 
     @classmethod

@@ -9,7 +9,10 @@ __all__ = ['app', 'data_list', 'data_get', 'data_simulate']
 from pathlib import Path
 
 from cellseg_nb.run.options import (
-    argument, commands, option, upper,
+    argument,
+    commands,
+    option,
+    upper,
 )
 
 # %% ../../../nbs/run/commands/05_data.ipynb #ed1cfc8c
@@ -43,10 +46,10 @@ def data_get(
     print(get(name, address, sha256))
 
 # %% ../../../nbs/run/commands/05_data.ipynb #c0ffee01
-HowMany = option(int, "N", "How many.  [default: 10; germline: 3; slide: 1; marks: 2; mark-tiles: 120]", "--images", "--n", min=1)
-CellsInImage = option(
-    int, "N", "Nuclei or cells in an image.  [default: 80; phase: 40]", "--nuclei", "--cells", min=0
+HowMany = option(
+    int, "N", "How many.  [default: 10; germline: 3; slide: 1; marks: 2; mark-tiles: 120]", "--images", "--n", min=1
 )
+CellsInImage = option(int, "N", "Nuclei or cells in an image.  [default: 80; phase: 40]", "--nuclei", "--cells", min=0)
 GridSide = option(int, "N", "marks: of the grid.", min=1)
 
 # %% ../../../nbs/run/commands/05_data.ipynb #f5968dc3
@@ -54,16 +57,18 @@ GridSide = option(int, "N", "marks: of the grid.", min=1)
 def data_simulate(
     kind: argument(str, "[KIND]", "nuclei, phase, marks, mark-tiles (images), germline (stacks) or slide.") = "nuclei",
     out: option(
-        Path, "DIR", "Folder for images/ and masks/, slides/ and labels.csv, or source/.  [default: cellseg_out/simulated]"
+        Path,
+        "DIR",
+        "Folder for images/ and masks/, slides/ and labels.csv, or source/.  [default: cellseg_out/simulated]",
     ) = None,
     images: HowMany = None,
     size: option(
-        str, "PX|Z,Y,X|Y,X", "Size, in pixels.  [default: 512; phase: 256; marks: 1500; mark-tiles: 384; 24,200,200; 12000,16000]"
+        str,
+        "PX|Z,Y,X|Y,X",
+        "Size, in pixels.  [default: 512; phase: 256; marks: 1500; mark-tiles: 384; 24,200,200; 12000,16000]",
     ) = None,
     nuclei: CellsInImage = None,
-    annotators: option(
-        int, "N", "phase: people who mark cells, with errors; 0 = the truth.", min=0
-    ) = 0,
+    annotators: option(int, "N", "phase: people who mark cells, with errors; 0 = the truth.", min=0) = 0,
     axes: option(str, "AXES", "Of germline stacks: CZYX, ZCYX or ZYX.", callback=upper) = "CZYX",
     seed: option(int, "N", "Seed; the same seed gives the same images.", min=0) = 0,
     um_per_px: option(float, "UM", "slide: edge of a pixel in µm.", "--um-per-px") = 0.5,

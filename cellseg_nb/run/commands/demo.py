@@ -9,7 +9,9 @@ __all__ = ['app', 'demo']
 from pathlib import Path
 
 from cellseg_nb.run.options import (
-    Out, commands, print_scores,
+    Out,
+    commands,
+    print_scores,
 )
 
 # %% ../../../nbs/run/commands/00_demo.ipynb #a916bfc7

@@ -12,7 +12,17 @@ from typing import Optional
 import typer
 
 from cellseg_nb.run.options import (
-    Device, LabelParts, argument, commands, error_line, flag, given, option, report_failures, say, upper,
+    Device,
+    LabelParts,
+    argument,
+    commands,
+    error_line,
+    flag,
+    given,
+    option,
+    report_failures,
+    say,
+    upper,
 )
 from cellseg_nb.run.registry import (
     task_command_of,
@@ -42,7 +52,9 @@ def marks_register(
     anchor: option(str, "Y,X,ROW,COL", "A mark whose row and column are known, where the border is empty.") = None,
     near: option(float, "DEG", "Rough direction of the rows; 180 = upside down.") = 0.0,
     label_parts: LabelParts = None,
-    overwrite: flag("--overwrite", "Replace the results of another mask of the same name, and what was changed by hand.") = False,
+    overwrite: flag(
+        "--overwrite", "Replace the results of another mask of the same name, and what was changed by hand."
+    ) = False,
 ) -> None:
     """Number the marks of a mask, row by row from 1 at the top left; refused where that is not sure."""
     from cellseg_nb.data.formats.base import image_stem
@@ -56,7 +68,9 @@ def marks_register(
     pixels = read_labels(mask, label_parts=False)
     facts = _check_registered(out, mask, overwrite)
     found, numbers = register_mask(pixels, rows, cols, known, near, label_parts, str(mask))
-    write_record(out, image_stem(mask), facts | {"written": {}}, "register")  # if this is interrupted, nothing counts as changed by hand
+    write_record(
+        out, image_stem(mask), facts | {"written": {}}, "register"
+    )  # if this is interrupted, nothing counts as changed by hand
     written = write_registration(out, image_stem(mask), found, numbers)
     files = describe_files(out, [path.name for path in written.values()])
     write_record(out, image_stem(mask), facts | {"written": files}, "register")
@@ -84,7 +98,9 @@ def _check_registered(out: Path, mask: Path, overwrite: bool) -> dict:
     return {"file": str(mask.resolve()), "sha256": sha256, "written": before.get("written", {})}
 
 # %% ../../../nbs/run/commands/10_marks.ipynb #b89cb76e
-Matrix = option(str, "DHB|DAN", "What the sample was covered with; a model trained for it in the data set is taken.", callback=upper)
+Matrix = option(
+    str, "DHB|DAN", "What the sample was covered with; a model trained for it in the data set is taken.", callback=upper
+)
 
 # %% ../../../nbs/run/commands/10_marks.ipynb #8e063baa
 @app.command("run")
@@ -122,7 +138,9 @@ def marks_run(
         shown = found.table.drop(columns="unlike_because")
         print(f"\n{shown.to_string(index=False)}\ntable: {dataset / 'marks_summary.csv'}")
         for row in found.table[found.table["unlike_training"]].itertuples():
-            say(f"warning: {row.group}/{row.image} is unlike the pictures that the model was trained on ({row.unlike_because}); look at its overlay")
+            say(
+                f"warning: {row.group}/{row.image} is unlike the pictures that the model was trained on ({row.unlike_because}); look at its overlay"
+            )
     debug = context.find_root().params.get("debug")
     report_failures(found.failures, len(found.done) - len(found.failures), found.tracebacks if debug else None)
 

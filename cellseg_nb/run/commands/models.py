@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import Optional
 
 from cellseg_nb.run.options import (
-    LabelParts, argument, commands, flag, given, option,
+    LabelParts,
+    argument,
+    commands,
+    flag,
+    given,
+    option,
 )
 
 # %% ../../../nbs/run/commands/06_models.ipynb #578bf2ae
@@ -25,9 +30,7 @@ def model_list() -> None:
     """List the models that come with the package."""
     from cellseg_nb.models.bundle import list_bundles, read_specification
 
-    known = {
-        name: read_specification(folder).description for name, folder in list_bundles().items()
-    }
+    known = {name: read_specification(folder).description for name, folder in list_bundles().items()}
     known["otsu"] = "Otsu threshold and distance watershed; the classical method, no network"
     width = max(map(len, known))
     for name, description in known.items():
@@ -103,9 +106,11 @@ def model_export(
 def model_quantize(
     model: argument(str, None, "Name of a model, or its folder.") = "nuclei",
     dataset: option(
-        str, "DATA",
+        str,
+        "DATA",
         "Labelled training pictures: data set or folder.  [default: what the model was trained with]",
-        "--dataset", "--images",
+        "--dataset",
+        "--images",
     ) = None,
     split: option(str, None, "Only samples of this split.") = None,
     kind: option(str, None, "Only samples of this kind.") = None,
@@ -141,9 +146,7 @@ Repo = option(str, "OWNER/NAME", "Repository on GitHub.  [default: that of this 
 def model_release(
     source: argument(str, "MODEL|FILE", "Name or folder of a model, or a YAML file: it is trained first."),
     version: option(str, "V", "Version, as 1.2; never used before."),
-    changes: argument(
-        Optional[list[str]], "[KEY=VALUE]...", "Changes to the YAML file, as training.epochs=3."
-    ) = None,
+    changes: argument(Optional[list[str]], "[KEY=VALUE]...", "Changes to the YAML file, as training.epochs=3.") = None,
     out: option(Path, "DIR", "Folder of the training.  [default: runs/NAME-release]") = None,
     evaluate: option(str, "SPLIT", "Score what is trained on this split, and say so in the notes.") = None,
     repo: Repo = None,
@@ -224,5 +227,6 @@ def model_versions(
         raise FileNotFoundError(f"there is no version of {name or 'a model'} in {shown(url)}")
     for one in found:
         unread = "" if one.readable else f"  needs cellseg_nb {one.reader} or newer"
-        print(f"{one.model}@{one.version}  {one.published[:16].replace('T', ' ')} UTC  format {one.format_version}{unread}")
-
+        print(
+            f"{one.model}@{one.version}  {one.published[:16].replace('T', ' ')} UTC  format {one.format_version}{unread}"
+        )

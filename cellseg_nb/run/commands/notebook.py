@@ -11,7 +11,9 @@ from pathlib import Path
 from typer.core import TyperCommand
 
 from cellseg_nb.run.options import (
-    argument, commands, option,
+    argument,
+    commands,
+    option,
 )
 
 # %% ../../../nbs/run/commands/13_notebook.ipynb #914d5f33

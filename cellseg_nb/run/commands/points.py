@@ -10,30 +10,31 @@ from pathlib import Path
 from typing import Any, Optional
 
 from cellseg_nb.run.options import (
-    Channel, argument, commands, flag, option, report_failures, say,
+    Channel,
+    argument,
+    commands,
+    flag,
+    option,
+    report_failures,
+    say,
 )
 
 # %% ../../../nbs/run/commands/08_points.ipynb #a7c1d3e5
 app = commands("points", "Points: import, compare annotators.")
-PointRadius = option(
-    float, "PX", "Two clicks this close are on the same cell, in pixels.", "--radius"
-)
+PointRadius = option(float, "PX", "Two clicks this close are on the same cell, in pixels.", "--radius")
 
 # %% ../../../nbs/run/commands/08_points.ipynb #b8d2e4f6
 @app.command("import")
 def points_import(
     files: argument(
-        list[Path], "FILE",
+        list[Path],
+        "FILE",
         "Label Studio, table, QuPath (.geojson), COCO, CVAT, ImageJ (.roi, .zip), dot picture.",
     ),
     images: option(Path, "DIR", "Folder of the images."),
     out: option(Path, "DIR", "Project folder; made, or added to."),
-    label: option(
-        Optional[list[str]], "NAME", "A label there may be; several times.  [default: any]"
-    ) = None,
-    skip_label: option(
-        Optional[list[str]], "NAME", "Leave out points of this label; several times."
-    ) = None,
+    label: option(Optional[list[str]], "NAME", "A label there may be; several times.  [default: any]") = None,
+    skip_label: option(Optional[list[str]], "NAME", "Leave out points of this label; several times.") = None,
     annotator: option(str, "NAME", "Who set the points, where the file does not say it.") = None,
     status: option(str, "WORD", "Of images with points: sparse or fully.") = "sparse",
     radius: PointRadius = 10,
@@ -96,9 +97,7 @@ def _print_project(made: Any, radius: float) -> None:
     _say_doubles(made, radius)
     for image in made.by_hand:
         status, proposed = quality.loc[image, ["annotation_status", "proposed"]]
-        print(
-            f"kept as entered by hand: {image} is {status} (the files say {proposed or 'nothing'})"
-        )
+        print(f"kept as entered by hand: {image} is {status} (the files say {proposed or 'nothing'})")
 
 # %% ../../../nbs/run/commands/08_points.ipynb #d0f41628
 @app.command("agree")
@@ -128,19 +127,17 @@ def points_agree(
 def points_foreground(
     project: argument(Path, "PROJECT", "Folder with images/; gets masks/."),
     method: option(
-        str, "NAME",
+        str,
+        "NAME",
         "texture (no training) or classifier (learns from scribbles).  [default: classifier "
         "with --scribbles, else texture]",
     ) = None,
     scribbles: option(
         Path,
         "DIR",
-        "Pictures named like the images: 0 nothing, 1 background, 2 foreground.  [default: "
-        "PROJECT/scribbles]",
+        "Pictures named like the images: 0 nothing, 1 background, 2 foreground.  [default: PROJECT/scribbles]",
     ) = None,
-    overwrite: flag(
-        "--overwrite", "Also replace masks that you reviewed, changed or made."
-    ) = False,
+    overwrite: flag("--overwrite", "Also replace masks that you reviewed, changed or made.") = False,
     channel: Channel = None,
 ) -> None:
     """Write foreground masks, for review.

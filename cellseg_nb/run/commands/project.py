@@ -13,7 +13,11 @@ from typing import Annotated, Optional
 import typer
 
 from cellseg_nb.run.options import (
-    argument, commands, flag, option, print_scores,
+    argument,
+    commands,
+    flag,
+    option,
+    print_scores,
 )
 
 # %% ../../../nbs/run/commands/07_project.ipynb #4e1c89a7
@@ -58,14 +62,10 @@ def init(
 def pipeline_run(
     name: PipelineName = "__default__",
     project: Project = Path("."),
-    tags: option(
-        Optional[list[str]], "TAG", "Only steps with this tag; several times.", "--tags", "--tag"
-    ) = None,
+    tags: option(Optional[list[str]], "TAG", "Only steps with this tag; several times.", "--tags", "--tag") = None,
     from_step: option(str, "STEP", "Begin with this step.", "--from") = None,
     to_step: option(str, "STEP", "End with this step.", "--to") = None,
-    params: option(
-        Optional[list[str]], "KEY=VALUE", "A change, as model.seed=2; several times."
-    ) = None,
+    params: option(Optional[list[str]], "KEY=VALUE", "A change, as model.seed=2; several times.") = None,
     resume: flag("--resume", "Leave out what has not changed; go on where it stopped.") = False,
     force: flag("--force", "Keep a model that is worse than the one it came from.") = False,
     overwrite: flag("--overwrite", "Replace results that were changed by hand.") = False,
@@ -108,9 +108,7 @@ def pipeline_list(project: Project = Path(".")) -> None:
 def pipeline_show(
     name: PipelineName = "__default__",
     project: Project = Path("."),
-    out: option(
-        Path, "FILE", "HTML or SVG file.  [default: data/08_reporting/pipeline.html]"
-    ) = None,
+    out: option(Path, "FILE", "HTML or SVG file.  [default: data/08_reporting/pipeline.html]") = None,
     viz: flag("--viz", "Open it in a browser with Kedro-Viz, until Ctrl+C.") = False,
     port: option(int, "PORT", "For --viz.  [default: a free one]") = None,
     browser: Annotated[bool, typer.Option(help="With --viz, open the page.")] = True,

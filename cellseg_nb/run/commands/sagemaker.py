@@ -10,7 +10,9 @@ import json
 from pathlib import Path
 
 from cellseg_nb.run.options import (
-    argument, commands, option,
+    argument,
+    commands,
+    option,
 )
 
 # %% ../../../nbs/run/commands/12_sagemaker.ipynb #a31b6013

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Optional
 
 from cellseg_nb.run.options import (
-    HEADINGS, PIXEL_HEADINGS, LabelParts, commands, flag, option, print_scores, report_failures, say,
+    HEADINGS,
+    PIXEL_HEADINGS,
+    LabelParts,
+    commands,
+    flag,
+    option,
+    print_scores,
+    report_failures,
+    say,
 )
 
 # %% ../../../nbs/run/commands/02_score.ipynb #0929cd05
@@ -74,10 +82,7 @@ def _print_stacks(evaluation) -> None:
         width = max(map(len, evaluation.classes))
         print(f"{'class':{width}}  truth  predicted  F1@.1  F1@.5")
         for name, one in evaluation.classes.items():
-            f1 = [
-                f"{one.at(t)['f1']:.3f}" if one.n_truth + one.n_pred else "  -  "
-                for t in (0.1, 0.5)
-            ]
+            f1 = [f"{one.at(t)['f1']:.3f}" if one.n_truth + one.n_pred else "  -  " for t in (0.1, 0.5)]
             print(f"{name:{width}}  {one.n_truth:5}  {one.n_pred:9}  {f1[0]}  {f1[1]}")
 
 # %% ../../../nbs/run/commands/02_score.ipynb #d8d43d46
@@ -107,15 +112,15 @@ def evaluate(
     pred: option(Path, "PATH", "Predicted label images: a folder or a file."),
     index: option(Path, "CSV", "CSV table with a column 'file' and one to group by.") = None,
     by: option(str, "COLUMN", "Column of the table to group by.") = None,
-    allow_missing: flag(
-        "--allow-missing", "An image without prediction counts as nothing found."
-    ) = False,
+    allow_missing: flag("--allow-missing", "An image without prediction counts as nothing found.") = False,
     pixels: Pixels = False,
     intervals: Intervals = False,
     sizes: Sizes = None,
     ignore: Ignore = None,
     label_parts: LabelParts = None,
-    metrics: option(str, "NAME,NAME", "Which scores: ap, f1, precision, recall, pq, iou, mean_ap, count_mae, ...") = None,
+    metrics: option(
+        str, "NAME,NAME", "Which scores: ap, f1, precision, recall, pq, iou, mean_ap, count_mae, ..."
+    ) = None,
     thresholds: option(str, "T,T", "IoU thresholds of these scores, as .5,.75.") = None,
     json_file: option(Path, "FILE", "Write the scores, also per image.", "--json") = None,
 ) -> None:

@@ -9,13 +9,16 @@ __all__ = ['app', 'serve_command']
 from pathlib import Path
 
 from cellseg_nb.run.options import (
-    commands, flag, given, option,
+    commands,
+    flag,
+    given,
+    option,
 )
 
 # %% ../../../nbs/run/commands/11_serve.ipynb #e1c9721d
 app = commands()
 
-
+# %% ../../../nbs/run/commands/11_serve.ipynb #f410e67b
 @app.command("serve")
 def serve_command(
     host: option(str, "ADDRESS", "Address that it listens to.  [default: 127.0.0.1]") = None,
@@ -25,7 +28,10 @@ def serve_command(
     workers: option(int, "N", "Tasks that are worked on at once.  [default: 1]") = None,
     part: option(str, "WORD", "What runs here: all, http (no workers), or workers alone.  [default: all]") = None,
     token: option(
-        str, "WORD", "Word that every request must bring (Authorization: Bearer …).  [default: none]", envvar="CELLSEG_TOKEN"
+        str,
+        "WORD",
+        "Word that every request must bring (Authorization: Bearer …).  [default: none]",
+        envvar="CELLSEG_TOKEN",
     ) = None,
     open_to_all: flag("--open-to-all", "Listen to other computers without a token.") = False,
     models: option(Path, "DIR", "Folder with further models, a folder each.") = None,
@@ -35,7 +41,9 @@ def serve_command(
     most_waiting: option(int, "N", "Tasks that may wait or be worked on; more get 429.  [default: 100]") = None,
     upload_seconds: option(float, "S", "An upload takes no longer.  [default: 120]") = None,
     task_seconds: option(float, "S", "A task takes no longer; then it has failed.  [default: 3600]") = None,
-    lease_seconds: option(float, "S", "A worker that says nothing for so long has lost its task.  [default: 30]") = None,
+    lease_seconds: option(
+        float, "S", "A worker that says nothing for so long has lost its task.  [default: 30]"
+    ) = None,
     attempts: option(int, "N", "A task that ends so many workers has failed.  [default: 3]") = None,
     keep_hours: option(float, "H", "Results are kept for so long.  [default: 24]") = None,
 ) -> None:
@@ -44,6 +52,7 @@ def serve_command(
     Tasks and results outlive a kill of the service or its workers: start it again with the same --data
     and --queue. It is for this computer only, unless --host says otherwise.
     """
+    chosen = given(**{name: value for name, value in locals().items() if name != "open_to_all"})
     from cellseg_nb.core import checked_settings, require
 
     for module in ("fastapi", "uvicorn", "python_multipart"):
@@ -52,10 +61,5 @@ def serve_command(
     from cellseg_nb.run.service.app import serve
     from cellseg_nb.run.service.limits import ServeSettings
 
-    chosen = given(
-        host=host, port=port, data=data, queue=queue, workers=workers, part=part, token=token, models=models,
-        device=device, most_mb=most_mb, most_mpx=most_mpx, most_waiting=most_waiting, attempts=attempts,
-        upload_seconds=upload_seconds, task_seconds=task_seconds, lease_seconds=lease_seconds, keep_hours=keep_hours,
-    )
     names = {name: f"--{name.replace('_', '-')}" for name in ServeSettings.model_fields}
     serve(checked_settings(ServeSettings, chosen | {"open_to_all": open_to_all}, names))

@@ -10,7 +10,15 @@ import sys
 from pathlib import Path
 
 from cellseg_nb.run.options import (
-    Channel, LabelParts, StackAxes, VoxelEdges, argument, commands, flag, given, option,
+    Channel,
+    LabelParts,
+    StackAxes,
+    VoxelEdges,
+    argument,
+    commands,
+    flag,
+    given,
+    option,
 )
 
 # %% ../../../nbs/run/commands/04_stacks.ipynb #4fc251ae
@@ -18,9 +26,7 @@ app = commands()
 
 # %% ../../../nbs/run/commands/04_stacks.ipynb #7f454166
 Walls = argument(Path, "BOUNDARIES", "Boundary probability, 0 to 1; or bytes, 0 to 255.")
-Superpixels = option(
-    Path, "FILE", "Over-segmentation to start from, a label volume.  [default: a watershed]"
-)
+Superpixels = option(Path, "FILE", "Over-segmentation to start from, a label volume.  [default: a watershed]")
 WallThreshold = option(float, "P", "A voxel is wall from this probability on, 0 to 1.")
 WallPercentiles = option(
     str, "LOW,HIGH", "The map is the brightness of stained walls; its percentiles that become 0 and 1."

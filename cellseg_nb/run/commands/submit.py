@@ -14,7 +14,13 @@ import typer
 from typer.core import TyperGroup
 
 from cellseg_nb.run.options import (
-    argument, commands, flag, given, option, report_failures, say,
+    argument,
+    commands,
+    flag,
+    given,
+    option,
+    report_failures,
+    say,
 )
 
 # %% ../../../nbs/run/commands/12_submit.ipynb #3cb77b6e
@@ -35,7 +41,9 @@ class _Submit(TyperGroup):
         tail = words[_options_end(words) :]
         if tail[0] not in ("local", "slurm", "dask"):
             raise ValueError("--remote goes with local, slurm or dask; to look at a submission there, use ssh")
-        code = submit_there(ctx.params["remote"], tail, ctx.params["remote_python"], ctx.params["there"], ctx.params["ssh"])
+        code = submit_there(
+            ctx.params["remote"], tail, ctx.params["remote_python"], ctx.params["there"], ctx.params["ssh"]
+        )
         if code:
             raise typer.Exit(code)
 
@@ -48,7 +56,9 @@ def _options_end(words: list[str]) -> int:
     return at
 
 
-app = commands("submit", "Commands over processes, Slurm, Dask, or another computer: local, slurm, dask, status, logs, merge.")
+app = commands(
+    "submit", "Commands over processes, Slurm, Dask, or another computer: local, slurm, dask, status, logs, merge."
+)
 app.info.cls = _Submit
 
 
@@ -98,6 +108,7 @@ def _drive(submission: Any, scheduler: Any, retries: int) -> None:
     noun, told = submission.facts["noun"], [0]
     say(f"{counted(len(submission.names), noun)}; how far: cellseg submit status {submission.folder}")
     with tqdm(total=len(submission.names), desc="submit", unit=noun, disable=None) as bar:
+
         def progress(ended: int, total: int) -> None:
             bar.update(ended - bar.n)
             if bar.disable and ended > told[0] and (ended == total or ended - told[0] >= total / 10):
@@ -147,7 +158,9 @@ def submit_slurm(
     cpus: option(int, "N", "Processors of a task.  [default: that of the cluster]", min=1) = None,
     gpus: option(int, "N", "Graphics cards of a task.", min=1) = None,
     account: option(str, "NAME", "Account that pays.") = None,
-    setup: option(list[str], "LINE", "Line of shell before a task, such as 'module load cuda'; may be repeated.") = None,
+    setup: option(
+        list[str], "LINE", "Line of shell before a task, such as 'module load cuda'; may be repeated."
+    ) = None,
     poll: option(float, "S", "Seconds between two looks at the queue.", min=0.2) = 5,
     wait: flag("--wait/--no-wait", "Stay until all is done, or come back for 'cellseg submit merge'.") = True,
     out: OutToo = None,
@@ -166,7 +179,9 @@ def submit_slurm(
     if wait:
         return _drive(submission, scheduler, retries)
     hand_in(submission, scheduler)
-    print(f"look:   cellseg submit status {submission.folder}\nfinish: cellseg submit merge {submission.folder}\nstop:   cellseg submit cancel {submission.folder}")
+    print(
+        f"look:   cellseg submit status {submission.folder}\nfinish: cellseg submit merge {submission.folder}\nstop:   cellseg submit cancel {submission.folder}"
+    )
 
 # %% ../../../nbs/run/commands/12_submit.ipynb #bba423c9
 @app.command("dask")

@@ -10,7 +10,12 @@ import sys
 from pathlib import Path
 
 from cellseg_nb.run.options import (
-    argument, commands, flag, given, option, report_failures,
+    argument,
+    commands,
+    flag,
+    given,
+    option,
+    report_failures,
 )
 
 # %% ../../../nbs/run/commands/09_tiles.ipynb #a2a54f3b

@@ -12,7 +12,16 @@ from typing import Any, Optional
 import typer
 
 from cellseg_nb.run.options import (
-    Device, LabelParts, Out, argument, commands, error_line, flag, option, report_failures, say,
+    Device,
+    LabelParts,
+    Out,
+    argument,
+    commands,
+    error_line,
+    flag,
+    option,
+    report_failures,
+    say,
 )
 
 # %% ../../../nbs/run/commands/03_train.ipynb #5c6e16c8
@@ -22,9 +31,7 @@ app = commands()
 @app.command()
 def train(
     config: argument(str, None, "YAML file, or the name of a configuration that comes along."),
-    changes: argument(
-        Optional[list[str]], "[KEY=VALUE]...", "Changes, as training.epochs=3."
-    ) = None,
+    changes: argument(Optional[list[str]], "[KEY=VALUE]...", "Changes, as training.epochs=3.") = None,
     out: option(Path, "DIR", "Folder of the run.  [default: runs/NAME]") = None,
     resume: flag("--resume", "Go on from the last checkpoint.") = False,
     find_lr: flag("--find-lr", "Only suggest a learning rate, with its curve.") = False,
@@ -87,9 +94,7 @@ def _cross_validate(config: Any, folds: int, out: Path) -> None:
 @app.command()
 def experiment(
     file: argument(Path, "FILE", "YAML file: defaults, and sweeps by name."),
-    name: option(
-        str, "SWEEP", "Only this sweep.  [default: all of them; to release, the defaults]"
-    ) = None,
+    name: option(str, "SWEEP", "Only this sweep.  [default: all of them; to release, the defaults]") = None,
     mode: option(str, "MODE", "draft (short, one split), crossval or release.") = "draft",
     out: Out = Path("results"),
 ) -> None:
@@ -98,8 +103,7 @@ def experiment(
     Everything goes into OUT/NAME/DATE-SWEEP-MODE. The same command goes on where it stopped, and
     tries again what failed. Exit code 1 = some trainings failed.
     """
-    from cellseg_nb.train.sweeps import chosen_sweeps, failures_of, read_sweeps, run_sweep
-    from cellseg_nb.train.sweeps import summary_of
+    from cellseg_nb.train.sweeps import chosen_sweeps, failures_of, read_sweeps, run_sweep, summary_of
 
     asked, failed = read_sweeps(file), {}
     for sweep in chosen_sweeps(asked, name, mode, file):
@@ -114,7 +118,8 @@ def experiment(
 def tune(
     model: argument(str, None, "Name of a model, or its folder.") = "nuclei",
     dataset: option(
-        str, None,
+        str,
+        None,
         "Data set or folder; for stacks a CSV table.  [default: what the model was trained with]",
     ) = None,
     split: option(str, None, "Only samples of this split.") = None,
@@ -131,8 +136,7 @@ def tune(
     import yaml
 
     from cellseg_nb.models.bundle import load_bundle
-    from cellseg_nb.train.tune import check_free, data_to_tune, labelled_samples
-    from cellseg_nb.train.tune import predict_samples, save_tuned
+    from cellseg_nb.train.tune import check_free, data_to_tune, labelled_samples, predict_samples, save_tuned
     from cellseg_nb.train.tune import tune as choose
 
     chosen = split, kind, channel, label_parts

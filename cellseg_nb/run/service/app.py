@@ -13,7 +13,7 @@ import mimetypes
 import re
 import socket
 import time
-from datetime import datetime, UTC
+from datetime import UTC, datetime
 from importlib.resources import files as packaged
 from pathlib import Path
 from typing import Any
@@ -32,25 +32,34 @@ from cellseg_nb.core import (
     one_line,
 )
 from cellseg_nb.run.service.asked import (
-    asked_task, kinds, known_tasks,
+    asked_task,
+    kinds,
+    known_tasks,
 )
 from cellseg_nb.run.service.connection import (
-    MOST_HEAD_BYTES, Guard, Patient, read_upload, refuse_kindly,
+    MOST_HEAD_BYTES,
+    Guard,
+    Patient,
+    read_upload,
+    refuse_kindly,
 )
 from cellseg_nb.run.service.keeper import (
-    Keeper, forget,
+    Keeper,
+    forget,
 )
 from cellseg_nb.run.service.limits import (
     ServeSettings,
 )
 from cellseg_nb.run.service.places import (
-    Place, open_place,
+    Place,
+    open_place,
 )
 from cellseg_nb.run.service.states import (
     Record,
 )
 from cellseg_nb.run.service.uploads import (
-    Refused, check_upload,
+    Refused,
+    check_upload,
 )
 from cellseg_nb.run.service.worker import (
     tell,
@@ -90,13 +99,17 @@ async def take_in(
         path.unlink(missing_ok=True)
 
 
-def _make(place: Place, id: str, path: Path, declared: str, asked: tuple[str, list[str] | None, dict[str, Any]]) -> JSONResponse:
+def _make(
+    place: Place, id: str, path: Path, declared: str, asked: tuple[str, list[str] | None, dict[str, Any]]
+) -> JSONResponse:
     """Look at the image, give it its place, and write the record; what cannot be answered is not begun."""
     suffix = check_upload(path, place.settings.most_mpx, declared)
     task, model, chosen = asked
     now, upload = time.time(), f"image{suffix}"
     record = Record(id=id, task=task, model=model, settings=chosen, upload=upload, created=now, changed=now)
-    answer = JSONResponse(described(record, place.settings.keep_hours), 201, headers=SAFE | {"Location": f"/tasks/{id}"})
+    answer = JSONResponse(
+        described(record, place.settings.keep_hours), 201, headers=SAFE | {"Location": f"/tasks/{id}"}
+    )
     place.files.keep_upload(id, upload, path)
     if not place.records.add(record, place.settings.most_waiting):
         place.files.remove(id)
@@ -154,7 +167,9 @@ def wanted(
 
 # %% ../../../nbs/run/service/09_app.ipynb #b949f0b7
 SAFE = {
-    "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
     "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; sandbox",
 }
 PAGE = SAFE | {
@@ -192,7 +207,9 @@ def _file(place: Place, record: Record, name: str, kind: str | None = None) -> R
     fetched = path.parent == place.scratch  # a copy of what is in S3
     done = BackgroundTask(path.unlink) if fetched else None
     inline = "inline" if kind in ("text/html", "image/png") else "attachment"
-    return FileResponse(path, media_type=kind, filename=Path(name).name, headers=SAFE, background=done, content_disposition_type=inline)
+    return FileResponse(
+        path, media_type=kind, filename=Path(name).name, headers=SAFE, background=done, content_disposition_type=inline
+    )
 
 # %% ../../../nbs/run/service/09_app.ipynb #e52dd6ce
 POST_TASK = {
@@ -203,22 +220,48 @@ POST_TASK = {
             "image/png": {"schema": {"type": "string", "format": "binary"}},
             "image/tiff": {"schema": {"type": "string", "format": "binary"}},
             "multipart/form-data": {
-                "schema": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}, "required": ["file"]}
+                "schema": {
+                    "type": "object",
+                    "properties": {"file": {"type": "string", "format": "binary"}},
+                    "required": ["file"],
+                }
             },
         },
     },
     "parameters": [
-        {"name": "task", "in": "query", "schema": {"type": "string", "default": "segment"}, "description": "What to do; GET /kinds lists it."},
-        {"name": "model", "in": "query", "schema": {"type": "array", "items": {"type": "string"}}, "description": "Name of a model; several, where the task takes their mean."},
-        {"name": "SETTING", "in": "query", "schema": {"type": "string"}, "description": "Any setting of the task, such as min_area_px=20 or rows=60; GET /kinds lists them."},
+        {
+            "name": "task",
+            "in": "query",
+            "schema": {"type": "string", "default": "segment"},
+            "description": "What to do; GET /kinds lists it.",
+        },
+        {
+            "name": "model",
+            "in": "query",
+            "schema": {"type": "array", "items": {"type": "string"}},
+            "description": "Name of a model; several, where the task takes their mean.",
+        },
+        {
+            "name": "SETTING",
+            "in": "query",
+            "schema": {"type": "string"},
+            "description": "Any setting of the task, such as min_area_px=20 or rows=60; GET /kinds lists them.",
+        },
     ],
 }
 REFUSALS = {
     code: {"description": text}
     for code, text in {
-        401: "no token, or a wrong one", 403: "not from here", 404: "there is no such task", 406: "there is no mask of this kind",
-        408: "the upload was too slow", 409: "the task is not finished", 413: "too large", 415: "neither PNG nor TIFF",
-        422: "the image or a parameter is wrong", 429: "too many tasks wait; see Retry-After",
+        401: "no token, or a wrong one",
+        403: "not from here",
+        404: "there is no such task",
+        406: "there is no mask of this kind",
+        408: "the upload was too slow",
+        409: "the task is not finished",
+        413: "too large",
+        415: "neither PNG nor TIFF",
+        422: "the image or a parameter is wrong",
+        429: "too many tasks wait; see Retry-After",
     }.items()
 }
 
@@ -299,7 +342,10 @@ def make_app(
 ) -> Any:  # an application of ASGI
     """Make the application."""
     app = FastAPI(
-        title="cellseg_nb", version=cellseg_nb.__version__, docs_url=None, redoc_url=None,
+        title="cellseg_nb",
+        version=cellseg_nb.__version__,
+        docs_url=None,
+        redoc_url=None,
         description="Segment, count and measure cells in microscopy images.",
     )
     for kind in (Refused, RequestValidationError, HTTPException, ClientDisconnect, OSError, Exception):
@@ -384,8 +430,16 @@ def _listen(settings: ServeSettings, app: Any) -> None:
     except OSError as error:
         raise ValueError(f"cannot listen to {settings.host}:{settings.port}: {error.strerror or error}") from error
     config = uvicorn.Config(
-        app, http=Patient, ws="none", lifespan="off", log_level="error", access_log=False, server_header=False,
-        limit_concurrency=MOST_CONNECTIONS, timeout_keep_alive=5, h11_max_incomplete_event_size=MOST_HEAD_BYTES,
+        app,
+        http=Patient,
+        ws="none",
+        lifespan="off",
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=MOST_CONNECTIONS,
+        timeout_keep_alive=5,
+        h11_max_incomplete_event_size=MOST_HEAD_BYTES,
         timeout_graceful_shutdown=5,
     )
     host = f"[{settings.host}]" if ":" in settings.host else settings.host

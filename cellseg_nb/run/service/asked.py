@@ -18,7 +18,8 @@ from cellseg_nb.models.bundle import (
     list_bundles,
 )
 from cellseg_nb.run.registry import (
-    find_task, task_lines,
+    find_task,
+    task_lines,
 )
 from cellseg_nb.run.service.limits import (
     ServeSettings,
@@ -30,7 +31,8 @@ from cellseg_nb.run.task import (
     Task,
 )
 from cellseg_nb.settings import (
-    SettingFacts, facts_of,
+    SettingFacts,
+    facts_of,
 )
 
 # %% ../../../nbs/run/service/05_asked.ipynb #022c7576
@@ -62,9 +64,11 @@ def models_of(
     """Models that a client may choose: those of the package, Otsu's method, and those in the server's folder."""
     from cellseg_nb.segment.image import OTSU
 
-    own = {} if settings.models is None else {
-        path.parent.name: path.parent for path in sorted(settings.models.resolve().glob("*/model.json"))
-    }
+    own = (
+        {}
+        if settings.models is None
+        else {path.parent.name: path.parent for path in sorted(settings.models.resolve().glob("*/model.json"))}
+    )
     return {name: name for name in (*list_bundles(), OTSU)} | own
 
 # %% ../../../nbs/run/service/05_asked.ipynb #db472b7b
@@ -136,7 +140,11 @@ def kinds() -> dict[str, dict[str, Any]]:  # task → what it does and how it ca
     found = {}
     for name, task in known_tasks().items():
         about = (task.__doc__ or "").strip().split("\n")[0]
-        found[name] = {"about": about, "model": task.default_model, "settings": [_described(one) for one in asked_settings(task)]}
+        found[name] = {
+            "about": about,
+            "model": task.default_model,
+            "settings": [_described(one) for one in asked_settings(task)],
+        }
     return found
 
 

@@ -23,10 +23,12 @@ from starlette.requests import ClientDisconnect, Request
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cellseg_nb.run.service.limits import (
-    ServeSettings, is_local,
+    ServeSettings,
+    is_local,
 )
 from cellseg_nb.run.service.uploads import (
-    KINDS, Refused,
+    KINDS,
+    Refused,
 )
 
 # %% ../../../nbs/run/service/08_connection.ipynb #c316fec0
@@ -191,7 +193,16 @@ class Form:
             raise Refused(400, "the form does not say where its parts end (boundary)")
         self.sink, self.fields, self.files, self.ended = sink, [], 0, False
         self.parts, self.declared = 0, ""
-        names = ("part_begin", "header_field", "header_value", "header_end", "part_data", "headers_finished", "part_end", "end")
+        names = (
+            "part_begin",
+            "header_field",
+            "header_value",
+            "header_end",
+            "part_data",
+            "headers_finished",
+            "part_end",
+            "end",
+        )
         self.parser = MultipartParser(boundary, {f"on_{name}": getattr(self, name) for name in names})
 
     def part_begin(self) -> None:

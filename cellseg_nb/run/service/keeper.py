@@ -26,10 +26,14 @@ from cellseg_nb.run.service.places import (
     Place,
 )
 from cellseg_nb.run.service.states import (
-    Record, deleted, given_back, lapsed,
+    Record,
+    deleted,
+    given_back,
+    lapsed,
 )
 from cellseg_nb.run.service.worker import (
-    GRACE_S, tell,
+    GRACE_S,
+    tell,
 )
 
 # %% ../../../nbs/run/service/07_keeper.ipynb #086323f9

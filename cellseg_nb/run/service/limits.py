@@ -13,7 +13,8 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, model_validator
 
 from cellseg_nb.settings import (
-    Settings, setting,
+    Settings,
+    setting,
 )
 
 # %% ../../../nbs/run/service/00_limits.ipynb #2a071f95
@@ -27,7 +28,9 @@ class ServeSettings(Settings):
     port: int = setting(8000, "Port; 0 = one that is free.", metavar="N", ge=0, le=65535)
     data: Path = setting(Path("cellseg_service"), "Folder for uploads, results and records.", metavar="DIR")
     queue: str = setting(
-        "sqlite", "sqlite, redis://HOST:PORT/N, or sqs://QUEUE?bucket=NAME.", metavar="ADDRESS",
+        "sqlite",
+        "sqlite, redis://HOST:PORT/N, or sqs://QUEUE?bucket=NAME.",
+        metavar="ADDRESS",
         pattern=r"^(sqlite|rediss?://.+|sqs://[A-Za-z0-9_-]+\?.*bucket=.+)$",
     )
     workers: int = setting(1, "Tasks that are worked on at once.", metavar="N", ge=0, le=256)

@@ -26,7 +26,11 @@ from cellseg_nb.run.service.limits import (
     ServeSettings,
 )
 from cellseg_nb.run.service.records import (
-    EXTRA, RedisRecords, S3Records, SqliteRecords, s3_answer,
+    EXTRA,
+    RedisRecords,
+    S3Records,
+    SqliteRecords,
+    s3_answer,
 )
 from cellseg_nb.run.service.states import (
     Records,
@@ -99,7 +103,11 @@ class Sqs:
 
     def take(self, seconds: float) -> Wake | None:
         """The next name, waiting for so long; None = there is none."""
-        given = {"MaxNumberOfMessages": 1, "WaitTimeSeconds": min(20, int(seconds)), "VisibilityTimeout": self.visible_s}
+        given = {
+            "MaxNumberOfMessages": 1,
+            "WaitTimeSeconds": min(20, int(seconds)),
+            "VisibilityTimeout": self.visible_s,
+        }
         for message in self.client.receive_message(QueueUrl=self.url, **given).get("Messages", ()):
             handle = {"QueueUrl": self.url, "ReceiptHandle": message["ReceiptHandle"]}
             return Wake(
@@ -114,7 +122,7 @@ def sync(
     path: Path,  # a file, or a folder with all that is in it
 ) -> None:
     """See that it is on the disk, and not only on its way."""
-    for one in ([*path.rglob("*"), path] if path.is_dir() else [path]):
+    for one in [*path.rglob("*"), path] if path.is_dir() else [path]:
         if one.is_dir() and os.name == "nt":
             continue
         handle = os.open(one, os.O_RDONLY)
@@ -264,9 +272,7 @@ def _amazon(settings: ServeSettings) -> Place:
     bucket, prefix = asked.pop("bucket"), asked.pop("prefix", "")
     how = {"region_name": asked.pop("region", None), "endpoint_url": asked.pop("endpoint", None), "config": config}
     if asked:
-        raise ValueError(
-            f"--queue: unknown {', '.join(asked)}; sqs://QUEUE takes bucket, prefix, region and endpoint"
-        )
+        raise ValueError(f"--queue: unknown {', '.join(asked)}; sqs://QUEUE takes bucket, prefix, region and endpoint")
     s3 = boto3.client("s3", **how)
     queue = Sqs(boto3.client("sqs", **how), url.netloc, settings.lease_seconds)
     return Place(settings, S3Records(s3, bucket, prefix), S3Files(s3, bucket, prefix), queue)

@@ -10,7 +10,7 @@ __all__ = ['EXTRA', 'SCHEMA', 'ADD', 'REPLACE', 'UNFINISHED_S', 'SqliteRecords',
 import sqlite3
 import threading
 import time
-from datetime import datetime, UTC
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from cellseg_nb.core import (
     require,
 )
 from cellseg_nb.run.service.states import (
-    Record, Records,
+    Record,
+    Records,
 )
 
 # %% ../../../nbs/run/service/02_records.ipynb #cbc2c188
@@ -182,10 +183,19 @@ class S3Records(Records):
 
     def _put(self, record: Record, **condition: str) -> bool:
         body = record.model_dump_json().encode()
-        return s3_answer(
-            self.client.put_object, "PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey",
-            **self._asked("records", record.id), Body=body, ContentType="application/json", **condition,
-        ) is not None
+        return (
+            s3_answer(
+                self.client.put_object,
+                "PreconditionFailed",
+                "ConditionalRequestConflict",
+                "NoSuchKey",
+                **self._asked("records", record.id),
+                Body=body,
+                ContentType="application/json",
+                **condition,
+            )
+            is not None
+        )
 
     def add(self, record: Record, most_open: int) -> bool:
         if len(self._listed("open")) >= most_open:

@@ -272,7 +272,9 @@ def check_tiff(
             pixels, n_bytes = pixels + more[0], n_bytes + more[1]
             _no_more(pixels, most_mpx)
             if n_bytes > most_mpx * PIXEL_BYTES * 1e6:
-                raise Refused(413, f"it unpacks to {n_bytes / 1e6:,.0f} megabytes; this service takes {most_mpx * PIXEL_BYTES:g}")
+                raise Refused(
+                    413, f"it unpacks to {n_bytes / 1e6:,.0f} megabytes; this service takes {most_mpx * PIXEL_BYTES:g}"
+                )
             todo += [one for one in (*tiff.values(tags.get(SUB_IFDS)), follows) if one]
     if not seen or not tiff.first:
         raise Refused(422, "the TIFF has no page")

@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from cellseg_nb.core import (
-    Stopwatch, one_line,
+    Stopwatch,
+    one_line,
 )
 from cellseg_nb.data.io import (
-    read_labels, write_labels,
+    read_labels,
+    write_labels,
 )
 from cellseg_nb.run.records import (
     read_record,
@@ -37,16 +39,24 @@ from cellseg_nb.run.runner import (
     run,
 )
 from cellseg_nb.run.service.asked import (
-    DEFAULT_TASK, models_of,
+    DEFAULT_TASK,
+    models_of,
 )
 from cellseg_nb.run.service.limits import (
     ServeSettings,
 )
 from cellseg_nb.run.service.places import (
-    Place, Wake, open_place,
+    Place,
+    Wake,
+    open_place,
 )
 from cellseg_nb.run.service.states import (
-    Record, beaten, claimed, ended, given_back, released,
+    Record,
+    beaten,
+    claimed,
+    ended,
+    given_back,
+    released,
 )
 from cellseg_nb.run.task import (
     Task,
@@ -259,7 +269,11 @@ def take(
     """Claim the task that a message names, do it, and acknowledge the message."""
     settings, claim = place.settings, uuid.uuid4().hex
     how = partial(
-        claimed, claim=claim, worker=worker, now=time.time(), lease_s=settings.lease_seconds,
+        claimed,
+        claim=claim,
+        worker=worker,
+        now=time.time(),
+        lease_s=settings.lease_seconds,
         most_attempts=settings.attempts,
     )
     record = place.records.change(wake.id, how)

@@ -18,31 +18,45 @@ from pydantic import Field, model_validator
 
 # %% ../../../nbs/run/tasks/03_count.ipynb #6bdf4f5d
 from cellseg_nb.core import (
-    PixelSize, Stopwatch, atomic_path, read_json,
+    PixelSize,
+    Stopwatch,
+    atomic_path,
+    read_json,
 )
 from cellseg_nb.data.io import (
     write_image,
 )
 from cellseg_nb.data.planes import (
-    BrightnessSettings, PlaneSettings, read_plane,
+    BrightnessSettings,
+    PlaneSettings,
+    read_plane,
 )
 from cellseg_nb.models.engines import (
     ComputeSettings,
 )
 from cellseg_nb.run.outputs import (
-    counted, write_text,
+    counted,
+    write_text,
 )
 from cellseg_nb.run.registry import (
     register,
 )
 from cellseg_nb.run.runner import (
-    Batch, Summary,
+    Batch,
+    Summary,
 )
 from cellseg_nb.run.task import (
-    Item, Result, Task, unlike_note,
+    Item,
+    Result,
+    Task,
+    unlike_note,
 )
 from cellseg_nb.segment.image import (
-    Model, bundle_facts, check_tiles, load_models, members,
+    Model,
+    bundle_facts,
+    check_tiles,
+    load_models,
+    members,
 )
 from cellseg_nb.settings import (
     setting,
@@ -64,16 +78,20 @@ class CountSettings(ComputeSettings, BrightnessSettings, PlaneSettings):
 
     tile_px: int = setting(TILE_PX, "Edge of a tile, in pixels.", metavar="PX", ge=32)
     overlap_px: int | None = setting(
-        None, "Overlap of neighbouring tiles, in pixels.", metavar="PX", ge=0,
+        None,
+        "Overlap of neighbouring tiles, in pixels.",
+        metavar="PX",
+        ge=0,
         usual=f"3/8 of a tile, at most {OVERLAP_PX}",
     )
     level: Annotated[float, Field(gt=0, lt=1)] | None = setting(
-        None, "Share of images whose true count the interval holds, 0 to 1.", metavar="P",
-        usual="0.9", slider=(0.5, 0.99, 0.01),
+        None,
+        "Share of images whose true count the interval holds, 0 to 1.",
+        metavar="P",
+        usual="0.9",
+        slider=(0.5, 0.99, 0.01),
     )
-    flips: bool | None = setting(
-        None, "Mean over eight orientations of the image; slower.", usual="as calibrated"
-    )
+    flips: bool | None = setting(None, "Mean over eight orientations of the image; slower.", usual="as calibrated")
 
     @model_validator(mode="after")
     def _fits_together(self):
@@ -152,9 +170,7 @@ def draw_count(
     step = -(-max(image.shape[:2]) // PLOT_PX)
     edges = None if pixel_size_um is None else tuple(np.multiply(pixel_size_um, step))
     shown = f"{len(found.points)} peaks"
-    show_points(
-        image[::step, ::step], found.points / step, title=shown, pixel_size_um=edges, ax=left
-    )
+    show_points(image[::step, ::step], found.points / step, title=shown, pixel_size_um=edges, ax=left)
     right.imshow(found.density[::step, ::step], cmap="magma", vmin=0)
     right.set_title(f"heat map; its sum is {found.density.sum(dtype=float):.1f}", fontsize=10)
     right.set_axis_off()
@@ -263,9 +279,7 @@ def process(self: Count, item: Item) -> Result:
         | {"height_px": height, "width_px": width},
         tables={"points": points},
         files={
-            heatmap: partial(
-                write_image, pixels=found.density, axes="YX", pixel_size_um=image.pixel_size_um
-            ),
+            heatmap: partial(write_image, pixels=found.density, axes="YX", pixel_size_um=image.pixel_size_um),
             plot: partial(_save_figure, figure=figure),
         },
         picture=figure_pixels(figure),
@@ -307,13 +321,10 @@ def read_counts(
     try:
         known = read_json(path)
     except ValueError as error:
-        raise ValueError(
-            f"{path} is not valid JSON ({error}); move it away, or choose another --out"
-        ) from error
+        raise ValueError(f"{path} is not valid JSON ({error}); move it away, or choose another --out") from error
     if not isinstance(known, dict):
         raise ValueError(
-            f'{path} holds no counts by image, which would be {{"name": ...}}; move it away, or '
-            "choose another --out"
+            f'{path} holds no counts by image, which would be {{"name": ...}}; move it away, or choose another --out'
         )
     return known
 
@@ -343,14 +354,10 @@ def notes(self: Count, batch: Batch) -> list[str]:
             "channel and saw the luminance. Choose a channel (--channel), or a model for colours"
         )
     if batch.unlike:
-        notes.append(
-            unlike_note(batch, "neither counts nor intervals hold there: look at the plots")
-        )
+        notes.append(unlike_note(batch, "neither counts nor intervals hold there: look at the plots"))
     about = self.bundles[0].specification
     if batch.records and not about.calibration:
-        notes.append(
-            f"the model {about.name!r} has no calibration, so its counts come without an interval"
-        )
+        notes.append(f"the model {about.name!r} has no calibration, so its counts come without an interval")
     elif batch.records and self.settings.flips is False and is_for_views(about.calibration):
         notes.append(
             f"the intervals of the model {about.name!r} are for the mean over eight orientations; "

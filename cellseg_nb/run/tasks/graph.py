@@ -17,31 +17,55 @@ from fastcore.basics import patch
 
 # %% ../../../nbs/run/tasks/02_graph.ipynb #25d7cad0
 from cellseg_nb.core import (
-    PixelSize, claim, pixel_edges,
+    PixelSize,
+    claim,
+    pixel_edges,
+)
+from cellseg_nb.data.io import (
+    IMAGE_SUFFIXES,
+    image_sha256,
+    read_labels,
+    write_labels,
 )
 from cellseg_nb.data.planes import (
     Percentiles,
 )
-from cellseg_nb.data.io import (
-    IMAGE_SUFFIXES, image_sha256, read_labels, write_labels,
-)
 from cellseg_nb.run.outputs import (
-    counted, refuse_foreign, remove_files,
+    counted,
+    refuse_foreign,
+    remove_files,
 )
 from cellseg_nb.run.records import (
-    changed_since, describe_files, is_damaged, read_record, refuse_edited, write_record,
+    changed_since,
+    describe_files,
+    is_damaged,
+    read_record,
+    refuse_edited,
+    write_record,
 )
 from cellseg_nb.run.registry import (
     register,
 )
 from cellseg_nb.run.task import (
-    Item, Result, Task,
+    Item,
+    Result,
+    Task,
 )
 from cellseg_nb.run.tasks.segment3d import (
-    result_again, stack_axes_only, stack_notes, stack_report, stack_result, whole_stack_result,
+    result_again,
+    stack_axes_only,
+    stack_notes,
+    stack_report,
+    stack_result,
+    whole_stack_result,
 )
 from cellseg_nb.segment.stack import (
-    StackSettings, VolumeSettings, check_stack_axes, refuse_in_pieces, refuse_unused, tidy_on_disk,
+    StackSettings,
+    VolumeSettings,
+    check_stack_axes,
+    refuse_in_pieces,
+    refuse_unused,
+    tidy_on_disk,
 )
 from cellseg_nb.settings import (
     setting,
@@ -56,8 +80,10 @@ class GraphSettings(VolumeSettings):
     """How a boundary probability is read and cut (see `VolumeSettings`)."""
 
     percentiles: Percentiles | None = setting(
-        None, "The map is the brightness of stained walls; its percentiles that become 0 and 1.",
-        metavar="LOW,HIGH", usual="it shows probabilities",
+        None,
+        "The map is the brightness of stained walls; its percentiles that become 0 and 1.",
+        metavar="LOW,HIGH",
+        usual="it shows probabilities",
     )
     invert: bool = setting(False, "Walls are dark in the map: it is turned round first.")
 
@@ -83,9 +109,7 @@ def _open_walls(path, axes, channel, t=None) -> "StackFile":
     return file
 
 
-def _read_walls(
-    path, superpixels, axes, channel, edges, label_parts=None, t=None
-) -> "tuple[Stack, np.ndarray | None]":
+def _read_walls(path, superpixels, axes, channel, edges, label_parts=None, t=None) -> "tuple[Stack, np.ndarray | None]":
     """A boundary probability, and the pieces that belong to it."""
     from cellseg_nb.data.volumes import read_stack
 
@@ -140,9 +164,7 @@ def wall_doubts(
     return [f"{found}; {advice} invert (on the command line --invert)"] if found else []
 
 
-def _fitting(
-    path: str | Path | None, shape: tuple, place: Any, label_parts: bool | None
-) -> np.ndarray | None:
+def _fitting(path: str | Path | None, shape: tuple, place: Any, label_parts: bool | None) -> np.ndarray | None:
     """A label volume of the shape of a stack."""
     if path is None:
         return None

@@ -26,7 +26,9 @@ from cellseg_nb.run.registry import (
     register,
 )
 from cellseg_nb.run.task import (
-    Item, Result, Task,
+    Item,
+    Result,
+    Task,
 )
 from cellseg_nb.segment.image import (
     bundle_facts,
@@ -96,8 +98,13 @@ def process(self: Marks, item: Item) -> Result:
         labels = number_parts(mask)
         row = {"count": int(labels.max()), "covered_percent": round(100 * float(mask.mean()), 3)}
         drawn = overlay(image, labels)
-        files = {f"{name}_labels.tif": partial(write_labels, labels=labels), f"{name}_overlay.png": partial(write_overlay, rgb=drawn)}
-        return Result(row=row, tables={"marks": pd.DataFrame(columns=["id"])}, files=files, labels=labels, picture=drawn).compared(known)
+        files = {
+            f"{name}_labels.tif": partial(write_labels, labels=labels),
+            f"{name}_overlay.png": partial(write_overlay, rgb=drawn),
+        }
+        return Result(
+            row=row, tables={"marks": pd.DataFrame(columns=["id"])}, files=files, labels=labels, picture=drawn
+        ).compared(known)
     with item.watch("postprocessing"):
         return numbered_result(name, image, mask, self.settings).compared(known)
 
@@ -122,7 +129,11 @@ def numbered_result(
     if not mask.any():
         raise ValueError("no mark was found; another --model or a lower --threshold may find some, or there are none")
     found, numbers = register_mask(mask, settings.rows, settings.cols)
-    files = {name + ending: write for ending, write in registration_files(found, numbers, image).items() if ending != "_labels.png"}
+    files = {
+        name + ending: write
+        for ending, write in registration_files(found, numbers, image).items()
+        if ending != "_labels.png"
+    }
     n_marks = int(len(np.unique(numbers)) - 1)
     row = {"count": n_marks} | {key: value for key, value in found.summary.items() if key != "size"}
     return Result(row=row, tables={"marks": found.marks}, files=files, labels=numbers, picture=overlay(image, numbers))
@@ -131,4 +142,6 @@ def numbered_result(
 @patch
 def report(self: Marks, batch: Any, tables: dict) -> dict[str, Any]:
     """What to look at."""
-    return {"advice": "Marks in colours of their numbers. Look first at the corner that is called number 1 in the table."}
+    return {
+        "advice": "Marks in colours of their numbers. Look first at the corner that is called number 1 in the table."
+    }

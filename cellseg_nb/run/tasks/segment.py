@@ -16,19 +16,32 @@ from fastcore.basics import patch
 
 # %% ../../../nbs/run/tasks/00_segment.ipynb #df11cfbd
 from cellseg_nb.core import (
-    Stopwatch, pixel_edges,
+    Stopwatch,
+    pixel_edges,
 )
 from cellseg_nb.data.formats.pictures import (
     PICTURE_SUFFIXES,
 )
 from cellseg_nb.data.io import (
-    Plane, luminance, open_plane, read_image, read_labels, write_labels,
+    Plane,
+    luminance,
+    open_plane,
+    read_image,
+    read_labels,
+    write_labels,
 )
 from cellseg_nb.data.planes import (
-    open_chosen_plane, read_plane,
+    open_chosen_plane,
+    read_plane,
 )
 from cellseg_nb.run.outputs import (
-    EXPORTS, NO_DISAGREEMENT, counted, export_paths, fitting_labels, rough_duration, write_exports,
+    EXPORTS,
+    NO_DISAGREEMENT,
+    counted,
+    export_paths,
+    fitting_labels,
+    rough_duration,
+    write_exports,
     write_overlay,
 )
 from cellseg_nb.run.registry import (
@@ -38,11 +51,26 @@ from cellseg_nb.run.runner import (
     Batch,
 )
 from cellseg_nb.run.task import (
-    Item, Result, Task, unlike_note,
+    Item,
+    Result,
+    Task,
+    unlike_note,
 )
+
+# %% ../../../nbs/run/tasks/00_segment.ipynb #fc720cf0
 from cellseg_nb.segment.image import (
-    SegmentSettings, check_flat, chosen_postprocessing, is_classical, is_star, load_models,
-    members, model_facts, scale_to_model, sees_colours, segment_image, smallest_area_px,
+    SegmentSettings,
+    check_flat,
+    chosen_postprocessing,
+    is_classical,
+    is_star,
+    load_models,
+    members,
+    model_facts,
+    scale_to_model,
+    sees_colours,
+    segment_image,
+    smallest_area_px,
 )
 
 if TYPE_CHECKING:  # loaded where they are needed: a command must show its help at once
@@ -143,9 +171,7 @@ def process(self: Segment, item: Item) -> Result:
     image = read_plane(item.image or item.path, self.settings, keep_colour=colours)
     gray = luminance(image.pixels) if image.rgb else image.pixels
     edges, seen = image.pixel_size_um, image.pixels if colours else gray
-    found = segment_image(
-        seen, self.model, self.settings.model_copy(update={"pixel_size_um": edges})
-    )
+    found = segment_image(seen, self.model, self.settings.model_copy(update={"pixel_size_um": edges}))
     item.watch.add(found.seconds)
     labels = found.labels
     objects = object_table(labels, gray, pixel_size_um=edges)
@@ -168,8 +194,7 @@ def _export_writers(name: str, exports: tuple[str, ...], *found: Any) -> dict[st
     """Files for other programs: name → function that writes it."""
     paths = export_paths("", name, exports)
     return {
-        path.name: lambda path, export=export: write_exports({export: path}, *found)
-        for export, path in paths.items()
+        path.name: lambda path, export=export: write_exports({export: path}, *found) for export, path in paths.items()
     }
 
 
@@ -280,9 +305,7 @@ def _only_model(model: Any, settings: SegmentSettings) -> "Bundle":
     bundles, large = load_models(model, settings), f"it has more than {settings.large_mpx:g} megapixels"
     allow = "allow more megapixels in memory (large_mpx=, or --large-mpx)"
     if len(bundles) > 1:
-        raise ValueError(
-            f"{large}, and such images are segmented with one model; name one, or {allow}"
-        )
+        raise ValueError(f"{large}, and such images are segmented with one model; name one, or {allow}")
     if sees_colours(bundles[0]):
         raise ValueError(
             f"{large}, of which only the brightness is read, and the model "
@@ -359,9 +382,7 @@ def process_large(self: Segment, item: Item) -> Result:
         item.begin([labels, f"{name}_overlay.png", *outlines])
         progress = _Progress(item.watch, name, self.pieces[name])
         objects = chosen_postprocessing(bundle, settings, scale)
-        found = segment_large(
-            plane, item.out, bundle, how, objects, name, edges, _confidence_column, progress
-        )
+        found = segment_large(plane, item.out, bundle, how, objects, name, edges, _confidence_column, progress)
         progress.bar.close()
         part, colour = _fullest_part(found.table, plane.shape), plane.brightness
         with open_plane(found.labels) as stored:

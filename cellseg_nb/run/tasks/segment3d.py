@@ -23,16 +23,28 @@ import cellseg_nb
 
 # %% ../../../nbs/run/tasks/01_segment3d.ipynb #8f331f1d
 from cellseg_nb.core import (
-    Stopwatch, pixel_edges,
+    Stopwatch,
+    pixel_edges,
 )
 from cellseg_nb.data.io import (
-    Image, image_sha256, image_stem, label_shape, read_image, read_labels, write_image, write_labels,
+    Image,
+    image_sha256,
+    image_stem,
+    label_shape,
+    read_image,
+    read_labels,
+    write_image,
+    write_labels,
 )
 from cellseg_nb.data.planes import (
     with_ground,
 )
 from cellseg_nb.run.outputs import (
-    FEW, counted, fitting_labels, remove_files, rough_duration,
+    FEW,
+    counted,
+    fitting_labels,
+    remove_files,
+    rough_duration,
 )
 from cellseg_nb.run.records import (
     facts_sha256,
@@ -41,17 +53,27 @@ from cellseg_nb.run.registry import (
     register,
 )
 from cellseg_nb.run.runner import (
-    Batch, Summary,
+    Batch,
+    Summary,
 )
 from cellseg_nb.run.task import (
-    Item, Result, Task, unlike_note,
+    Item,
+    Result,
+    Task,
+    unlike_note,
 )
 from cellseg_nb.segment.image import (
     bundle_facts,
 )
 from cellseg_nb.segment.stack import (
-    StackSettings, boundary_output, cells_from_maps, check_settings, check_stack_axes,
-    choose_postprocessing, tidy_on_disk, window_arguments,
+    StackSettings,
+    boundary_output,
+    cells_from_maps,
+    check_settings,
+    check_stack_axes,
+    choose_postprocessing,
+    tidy_on_disk,
+    window_arguments,
 )
 
 if TYPE_CHECKING:  # loaded where they are needed: a command must show its help at once
@@ -124,8 +146,8 @@ def _map_fingerprint(task: Segment3D) -> str:
 def load(self: Segment3D, watch: Stopwatch) -> None:
     """Load the network and the learned edges."""
     with watch("imports"):
-        from cellseg_nb.segment.image import load_models
         from cellseg_nb.segment.edges import load_edges
+        from cellseg_nb.segment.image import load_models
     with watch("network"):
         (bundle,) = load_models(self.model, self.settings)
     (self.bundle,) = self.with_engines([bundle], watch)
@@ -282,9 +304,7 @@ def stack_axes_only(
         raise ValueError(f"a stack in memory must be ZYX; it is {image.axes}")
 
 # %% ../../../nbs/run/tasks/01_segment3d.ipynb #9c603e5e
-def _cut_whole(
-    task: Segment3D, item: Item, files: Volumes, edges: Any, file: "StackFile"
-) -> Result:
+def _cut_whole(task: Segment3D, item: Item, files: Volumes, edges: Any, file: "StackFile") -> Result:
     """Predict, cut and measure a stack that fits into the memory."""
     from cellseg_nb.data.volumes import read_row
     from cellseg_nb.segment.predict import predict_stack
@@ -313,9 +333,7 @@ def _cut_whole(
     return whole_stack_result(item.name, pixels, labels, edges, files.labels.name, unlike)
 
 # %% ../../../nbs/run/tasks/01_segment3d.ipynb #c54e3142
-def _cut_pieces(
-    task: Segment3D, item: Item, files: Volumes, edges: Any, file: "StackFile"
-) -> Result:
+def _cut_pieces(task: Segment3D, item: Item, files: Volumes, edges: Any, file: "StackFile") -> Result:
     """Predict, cut and measure a stack piece by piece; volumes as OME-Zarr."""
     from cellseg_nb.data.volumes import open_stack
     from cellseg_nb.data.writers import VolumeWriter
@@ -345,19 +363,14 @@ def _cut_pieces(
     return stack_result(cells, file[middle : middle + 1, :, :], labels, edges, file.shape, unlike)
 
 # %% ../../../nbs/run/tasks/01_segment3d.ipynb #5d3e4b29
-def _predict_to_disk(
-    task: Segment3D, item: Item, files: Volumes, edges: Any, file: "StackFile"
-) -> None:
+def _predict_to_disk(task: Segment3D, item: Item, files: Volumes, edges: Any, file: "StackFile") -> None:
     """Write the maps plane by plane; planes that an interrupted run wrote are kept."""
     from cellseg_nb.data.tiles import stitch_in_order
     from cellseg_nb.data.writers import VolumeWriter
     from cellseg_nb.segment.predict import stack_parts
 
     made_from = f"{item.sha256} {task.map_fingerprint}"
-    writers = [
-        VolumeWriter(path, file.shape, np.float32, edges, False, made_from)
-        for path in files.maps.values()
-    ]
+    writers = [VolumeWriter(path, file.shape, np.float32, edges, False, made_from) for path in files.maps.values()]
     done = min(writer.planes for writer in writers)
     channels = file.split() if task.specification.network.in_channels > 1 else [file]
     how, report = window_arguments(task.settings), lambda *_: item.advance(1)
@@ -382,9 +395,7 @@ def _cut_on_disk(task: Segment3D, files: Volumes, edges: Any, labels: Any) -> No
     with ExitStack() as opened:
         maps = {name: opened.enter_context(open_stack(path)) for name, path in files.maps.items()}
         walls, mask = walls_and_mask(maps, least)
-        segment_blocks(
-            walls, labels, mask=mask, edge_model=task.edge_model, pixel_size_um=edges, **how
-        )
+        segment_blocks(walls, labels, mask=mask, edge_model=task.edge_model, pixel_size_um=edges, **how)
 
 # %% ../../../nbs/run/tasks/01_segment3d.ipynb #49d2139d
 def stack_result(

@@ -19,7 +19,9 @@ from cellseg_nb.core import (
     Stopwatch,
 )
 from cellseg_nb.run.outputs import (
-    counted, rough_duration, write_overlay,
+    counted,
+    rough_duration,
+    write_overlay,
 )
 from cellseg_nb.run.registry import (
     register,
@@ -28,7 +30,10 @@ from cellseg_nb.run.runner import (
     Batch,
 )
 from cellseg_nb.run.task import (
-    Item, Result, Task, unlike_note,
+    Item,
+    Result,
+    Task,
+    unlike_note,
 )
 from cellseg_nb.run.tasks.count import (
     model_places,
@@ -62,7 +67,9 @@ class Slides(Task):
     inputs = "Slides (SVS, pyramidal TIFF, OME-TIFF and others), or folders of them."
     default_model = "glomeruli"
     several_models = True
-    model_help = "Name of a model of masks, or its folder; given several times, or a folder of models, the mean of several."
+    model_help = (
+        "Name of a model of masks, or its folder; given several times, or a folder of models, the mean of several."
+    )
     default_out = "cellseg_out/slides"
     unit = "tile"
     first_file = "_mask.ome.tif"

@@ -16,17 +16,29 @@ from cellseg_nb.data.transforms import (
     FromTo,
 )
 from cellseg_nb.models.bundle import (
-    CountNetworkSettings, CountNormalisation, CountOutput, CountSpecification, CountTarget, Peaks,
+    CountNetworkSettings,
+    CountNormalisation,
+    CountOutput,
+    CountSpecification,
+    CountTarget,
+    Peaks,
     Scale,
 )
 from cellseg_nb.settings import (
-    Settings, setting,
+    Settings,
+    setting,
 )
 from cellseg_nb.train.recipe import (
-    Parts, Recipe, later, register,
+    Parts,
+    Recipe,
+    later,
+    register,
 )
 from cellseg_nb.train.settings import (
-    DataSettings, LoopSettings, StartSettings, is_weights_file,
+    DataSettings,
+    LoopSettings,
+    StartSettings,
+    is_weights_file,
 )
 
 # %% ../../../nbs/train/recipes/03_count.ipynb #d5e026f0
@@ -38,25 +50,30 @@ class CountDataSettings(DataSettings):
         "A folder of pictures with points (see `data.count_samples`); the name of such a folder in the "
         'subfolder counting of `CELLSEG_DATA`; "simulated-phase-contrast", "simulated-nuclei", or '
         "a data set of the catalog with labels, whose centres become points. Several are put "
-        "together.")
-    split: str | None = setting("train",
-        "Only samples of this split; none = all but those of the split test.")
-    channel: int | str | None = setting(None,
-        "Of pictures with several channels: which one, by number (from 0) or name.")
-    validation_fraction: float = setting(0.1,
-        "Share of the pictures set aside to choose the best epoch; 0 = none, the last one is kept.",
-        ge=0, lt=1)
+        "together.",
+    )
+    split: str | None = setting("train", "Only samples of this split; none = all but those of the split test.")
+    channel: int | str | None = setting(
+        None, "Of pictures with several channels: which one, by number (from 0) or name."
+    )
+    validation_fraction: float = setting(
+        0.1, "Share of the pictures set aside to choose the best epoch; 0 = none, the last one is kept.", ge=0, lt=1
+    )
     simulated: int = setting(40, "How many pictures of each simulated set are made.", ge=2)
-    fraction: float = setting(1.0,
+    fraction: float = setting(
+        1.0,
         "Share of the training pictures that is used, drawn by chance; what is left out for folds "
-        "and validation stays the same.", gt=0, le=1)
-    keep_points: float = setting(1.0,
-        "Share of the points of the training pictures that is used.", gt=0, le=1)
-    max_distance_px: float | None = setting(None,
-        "Where cells lack points, masked foreground farther than this from them does not train.",
-        gt=0)
-    click_radius_px: float = setting(10.0,
-        "Of several annotators: largest distance of two clicks on the same cell.", gt=0)
+        "and validation stays the same.",
+        gt=0,
+        le=1,
+    )
+    keep_points: float = setting(1.0, "Share of the points of the training pictures that is used.", gt=0, le=1)
+    max_distance_px: float | None = setting(
+        None, "Where cells lack points, masked foreground farther than this from them does not train.", gt=0
+    )
+    click_radius_px: float = setting(
+        10.0, "Of several annotators: largest distance of two clicks on the same cell.", gt=0
+    )
 
     @classmethod
     def _has_splits(cls, dataset):
@@ -74,20 +91,22 @@ class CountAugmentation(Settings):
     flip_turn: bool = setting(True, "Flip and turn by multiples of 90°.")
     rotation_degrees: float = setting(0, "Largest turn, either way.", unit="°", ge=0, le=180)
     scale: FromTo = setting((0.9, 1.1), "Cells become this many times larger, from and to.")
-    outside: float = setting(0.1,
+    outside: float = setting(
+        0.1,
         "A crop may reach so far over the border of the picture, as a share of its edge; there the "
-        "picture is mirrored, and nothing is learned.", ge=0, le=0.5)
+        "picture is mirrored, and nothing is learned.",
+        ge=0,
+        le=0.5,
+    )
     gamma: FromTo = setting((0.8, 1.25), "Exponent on brightness, from and to.")
     contrast: FromTo = setting((0.85, 1.15), "Factor on brightness, from and to.")
-    brightness: float = setting(0.05,
-        "Largest shift of brightness, where 0..1 is dark..bright.", ge=0)
-    colour: float = setting(0,
-        "Largest change of the factor and shift of each channel by itself; for stains.",
-        ge=0, le=0.5)
+    brightness: float = setting(0.05, "Largest shift of brightness, where 0..1 is dark..bright.", ge=0)
+    colour: float = setting(
+        0, "Largest change of the factor and shift of each channel by itself; for stains.", ge=0, le=0.5
+    )
     blur_px: float = setting(0, "Largest Gaussian blur.", ge=0)
     noise: float = setting(0.02, "Largest standard deviation of added noise.", ge=0)
-    invert: float = setting(0,
-        "Share of the crops whose dark and bright are exchanged.", ge=0, le=1)
+    invert: float = setting(0, "Share of the crops whose dark and bright are exchanged.", ge=0, le=1)
 
 # %% ../../../nbs/train/recipes/03_count.ipynb #6ff84a77
 USUAL_LOSSES = ("mse", "bce", "mse+bce", "mesa")
@@ -97,38 +116,47 @@ class CountTrainingSettings(LoopSettings):
     """How long and how fast is learned, where, and from which crops."""
 
     steps_per_epoch: int = setting(50, "A step sees `batch_size` crops.", ge=1)
-    crop_px: int = setting(256,
-        "Edge of a crop of the enlarged picture; a multiple of 2**encoder_depth.", ge=32)
-    loss: str = setting("mse",
-        "What compares heat maps: mse, bce, mse+bce, mesa, or another of `models.losses.HeatmapLoss`.")
+    crop_px: int = setting(256, "Edge of a crop of the enlarged picture; a multiple of 2**encoder_depth.", ge=32)
+    loss: str = setting(
+        "mse", "What compares heat maps: mse, bce, mse+bce, mesa, or another of `models.losses.HeatmapLoss`."
+    )
     count_weight: float = setting(0.0, "Weight of the count loss beside it.", ge=0)
     mesa_weight: float = setting(0.0, "Weight of the MESA distance beside it.", ge=0)
-    label_smoothing: float = setting(0.0,
-        "Share of each spot that is spread evenly over the crop for the losses of pixels; the count stays.", ge=0, lt=1)
-    average: float = setting(0.995,
-        "Decay of the running average of weights, which is validated and saved.", ge=0, lt=1)
-    sampling: Literal["area", "pictures"] = setting("area",
-        "Every place as often as any other, or every picture as often as any other.")
+    label_smoothing: float = setting(
+        0.0,
+        "Share of each spot that is spread evenly over the crop for the losses of pixels; the count stays.",
+        ge=0,
+        lt=1,
+    )
+    average: float = setting(
+        0.995, "Decay of the running average of weights, which is validated and saved.", ge=0, lt=1
+    )
+    sampling: Literal["area", "pictures"] = setting(
+        "area", "Every place as often as any other, or every picture as often as any other."
+    )
 
 # %% ../../../nbs/train/recipes/03_count.ipynb #ffc2f7d5
 class CountTrainConfig(StartSettings):
     """All settings of the training of a model that counts; it starts from another one that does."""
 
     task: Literal["count"] = setting("count", "Asks for this recipe.")
-    outputs: tuple[CountOutput, ...] = setting(("density",),
-        "What the network paints, names in `data.heatmaps`; density comes first.")
+    outputs: tuple[CountOutput, ...] = setting(
+        ("density",), "What the network paints, names in `data.heatmaps`; density comes first."
+    )
     data: CountDataSettings = setting(CountDataSettings(), "Which pictures.")
     network: CountNetworkSettings = setting(CountNetworkSettings(), "Which network.")
-    normalisation: CountNormalisation = setting(CountNormalisation(),
+    normalisation: CountNormalisation = setting(
+        CountNormalisation(),
         "How pictures are prepared; where `per_image` is false and there are no `constants`, they "
-        "are measured on the training pictures.")
+        "are measured on the training pictures.",
+    )
     target: CountTarget = setting(CountTarget(), "How spots are painted.")
     augmentation: CountAugmentation = setting(CountAugmentation(), "How crops are varied.")
     training: CountTrainingSettings = setting(CountTrainingSettings(), "How long and how fast.")
     scales: tuple[Scale] = setting((1.0,), "Pictures are enlarged by this before anything else.")
-    peaks: Peaks | None = setting(None,
-        "How cells are located.",
-        usual="from the spots: no closer than sigma, 0.3 of the height of one")
+    peaks: Peaks | None = setting(
+        None, "How cells are located.", usual="from the spots: no closer than sigma, 0.3 of the height of one"
+    )
 
     @model_validator(mode="after")
     def _fits_together(self):

@@ -16,34 +16,51 @@ from cellseg_nb.data.transforms import (
     Augmentation,
 )
 from cellseg_nb.models.bundle import (
-    NetworkSettings, Normalisation, Scales, SegmentationSetting, Target,
+    NetworkSettings,
+    Normalisation,
+    Scales,
+    SegmentationSetting,
+    Target,
 )
 from cellseg_nb.settings import (
-    Settings, setting,
+    Settings,
+    setting,
 )
 from cellseg_nb.train.recipe import (
-    Parts, Recipe, Scorer, data_text, later, register,
+    Parts,
+    Recipe,
+    Scorer,
+    data_text,
+    later,
+    register,
 )
 from cellseg_nb.train.settings import (
-    BorderWeights, DataSettings, StartSettings, TrainingSettings, is_weights_file,
+    BorderWeights,
+    DataSettings,
+    StartSettings,
+    TrainingSettings,
+    is_weights_file,
 )
 
 # %% ../../../nbs/train/recipes/00_maps.ipynb #c97b18b6
 class TrainConfig(StartSettings):
     """All settings of a training; what `cellseg train` reads from YAML."""
 
-    targets: tuple[Target, ...] = setting(("foreground", "boundary", "distance"),
-        "What the network paints, names in `data.targets`.")
+    targets: tuple[Target, ...] = setting(
+        ("foreground", "boundary", "distance"), "What the network paints, names in `data.targets`."
+    )
     data: DataSettings = setting(DataSettings(), "Which pictures.")
     network: NetworkSettings = setting(NetworkSettings(), "Which network.")
     normalisation: Normalisation = setting(Normalisation(), "How pictures are prepared.")
     augmentation: Augmentation = setting(Augmentation(), "How crops are varied.")
     training: TrainingSettings = setting(TrainingSettings(), "How long and how fast is learned.")
     border_weights: BorderWeights = setting(BorderWeights(), "What the loss looks at.")
-    scales: Scales = setting((1.0,),
-        "Enlargements at which the finished model predicts; 1 alone is used while it trains.")
-    postprocessing: dict[SegmentationSetting, float] = setting({},
-        "Arguments of `segment.watershed.objects_from_probabilities`.")
+    scales: Scales = setting(
+        (1.0,), "Enlargements at which the finished model predicts; 1 alone is used while it trains."
+    )
+    postprocessing: dict[SegmentationSetting, float] = setting(
+        {}, "Arguments of `segment.watershed.objects_from_probabilities`."
+    )
 
     @model_validator(mode="after")
     def _fits_together(self):

@@ -14,42 +14,65 @@ from cellseg_nb.data.transforms import (
     FromTo,
 )
 from cellseg_nb.models.bundle import (
-    PairNetworkSettings, PairNormalisation, PairSpecification,
+    PairNetworkSettings,
+    PairNormalisation,
+    PairSpecification,
 )
 from cellseg_nb.settings import (
-    Settings, setting,
+    Settings,
+    setting,
 )
 from cellseg_nb.train.recipe import (
-    Parts, Recipe, later, register,
+    Parts,
+    Recipe,
+    later,
+    register,
 )
 from cellseg_nb.train.recipes.count import (
     CountAugmentation,
 )
 from cellseg_nb.train.settings import (
-    DataSettings, LoopSettings, StartSettings, is_weights_file,
+    DataSettings,
+    LoopSettings,
+    StartSettings,
+    is_weights_file,
 )
 
 # %% ../../../nbs/train/recipes/04_pairs.ipynb #a1090f84
 class PairDataSettings(DataSettings):
     """Which pictures and masks."""
 
-    dataset: str = setting(..., "Folder with the folders images and masks, or train and valid, each with <data set>/<group>/source and mask.")
+    dataset: str = setting(
+        ...,
+        "Folder with the folders images and masks, or train and valid, each with <data set>/<group>/source and mask.",
+    )
     split: str | None = setting(None, "Only those that the table says are of this split; none = all but test.")
-    table: str | None = setting(None,
+    table: str | None = setting(
+        None,
         "CSV of ids in that folder, or a path: id, and perhaps group or slide, split, um_per_px.",
-        usual="all pictures")
-    group_pattern: str | None = setting(None,
+        usual="all pictures",
+    )
+    group_pattern: str | None = setting(
+        None,
         "Regular expression that finds the group in the name of a picture; its part in brackets counts.",
-        usual="the slide of tiles")
-    mask_threshold: float | None = setting(None,
-        "Foreground of a mask lies above this gray value.", usual="masks have one value beside 0")
-    um_per_px: float | None = setting(None,
-        "Resolution of the pictures, at which slides are read by the model.", unit="µm per px",
-        usual="as the table says", gt=0)
-    validation_fraction: float = setting(0.2,
-        "Share of the groups set aside to choose the best epoch; 0 = none, the last one is kept.", ge=0, lt=1)
-    validation_groups: tuple[str, ...] | None = setting(None,
-        "Groups set aside, by name.", usual="by validation_fraction")
+        usual="the slide of tiles",
+    )
+    mask_threshold: float | None = setting(
+        None, "Foreground of a mask lies above this gray value.", usual="masks have one value beside 0"
+    )
+    um_per_px: float | None = setting(
+        None,
+        "Resolution of the pictures, at which slides are read by the model.",
+        unit="µm per px",
+        usual="as the table says",
+        gt=0,
+    )
+    validation_fraction: float = setting(
+        0.2, "Share of the groups set aside to choose the best epoch; 0 = none, the last one is kept.", ge=0, lt=1
+    )
+    validation_groups: tuple[str, ...] | None = setting(
+        None, "Groups set aside, by name.", usual="by validation_fraction"
+    )
 
     @classmethod
     def _has_splits(cls, dataset):
@@ -64,23 +87,30 @@ class PairAugmentation(CountAugmentation):
     shear_degrees: float = setting(5, "Largest lean, either way.", unit="°", ge=0, le=45)
     elastic_px: float = setting(4, "Largest shift of the points of an elastic grid.", ge=0)
     elastic_grid_px: float = setting(48, "Distance of these points.", ge=4)
-    stain: float = setting(0.05,
-        "Largest change of the factor and shift of each stain: hematoxylin, eosin, and a third.", ge=0, le=1)
+    stain: float = setting(
+        0.05, "Largest change of the factor and shift of each stain: hematoxylin, eosin, and a third.", ge=0, le=1
+    )
     contrast: FromTo = setting((0.9, 1.1), "Factor on brightness, from and to.")
-    colour: float = setting(0.05,
-        "Largest change of the factor and shift of each channel by itself.", ge=0, le=0.5)
+    colour: float = setting(0.05, "Largest change of the factor and shift of each channel by itself.", ge=0, le=0.5)
     blur_px: float = setting(0.7, "Largest Gaussian blur.", ge=0)
 
     @model_validator(mode="after")
     def _folds_nothing(self):
         if self.elastic_px > 0.48 * self.elastic_grid_px:
-            raise ValueError(f"elastic_px must be at most .48 of elastic_grid_px, or the picture folds; it is {self.elastic_px:g}")
+            raise ValueError(
+                f"elastic_px must be at most .48 of elastic_grid_px, or the picture folds; it is {self.elastic_px:g}"
+            )
         return self
 
 # %% ../../../nbs/train/recipes/04_pairs.ipynb #7f5f8b71
 USUAL_LOSSES = (
-    "symmetric_lovasz", "dice_coef_loss", "sym_lovasz_dice", "loss_focal_corrected",
-    "loss_sym_lovasz_focal_corrected", "sym_lovasz_focal_dice", "bce_lovasz_foreground",
+    "symmetric_lovasz",
+    "dice_coef_loss",
+    "sym_lovasz_dice",
+    "loss_focal_corrected",
+    "loss_sym_lovasz_focal_corrected",
+    "sym_lovasz_focal_dice",
+    "bce_lovasz_foreground",
 )
 
 
@@ -89,24 +119,34 @@ class PairTrainingSettings(LoopSettings):
 
     steps_per_epoch: int = setting(50, "A step sees `batch_size` crops.", ge=1)
     crop_px: int = setting(256, "Edge of a crop; a multiple of 2**encoder_depth.", ge=32)
-    loss: str = setting("sym_lovasz_focal_dice",
-        "What compares masks: a name in `models.mask_losses`.")
+    loss: str = setting("sym_lovasz_focal_dice", "What compares masks: a name in `models.mask_losses`.")
     deep_weight: float = setting(0.5, "Weight of the coarse masks of deep supervision.", ge=0)
-    label_smoothing: float = setting(0.0,
-        "Masks are taken to be wrong with half of this probability, so that being too certain does not pay.", ge=0, lt=1)
-    sampling: Literal["uniform", "foreground", "area"] = setting("area",
+    label_smoothing: float = setting(
+        0.0,
+        "Masks are taken to be wrong with half of this probability, so that being too certain does not pay.",
+        ge=0,
+        lt=1,
+    )
+    sampling: Literal["uniform", "foreground", "area"] = setting(
+        "area",
         "uniform: every picture as often as any other; foreground: as often one with foreground as one without; area: "
-        "equally often one without, with little and with much of it, in classes.")
-    focus: float = setting(0.5,
-        "Share of the crops that look where there is foreground, if the picture has any.", ge=0, le=1)
-    encoder_weights: Literal["auto", "download", "none"] = setting("auto",
-        "Weights from photographs for the encoder: auto = if they are on this computer; download = fetch them.")
+        "equally often one without, with little and with much of it, in classes.",
+    )
+    focus: float = setting(
+        0.5, "Share of the crops that look where there is foreground, if the picture has any.", ge=0, le=1
+    )
+    encoder_weights: Literal["auto", "download", "none"] = setting(
+        "auto", "Weights from photographs for the encoder: auto = if they are on this computer; download = fetch them."
+    )
     frozen_epochs: int = setting(1, "Epochs in which such an encoder keeps its weights.", ge=0)
     encoder_rate: float = setting(0.2, "Learning rate of the encoder as a share of `learning_rate`.", gt=0)
-    dropout: float = setting(0,
-        "Share of the channels of the coarsest feature maps that are left out at random; for a few pictures 0.1 to 0.5.", ge=0, lt=1)
-    average: float = setting(0.99,
-        "Decay of the running average of weights, which is validated and saved.", ge=0, lt=1)
+    dropout: float = setting(
+        0,
+        "Share of the channels of the coarsest feature maps that are left out at random; for a few pictures 0.1 to 0.5.",
+        ge=0,
+        lt=1,
+    )
+    average: float = setting(0.99, "Decay of the running average of weights, which is validated and saved.", ge=0, lt=1)
 
 # %% ../../../nbs/train/recipes/04_pairs.ipynb #cd5567c6
 class PairTrainConfig(StartSettings):

@@ -15,7 +15,10 @@ from cellseg_nb.data.transforms3d import (
     Augmentation3D,
 )
 from cellseg_nb.models.bundle import (
-    StackNetworkSettings, StackPostprocessing, StackSpecification, StackTarget,
+    StackNetworkSettings,
+    StackPostprocessing,
+    StackSpecification,
+    StackTarget,
 )
 from cellseg_nb.models.kinds.stacks import (
     Three,
@@ -24,16 +27,20 @@ from cellseg_nb.models.specification import (
     architecture,
 )
 from cellseg_nb.settings import (
-    Settings, setting,
+    Settings,
+    setting,
 )
 from cellseg_nb.train.recipe import (
-    Parts, register,
+    Parts,
+    register,
 )
 from cellseg_nb.train.recipes.maps import (
-    MapsRecipe, TrainConfig,
+    MapsRecipe,
+    TrainConfig,
 )
 from cellseg_nb.train.settings import (
-    StackDataSettings, TrainingSettings,
+    StackDataSettings,
+    TrainingSettings,
 )
 
 # %% ../../../nbs/train/recipes/01_stacks.ipynb #e16b7f7e
@@ -42,8 +49,9 @@ class StackTrainingSettings(TrainingSettings):
 
     crops_per_epoch: int = setting(100, "Random patches shown in an epoch.", ge=1)
     batch_size: int = setting(1, "Patches computed at once.", ge=1)
-    crop_px: Three = setting((24, 128, 128),
-        "Size (z, y, x) of a patch; multiples of the total stride. One number = a cube.", unit="px")
+    crop_px: Three = setting(
+        (24, 128, 128), "Size (z, y, x) of a patch; multiples of the total stride. One number = a cube.", unit="px"
+    )
 
     @field_validator("crop_px", mode="before")
     @classmethod
@@ -54,15 +62,14 @@ class StackTrainingSettings(TrainingSettings):
 class Edges(Settings):
     """How edges and centroids are drawn, and how much their voxels count; see `data.targets`."""
 
-    connectivity: int = setting(1,
-        "Voxels that share a face are neighbours (1), also an edge (2), also a corner (3).",
-        ge=1, le=3)
-    radius_px: float = setting(3.0,
-        "Radius of the balls on centroids.", unit="px of the last axis", ge=0)
-    weighted: bool = setting(False,
-        "Weigh the voxels on edges alone, by `edge_weights`; its arguments are the other keys.")
-    edge_factor: float = setting(1.0,
-        "Weight of an edge voxel: `edge_factor` + `weight_factor` × weight map.", ge=0)
+    connectivity: int = setting(
+        1, "Voxels that share a face are neighbours (1), also an edge (2), also a corner (3).", ge=1, le=3
+    )
+    radius_px: float = setting(3.0, "Radius of the balls on centroids.", unit="px of the last axis", ge=0)
+    weighted: bool = setting(
+        False, "Weigh the voxels on edges alone, by `edge_weights`; its arguments are the other keys."
+    )
+    edge_factor: float = setting(1.0, "Weight of an edge voxel: `edge_factor` + `weight_factor` × weight map.", ge=0)
     weight_factor: float = setting(1.0, "See `edge_factor`.", ge=0)
     invert: bool = setting(False, "Exchange large and small weights on the edges.")
     outside: float = setting(1.0, "Weight of all other voxels.", ge=0)
@@ -71,23 +78,20 @@ class Edges(Settings):
 class StackTrainConfig(TrainConfig):
     """All settings of a training on stacks."""
 
-    targets: tuple[StackTarget, ...] = setting(("edges",),
-        "What the network paints, names in `data.targets`; edges or inner edges among them.")
+    targets: tuple[StackTarget, ...] = setting(
+        ("edges",), "What the network paints, names in `data.targets`; edges or inner edges among them."
+    )
     data: StackDataSettings = setting(StackDataSettings(), "Which stacks.")
     network: StackNetworkSettings = setting(StackNetworkSettings(), "Which network.")
     augmentation: Augmentation3D = setting(Augmentation3D(), "How patches are varied.")
-    training: StackTrainingSettings = setting(StackTrainingSettings(),
-        "How long and how fast is learned.")
+    training: StackTrainingSettings = setting(StackTrainingSettings(), "How long and how fast is learned.")
     edges: Edges = setting(Edges(), "How edges are drawn and weighed.")
     scales: tuple[Literal[1]] = setting((1,), "Stacks are not enlarged.")
-    postprocessing: StackPostprocessing = setting(StackPostprocessing(),
-        "How boundary maps become cells.")
+    postprocessing: StackPostprocessing = setting(StackPostprocessing(), "How boundary maps become cells.")
 
     def _check_targets(self):
         if not {"edges", "inner_edges", "boundary"} & set(self.targets):
-            raise ValueError(
-                "targets must hold edges, inner_edges or boundary: cells are cut there"
-            )
+            raise ValueError("targets must hold edges, inner_edges or boundary: cells are cut there")
 
 # %% ../../../nbs/train/recipes/01_stacks.ipynb #b4b3e645
 class StacksRecipe(MapsRecipe):

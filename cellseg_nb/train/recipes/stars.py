@@ -18,23 +18,33 @@ from cellseg_nb.data.transforms3d import (
     Augmentation3D,
 )
 from cellseg_nb.models.bundle import (
-    STAR_DEFAULTS, Scale, StarNetworkSettings, StarNormalisation, StarPostprocessing,
+    STAR_DEFAULTS,
+    Scale,
+    StarNetworkSettings,
+    StarNormalisation,
+    StarPostprocessing,
     StarSpecification,
 )
 from cellseg_nb.models.specification import (
     architecture,
 )
 from cellseg_nb.settings import (
-    Settings, setting,
+    Settings,
+    setting,
 )
 from cellseg_nb.train.recipe import (
-    Parts, later, register,
+    Parts,
+    later,
+    register,
 )
 from cellseg_nb.train.recipes.maps import (
     LabelRecipe,
 )
 from cellseg_nb.train.settings import (
-    DataSettings, StackDataSettings, StartSettings, is_weights_file,
+    DataSettings,
+    StackDataSettings,
+    StartSettings,
+    is_weights_file,
 )
 
 # %% ../../../nbs/train/recipes/02_stars.ipynb #ce44b95d
@@ -47,23 +57,27 @@ class StarTrainingSettings(Settings):
     epochs: int = setting(100, "Times that a checkpoint is written and the score is logged.", ge=1)
     steps_per_epoch: int = setting(100, "A step sees `batch_size` crops.", ge=1)
     batch_size: int = setting(4, "Crops computed at once.", ge=1)
-    patch_size: tuple[Annotated[int, Field(ge=8)], ...] = setting((256, 256),
-        "Size of a crop; multiples of the total stride. One number = a square.", unit="px")
-    foreground_only: float = setting(0.9,
-        "Share of the crops that must hold an object, as far as ten attempts find one.", ge=0, le=1)
-    sampling: Literal["uniform", "kinds", "counts", "objects"] = setting("uniform",
-        "How pictures are chosen, as in a training of maps.")
+    patch_size: tuple[Annotated[int, Field(ge=8)], ...] = setting(
+        (256, 256), "Size of a crop; multiples of the total stride. One number = a square.", unit="px"
+    )
+    foreground_only: float = setting(
+        0.9, "Share of the crops that must hold an object, as far as ten attempts find one.", ge=0, le=1
+    )
+    sampling: Literal["uniform", "kinds", "counts", "objects"] = setting(
+        "uniform", "How pictures are chosen, as in a training of maps."
+    )
     dist_loss: Literal["mae", "mse", "iou"] = setting("mae", "Loss of the distances.")
-    loss_weights: tuple[NotNegative, NotNegative] = setting((1, 0.2),
-        "Weights of probability and distances in the loss.")
-    background_reg: float = setting(1e-4,
-        "How strongly distances outside objects are drawn to 0.", ge=0)
+    loss_weights: tuple[NotNegative, NotNegative] = setting(
+        (1, 0.2), "Weights of probability and distances in the loss."
+    )
+    background_reg: float = setting(1e-4, "How strongly distances outside objects are drawn to 0.", ge=0)
     learning_rate: float = setting(3e-4, "Largest learning rate of Adam.", gt=0)
-    warmup: float = setting(0.05,
-        "Share of the training in which the rate rises; it falls to 0 along a cosine afterwards.",
-        gt=0, lt=1)
-    precision: Literal["auto", "float32", "bfloat16"] = setting("auto",
-        "auto takes bfloat16 where the processor has it.")
+    warmup: float = setting(
+        0.05, "Share of the training in which the rate rises; it falls to 0 along a cosine afterwards.", gt=0, lt=1
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto", "auto takes bfloat16 where the processor has it."
+    )
     device: Literal["auto"] = setting("auto", "TensorFlow chooses the device.")
     tensorboard: bool = setting(False, "Write event files for TensorBoard, beside the log.")
 
@@ -82,14 +96,16 @@ class StarTrainConfig(StartSettings):
     """All settings of the training of a StarDist model; it starts from another StarDist model."""
 
     data: DataSettings = setting(DataSettings(), "Which pictures.")
-    network: StarNetworkSettings = setting(StarNetworkSettings(),
-        "Which network; `in_channels: 3` learns from red, green and blue.")
+    network: StarNetworkSettings = setting(
+        StarNetworkSettings(), "Which network; `in_channels: 3` learns from red, green and blue."
+    )
     normalisation: StarNormalisation = setting(StarNormalisation(), "How pictures are prepared.")
     augmentation: Augmentation = setting(Augmentation(), "How crops are varied.")
     training: StarTrainingSettings = setting(StarTrainingSettings(), "How long and how fast.")
     scales: tuple[Scale] = setting((1.0,), "The enlargement at which the finished model predicts.")
-    postprocessing: StarPostprocessing | None = setting(None,
-        "Which proposals stay.", usual="chosen on the validation pictures")
+    postprocessing: StarPostprocessing | None = setting(
+        None, "Which proposals stay.", usual="chosen on the validation pictures"
+    )
 
     @model_validator(mode="after")
     def _fits_together(self):
@@ -100,13 +116,9 @@ class StarTrainConfig(StartSettings):
             shape = "one number" if len(step_px) == 2 else "three numbers (z, y, x)"
             raise ValueError(f"training.patch_size must be {shape} for {self.network.architecture}")
         if any(edge % step for edge, step in zip(size, step_px)):
-            raise ValueError(
-                f"training.patch_size must be multiples of {step_px}, the total stride"
-            )
+            raise ValueError(f"training.patch_size must be multiples of {step_px}, the total stride")
         if self.start_key is not None or is_weights_file(self.start_from):
-            raise ValueError(
-                "start_from: a StarDist model starts from another one, not from a file"
-            )
+            raise ValueError("start_from: a StarDist model starts from another one, not from a file")
         return self
 
 
