@@ -24,6 +24,7 @@ from typing import Any, Protocol
 from fastcore.basics import patch
 
 from cellseg_nb.core import (
+    atomic_path,
     claim,
     one_line,
     package_versions,
@@ -219,7 +220,8 @@ def begin_submission(
     }
     if code.get("diff"):
         write_text(folder / "code.patch", code["diff"])
-    write_text(folder / "submission.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    with atomic_path(folder / "submission.json") as path:  # workers need folders on this computer as they are
+        path.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return Submission(folder, about)
 
 # %% ../../nbs/run/23_cluster.ipynb #6f3bf798

@@ -20,6 +20,12 @@ from fastcore.basics import patch
 from cellseg_nb.core import (
     one_line,
 )
+from cellseg_nb.places import (
+    address,
+    gateway,
+    is_elsewhere,
+    placed,
+)
 from cellseg_nb.run.registry import (
     LazyTask,
     find_task,
@@ -90,9 +96,18 @@ def command_options(
     return command.make_context(words[0], list(words[1:])).params
 
 # %% ../../nbs/run/22_jobs.ipynb #7fbe01b5
+def _named(path: Path) -> str:
+    """The path, or for what lies elsewhere its address."""
+    if not is_elsewhere(path):
+        return str(path)
+    if (named := address(path)) != gateway().url_behind(path):
+        raise ValueError(f"{named}: an address with a password or signature would be written down; leave 'submit' out")
+    return named
+
+
 def row_facts(row: Any) -> dict[str, Any]:
-    """A row of `data.volumes` as JSON."""
-    facts = {name: str(one) if isinstance(one, Path) else one for name, one in asdict(row).items()}
+    """A row of `data.volumes` as JSON; ValueError where an address holds a password or signature."""
+    facts = {name: _named(one) if isinstance(one, Path) else one for name, one in asdict(row).items()}
     return {name: one for name, one in facts.items() if one not in (None, 0, {})}
 
 
@@ -100,7 +115,7 @@ def facts_row(facts: Mapping[str, Any]) -> Any:
     """A row of `data.volumes` from JSON."""
     from cellseg_nb.data.volumes import Row
 
-    paths = {name: Path(facts[name]) for name in ("image", "mask", "weight", "table") if name in facts}
+    paths = {name: placed(facts[name]) for name in ("image", "mask", "weight", "table") if name in facts}
     return Row(**{**facts, **paths})
 
 # %% ../../nbs/run/22_jobs.ipynb #4456ebde
@@ -113,7 +128,7 @@ class TaskJob(Job):
 
         options = LazyTask(name).make_context(name, list(words)).params
         self.task = chosen_task(find_task(name), options)
-        self.inputs, self.out = [Path(one) for one in options["inputs"]], Path(options["out"])
+        self.inputs, self.out = [placed(one) for one in options["inputs"]], placed(options["out"])
         self.overwrite, self.noun, self.share = options["overwrite"], self.task.noun, None
         if self.out.suffix.lower() in IMAGE_SUFFIXES:
             raise ValueError(

@@ -24,18 +24,16 @@ from cellseg_nb.places import (
     shown,
     url_of,
 )
-from cellseg_nb.working import (
-    remote_folder,
-    sent_path,
-)
 
 # %% ../../nbs/run/16_options.ipynb #9277dda1
-BY_THEMSELVES = ("slides", "inputs", "model", "url")  # parameters whose functions take addresses
+BY_THEMSELVES = ("slides", "inputs", "model", "url", "words")  # parameters whose functions take addresses
 ONLY_HERE = ("project", "dataset", "run")  # folders in which commands read and write
 
 
 def _place_of(function: Callable, name: str, value: Any, at_end: ExitStack) -> Any:
     """What a command gets in the place of an address."""
+    from cellseg_nb.working import remote_folder, sent_path
+
     about = inspect.signature(function).parameters[name].annotation
     words = [getattr(one, "metavar", None) for one in getattr(about, "__metadata__", ())]
     option_names = [

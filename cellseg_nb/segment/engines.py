@@ -39,6 +39,9 @@ from cellseg_nb.models.engines import (
     onnx_runner,
     openvino_graph,
 )
+from cellseg_nb.models.file_networks import (
+    FileNetwork,
+)
 from cellseg_nb.segment.predict import (
     PRECISIONS,
     choose_device,
@@ -205,10 +208,16 @@ def choose_engine(
     place, network = choose_device(device), bundle.network
     if not isinstance(network, torch.nn.Module):
         return _of_tensorflow(bundle, engine)
+    if isinstance(network, FileNetwork):
+        return _of_file(bundle, engine)
     if engine == "torch" or place.type != "cpu" and (engine == "auto" or device != "auto"):
         _refuse_device(engine, device)
         because = "" if engine == "torch" else "a graphics card computes"
         return EngineChoice("torch", choose_precision(bundle, device, precision), None, because)
+    if engine == "auto" and network_axes(network) == 3:
+        return EngineChoice(
+            "torch", choose_precision(bundle, device, precision), None, "stacks are computed by PyTorch"
+        )
     if engine == "auto" and machine().lower() not in ("x86_64", "amd64"):
         return EngineChoice("torch", choose_precision(bundle, device, precision), None, "the processor is not x86")
     weights = sum(one._version for one in network.parameters())  # changes with the weights
@@ -226,6 +235,16 @@ def _of_tensorflow(bundle: Bundle, engine: str) -> EngineChoice:
             f"the model {bundle.specification.name!r} is a StarDist model, which TensorFlow computes; leave engine {engine!r} out"
         )
     return EngineChoice("tensorflow", "float32", None, "it is a StarDist model")
+
+
+def _of_file(bundle: Bundle, engine: str) -> EngineChoice:
+    """A network that came as a file of ONNX or TorchScript."""
+    if engine not in ("auto", "torch"):
+        raise ValueError(
+            f"the model {bundle.specification.name!r} is a file for one library, which computes it; leave engine {engine!r} out"
+        )
+    library = "onnx" if bundle.network.session is not None else "torch"
+    return EngineChoice(library, "float32", None, "it came as a file for it")
 
 
 def _refuse_device(engine: str, device: str) -> None:

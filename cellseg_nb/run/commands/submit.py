@@ -7,6 +7,8 @@ __all__ = ['app', 'Words', 'OutToo', 'Retries', 'Strict', 'Folder', 'submit_loca
            'submit_status', 'submit_logs', 'submit_merge', 'submit_cancel']
 
 # %% ../../../nbs/run/commands/12_submit.ipynb #a2c4066c
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional
 
@@ -84,22 +86,37 @@ Retries = option(int, "N", "How often a piece is tried again whose worker was lo
 Strict = flag("--refuse-uncommitted", "Only where git has a commit with all code of this folder.")
 
 
-def _begin(words: list[str], out: Optional[Path], strict: bool) -> Any:
-    """The submission of a command."""
+@contextmanager
+def _begun(words: list[str], out: Optional[Path], strict: bool) -> Iterator[Any]:
+    """The submission of a command. Results that belong to an address are sent there while it goes on, and at the end."""
+    from cellseg_nb.places import url_of
     from cellseg_nb.run.cluster import begin_submission, code_note
+    from cellseg_nb.run.jobs import MarksJob, read_job
+    from cellseg_nb.working import remote_folder
 
     words = list(words)
     if out is not None and any(word == "--out" or word.startswith("--out=") for word in words):
         raise ValueError("--out stands before and after --; name one folder")
-    submission = begin_submission([*words, "--out", str(out)] if out is not None else words, strict)
-    note = code_note(submission.facts["code"] | {"diff": (submission.folder / "code.patch").exists()})
-    if note and submission.facts["code"]:
-        say(f"note: {note}")
-    return submission
+    words += ["--out", str(out)] if out is not None else []
+    job = read_job(words)
+    if url_of(job.out) is not None and isinstance(job, MarksJob):
+        raise ValueError(f"{job.out} is an address; a data set of marks is worked on in a folder that all workers see")
+    with remote_folder(job.out, everything=False, every_s=10) as folder:
+        submission = begin_submission(words if url_of(job.out) is None else [*words, "--out", str(folder)], strict)
+        note = code_note(submission.facts["code"] | {"diff": (submission.folder / "code.patch").exists()})
+        if note and submission.facts["code"]:
+            say(f"note: {note}")
+        yield submission
 
 # %% ../../../nbs/run/commands/12_submit.ipynb #c9a839f0
-def _drive(submission: Any, scheduler: Any, retries: int) -> None:
-    """Have all done, show how far it is, and say what came out."""
+def _drive(words: list[str], out: Optional[Path], strict: bool, scheduler: Any, retries: int) -> None:
+    """Have a command done, show how far it is, and say what came out."""
+    with _begun(words, out, strict) as submission:
+        _follow(submission, scheduler, retries)
+
+
+def _follow(submission: Any, scheduler: Any, retries: int) -> None:
+    """Have all pieces done, show how far they are, and make the result of the whole."""
     from tqdm import tqdm
 
     from cellseg_nb.run.cluster import drive
@@ -144,7 +161,7 @@ def submit_local(
     """Spread a command over processes of this computer."""
     from cellseg_nb.run.schedulers import Local
 
-    _drive(_begin(words, out, refuse_uncommitted), Local(workers), retries)
+    _drive(words, out, refuse_uncommitted, Local(workers), retries)
 
 # %% ../../../nbs/run/commands/12_submit.ipynb #9e388c32
 @app.command("slurm")
@@ -170,15 +187,18 @@ def submit_slurm(
     """Spread a command over a Slurm cluster, as an array job. All computers must see the folders under the same names."""
     from cellseg_nb.run.cluster import hand_in
     from cellseg_nb.run.schedulers import Slurm, slurm_minutes
+    from cellseg_nb.store import store_folder
 
     options = given(partition=partition, cpus_per_task=cpus, gpus_per_node=gpus, account=account, setup=setup or None)
     options |= {"time": slurm_minutes(time), "array_parallelism": workers}
     options |= {} if memory is None else {"mem": f"{round(memory * 1024)}M"}
     scheduler = Slurm(options, items_per_job, poll, wait)
-    submission = _begin(words, out, refuse_uncommitted)
     if wait:
-        return _drive(submission, scheduler, retries)
-    hand_in(submission, scheduler)
+        return _drive(words, out, refuse_uncommitted, scheduler, retries)
+    with _begun(words, out, refuse_uncommitted) as submission:
+        if submission.folder.is_relative_to(store_folder()):
+            raise ValueError("results at an address are sent by the command that waits; leave --no-wait out")
+        hand_in(submission, scheduler)
     print(
         f"look:   cellseg submit status {submission.folder}\nfinish: cellseg submit merge {submission.folder}\nstop:   cellseg submit cancel {submission.folder}"
     )
@@ -196,7 +216,7 @@ def submit_dask(
     """Spread a command over workers of Dask. All must see the folders under the same names."""
     from cellseg_nb.run.schedulers import Dask
 
-    _drive(_begin(words, out, refuse_uncommitted), Dask(workers, scheduler), retries)
+    _drive(words, out, refuse_uncommitted, Dask(workers, scheduler), retries)
 
 # %% ../../../nbs/run/commands/12_submit.ipynb #a84c2c5a
 Folder = argument(Path, "DIR", "Folder of a submission, or of results: then its latest one.")
