@@ -275,7 +275,7 @@ def test_commands_say_in_one_line_what_is_wrong(tmp_path):
         (("model", "export", "nuclei", tmp_path / "a", "--to", "keras"), "models are written for onnx"),
         (("model", "export", "nuclei", "--to", "onnx"), "say once where to"),
         (("model", "import", tmp_path / "no.zip", tmp_path / "b"), "there is no"),
-        (("segment", tmp_path, "--model", tmp_path / "no.zip", "--out", tmp_path / "o"), "no.zip"),
+        (("model", "show", tmp_path / "no.zip"), "no.zip"),
     ]:
         code, _, error = cellseg(*words)
         assert code == 2 and said in error and "Traceback" not in error and len(error.strip().splitlines()) == 1
