@@ -10,9 +10,7 @@ __all__ = ['STANDARD_DOMAINS', 'TOLERANCE', 'SPATIAL', 'StepwiseGroupNorm', 'wit
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
 from copy import deepcopy
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -244,11 +242,12 @@ def write_onnx(
         The extra "exchange" is not installed.
     """
     onnx, path = require("onnx", "exchange"), Path(path)
+    getattr(torch._C, "_jit_set_onnx_log_enabled", bool)(False)  # else a failure prints the whole graph
     exported = with_stepwise_norms(network)
     axes = {0: "batch"} | {2 + n: name for n, name in enumerate(SPATIAL[1 - len(shape) :])}
     with atomic_path(path) as temporary:
         try:
-            with warnings.catch_warnings(), redirect_stdout(StringIO()):  # it prints its whole graph
+            with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of the tracer; what it warns of is compared below
                 torch.onnx.export(
                     exported,
@@ -256,8 +255,7 @@ def write_onnx(
                     str(temporary),
                     input_names=names[:1], output_names=names[1:],
                     dynamic_axes={name: axes for name in names},
-                    opset_version=opset,
-                    dynamo=False,
+                    opset_version=opset, dynamo=False,
                 )
         except Exception as error:  # of the exporter, one class per reason
             raise ValueError(f"the network cannot be written as ONNX: {_reason(error)}") from error
