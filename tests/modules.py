@@ -6,7 +6,20 @@ import symtable
 from pathlib import Path
 
 PACKAGE = "cellseg_nb"
-ROOMS = ["places", "core", "settings", "store", "working", "measure", "data", "models", "segment", "train", "run", "apps"]
+ROOMS = [
+    "places",
+    "core",
+    "settings",
+    "store",
+    "working",
+    "measure",
+    "data",
+    "models",
+    "segment",
+    "train",
+    "run",
+    "apps",
+]
 INDEX = "_modidx.py"  # written for nbdev, read by nobody
 
 

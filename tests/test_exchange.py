@@ -101,11 +101,12 @@ def test_the_library_of_the_format_accepts_a_package(package, tmp_path):
     )
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
     code = (
-        "import sys, numpy as np\nfrom bioimageio.core import predict, load_description\n"
+        "import sys, numpy as np\nfrom bioimageio.core import create_prediction_pipeline, load_description\n"
         "from bioimageio.core.digest_spec import get_test_input_sample\n"
         "model = load_description(sys.argv[1])\n"
         "for one in ('torchscript', 'onnx'):\n"
-        "    found = predict(model=model, inputs=get_test_input_sample(model), weight_format=one)\n"
+        "    pipeline = create_prediction_pipeline(model, weight_format=one, devices=['cpu'])\n"
+        "    found = pipeline.predict_sample_without_blocking(get_test_input_sample(model))\n"
         "    (maps,) = found.members.values()\n"
         "    np.save(sys.argv[2] + one + '.npy', maps.data.to_numpy())\n"
     )
@@ -300,7 +301,7 @@ def test_commands_say_in_one_line_what_is_wrong(tmp_path):
         (("model", "export", "nuclei", tmp_path / "a", "--to", "keras"), "models are written for onnx"),
         (("model", "export", "nuclei", "--to", "onnx"), "say once where to"),
         (("model", "import", tmp_path / "no.zip", tmp_path / "b"), "there is no"),
-        (("segment", tmp_path, "--model", tmp_path / "no.zip", "--out", tmp_path / "o"), "no.zip"),
+        (("model", "show", tmp_path / "no.zip"), "no.zip"),
     ]:
         code, _, error = cellseg(*words)
         assert code == 2 and said in error and "Traceback" not in error and len(error.strip().splitlines()) == 1

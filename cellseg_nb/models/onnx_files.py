@@ -10,9 +10,7 @@ __all__ = ['STANDARD_DOMAINS', 'TOLERANCE', 'SPATIAL', 'StepwiseGroupNorm', 'wit
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
 from copy import deepcopy
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -245,11 +243,12 @@ def write_onnx(
         The extra "exchange" is not installed.
     """
     onnx, path = require("onnx", "exchange"), Path(path)
+    getattr(torch._C, "_jit_set_onnx_log_enabled", bool)(False)  # else a failure prints the whole graph
     exported = with_stepwise_norms(network)
     axes = {0: "batch"} | {2 + n: name for n, name in enumerate(SPATIAL[1 - len(shape) :])}
     with atomic_path(path) as temporary:
         try:
-            with warnings.catch_warnings(), redirect_stdout(StringIO()):  # it prints its whole graph
+            with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of the tracer; what it warns of is compared below
                 torch.onnx.export(
                     exported,
