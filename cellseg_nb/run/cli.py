@@ -28,9 +28,6 @@ from cellseg_nb.run.registry import (
     LazyTask,
     task_lines,
 )
-from cellseg_nb.working import (
-    printing_addresses,
-)
 
 # %% ../../nbs/run/01_cli.ipynb #d09d0696
 def _show_warning(message, *_) -> None:
@@ -65,6 +62,8 @@ class Verbs(TyperGroup):
 
     def invoke(self, ctx):
         """Run a verb; an error ends it with exit code 2, Ctrl-C with 130."""
+        from cellseg_nb.working import printing_addresses
+
         try:
             with warnings.catch_warnings(), printing_addresses():
                 warnings.simplefilter("ignore")

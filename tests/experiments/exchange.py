@@ -6,6 +6,19 @@ Scores are AP over all nuclei of the fluorescence pictures (split test, for repo
 --test runs the command of BioImage.IO on every package.
 """
 
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from cellseg_nb.data.catalog import locate, samples
+from cellseg_nb.data.io import luminance
+from cellseg_nb.measure.matching import match, pool
+from cellseg_nb.models.bundle import load_bundle
+from cellseg_nb.models.exchange import TARGETS, export_model, import_model
+from cellseg_nb.segment.image import segment_image
+
 BUNDLES = ("nuclei", "count-cells", "membranes3d", "glomeruli", "marks", "stars")
 FORMATS = ("onnx", "torchscript", "bioimageio")
 
