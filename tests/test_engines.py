@@ -151,7 +151,7 @@ def test_a_missing_package_is_said_in_one_line(bundle, picture, tmp_path, withou
     with pytest.raises(ImportError, match=r"onnxruntime is needed .* pip install 'cellseg_nb\[fast\]'"):
         with_engine(bundle, "onnx")
     with pytest.warns(UserWarning, match="OpenVINO is not installed: pip install") as said:
-        run(find_task("segment")(), [tmp_path / "one.tif"], tmp_path / "out")
+        run(find_task("segment")(SegmentSettings(engine="auto")), [tmp_path / "one.tif"], tmp_path / "out")
     assert sum("OpenVINO" in str(one.message) for one in said) == 1
     (facts,) = json.loads((tmp_path / "out" / "run.json").read_text())["engines"]
     assert facts["engine"] == "torch" and facts["because"] == "OpenVINO is not installed"

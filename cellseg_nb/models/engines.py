@@ -46,10 +46,11 @@ class ComputeSettings(Settings):
     """Where a network is computed, and by what."""
 
     device: str = setting("auto", "auto, cpu, cuda or mps.", metavar="NAME")
-    engine: Literal[ENGINES] = setting(
-        "torch",
+    engine: Literal[ENGINES] | None = setting(
+        None,
         "What computes the network: torch, openvino, onnx, openvino-int8, or auto: the fastest that changes nothing.",
         metavar="NAME",
+        usual="torch; of a quantised model openvino-int8",
     )
 
 # %% ../../nbs/models/10_engines.ipynb #8ba46439

@@ -189,7 +189,7 @@ _CHOICES = WeakKeyDictionary()  # network → what was chosen for it, by what wa
 
 def choose_engine(
     bundle: Bundle,  # trained model
-    engine: str = "auto",  # one of `ENGINES`
+    engine: str | None = "auto",  # one of `ENGINES`; None = PyTorch, or what a quantised model was made for
     device: str = "auto",  # where to compute
     precision: str = "auto",  # "float32", "bfloat16" or "auto"
 ) -> EngineChoice:
@@ -202,6 +202,8 @@ def choose_engine(
     ImportError
         The library of the engine that is named is not installed.
     """
+    if engine is None:
+        engine = "auto" if bundle.folder and is_quantised(bundle.folder) else "torch"
     if engine not in ENGINES or precision not in PRECISIONS:
         what, known = ("engine", ENGINES) if engine not in ENGINES else ("precision", PRECISIONS)
         raise ValueError(f"{what} {engine if what == 'engine' else precision!r} is unknown; known: {', '.join(known)}")
@@ -255,7 +257,7 @@ def _refuse_device(engine: str, device: str) -> None:
 # %% ../../nbs/segment/23_engines.ipynb #595c7e99
 def with_engine(
     bundle: Bundle,  # trained model
-    engine: str = "auto",  # one of `models.engines.ENGINES`
+    engine: str | None = "auto",  # one of `models.engines.ENGINES`, or None, as in `choose_engine`
     device: str = "auto",  # where to compute
     precision: str = "auto",  # "float32", "bfloat16" or "auto"
 ) -> Bundle:  # the same model; its network may be computed by another library
