@@ -409,3 +409,32 @@ def test_batches_of_functions(lab):
     summary = run(Segment(model="otsu"), Path("s3://lab/in"), Path("s3://lab/out"))
     assert str(summary.report) == "s3://lab/out/report.html" and summary.n_done == 1
     assert places.url_of(summary.out) == "s3://lab/out"
+
+
+def test_functions_take_addresses(lab, tmp_path):
+    from cellseg_nb.data.points import read_points
+    from cellseg_nb.data.slide_tiles import create_tiles
+    from cellseg_nb.run.evaluate import evaluate_folders
+    from cellseg_nb.train.settings import read_config
+
+    labels = simulate_nuclei((64, 64), seed=1)[1]
+    put(lab, "truth/a.tif", write_labels(tmp_path / "a.tif", labels).read_bytes())
+    put(lab, "points.csv", b"image,y,x\na.tif,3,4\n")
+    put(lab, "config.yml", b"name: mine\n")
+    put(
+        lab,
+        "slides/s.tif",
+        tiff(np.zeros((256, 256, 3), np.uint8) + np.uint8([200, 80, 90]), tile=(256, 256), photometric="rgb"),
+    )
+    scores = evaluate_folders("s3://lab/truth", "s3://lab/truth")
+    assert scores.groups["mean_ap"].tolist() == [1]
+    assert read_points("s3://lab/points.csv")[["y", "x"]].to_numpy().tolist() == [[3, 4]]
+    assert read_config("s3://lab/config.yml").name == "mine"
+    made = create_tiles("s3://lab/slides", None, "s3://lab/tiles", reduce=1)
+    assert len(made.table) == 1 and "tiles/manifest.csv" in names(lab)
+
+
+def test_help_is_text():
+    """What prints bytes where it can must see that this stream takes text alone."""
+    done = subprocess.run([*CELLSEG, "segment", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.lstrip().startswith("Usage: ")

@@ -27,6 +27,9 @@ from cellseg_nb.data.io import (
     read_pixels,
     write_image,
 )
+from cellseg_nb.working import (
+    takes_urls,
+)
 
 # %% ../../nbs/data/33_pairs.ipynb #4638ebe1
 def as_mask(
@@ -209,6 +212,7 @@ def _parted_samples(folder: Path, split: str | None, mask_threshold: float | Non
     return found
 
 # %% ../../nbs/data/33_pairs.ipynb #c6153cd2
+@takes_urls()
 def pair_samples(
     folder: str | Path,  # with the folders images and masks
     split: str | None = None,  # only these; None = all but test

@@ -46,6 +46,9 @@ from cellseg_nb.data.point_formats import (
     read_cvat,
     read_geojson_points,
 )
+from cellseg_nb.working import (
+    takes_urls,
+)
 
 # %% ../../nbs/data/18_point_files.ipynb #829d251e
 def from_percent(
@@ -309,6 +312,7 @@ POINT_READERS: dict[str, Callable] = {  # suffix → reader(path, image sizes, a
 }
 
 
+@takes_urls()
 def read_point_file(
     path: Path,  # Label Studio, table, QuPath, COCO, CVAT, dot picture, ImageJ .roi or .zip
     shapes: Mapping[str, tuple[int, int]],  # image → (Y, X), as far as they are known

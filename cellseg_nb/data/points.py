@@ -29,6 +29,9 @@ from cellseg_nb.data.point_files import (
     check_folders,
     read_point_file,
 )
+from cellseg_nb.working import (
+    takes_urls,
+)
 
 # %% ../../nbs/data/11_points.ipynb #8d7f10f1
 COLUMNS = ("image", "annotator", "y", "x", "class")
@@ -144,6 +147,7 @@ def _latest(path, all_found):
     return latest
 
 # %% ../../nbs/data/11_points.ipynb #8ad6fc33
+@takes_urls()
 def read_annotations(
     path: str | Path,  # Label Studio .json or .csv, table .csv, dot picture, ImageJ .roi or .zip
     image_sizes: Mapping[str, tuple[int, int]] | None = None,  # image → (Y, X); None = any image

@@ -64,6 +64,9 @@ from cellseg_nb.settings import (
     Settings,
     setting,
 )
+from cellseg_nb.working import (
+    takes_urls,
+)
 
 # %% ../../nbs/data/36_slide_tiles.ipynb #c04e407a
 class TileSettings(Settings):
@@ -513,6 +516,7 @@ class TileResult(NamedTuple):
     failures: dict[str, str]  # slide → why it has no tiles
 
 
+@takes_urls("out", but=("slides",))
 def create_tiles(
     slides: str | Path | Sequence[str | Path],  # slides, or folders of them
     labels: str | Path | None,  # a table of run lengths (.csv) or a folder of masks; None = pictures only
@@ -586,6 +590,7 @@ def _mask_level(folder, names):
     return 128 if any(read_pixels(folder / name).max() > 1 for name in names) else 1
 
 # %% ../../nbs/data/36_slide_tiles.ipynb #5011a3f6
+@takes_urls("out")
 def stitch_tiles(
     predictions: str
     | Path,  # folder of predicted masks, with the names of the tiles; 0 and 255, 0 and 1, or 128 and more is foreground

@@ -55,6 +55,9 @@ from cellseg_nb.places import (
     local,
     shown,
 )
+from cellseg_nb.working import (
+    takes_urls,
+)
 
 # %% ../../nbs/data/07_volumes.ipynb #0e85d1a1
 STACK_AXES = ("ZYX", "CZYX", "ZCYX")
@@ -595,6 +598,7 @@ def _write_patch(out, name, patch, size_um):
     return files
 
 # %% ../../nbs/data/07_volumes.ipynb #f969f967
+@takes_urls("out", but=("table",))
 def write_patches(
     table: str | Path,  # CSV with the columns image and mask; weight where there are maps
     out: str | Path,  # folder; gets images/, masks/, weights/ and patches.csv

@@ -57,6 +57,9 @@ from cellseg_nb.measure.overlap import (
     pixel_counts,
     pool_pixels,
 )
+from cellseg_nb.working import (
+    takes_urls,
+)
 
 # %% ../../nbs/run/03_evaluate.ipynb #d915756e
 from cellseg_nb.measure.plots import (
@@ -376,6 +379,7 @@ def _tables(
     return pd.DataFrame(rows), pd.DataFrame(images).drop(columns="images")
 
 # %% ../../nbs/run/03_evaluate.ipynb #d6d534a3
+@takes_urls()
 def evaluate_folders(
     truth: str | Path,  # true label images: a folder or one file
     pred: str | Path,  # predicted label images: a folder or one file
@@ -516,6 +520,7 @@ def plot_evaluation(
     return figure
 
 # %% ../../nbs/run/03_evaluate.ipynb #b4e031d8
+@takes_urls(but=("slides",))
 def score_slides(
     slides: str | Path | Sequence[str | Path],  # slides, or folders of them: they say how large the masks are
     truth: str | Path,  # table of run lengths (.csv: id, encoding)

@@ -38,6 +38,9 @@ from cellseg_nb.settings import (
 from cellseg_nb.train.recipe import (
     find_recipe,
 )
+from cellseg_nb.working import (
+    takes_urls,
+)
 
 # %% ../../nbs/train/00_settings.ipynb #f0baeda4
 class DataSettings(Settings):
@@ -279,6 +282,7 @@ def read_yaml(path: Path, what: str) -> dict:
     return fields
 
 
+@takes_urls()
 def read_config(
     path: str | Path,  # YAML file, or the name of a configuration of the package
     overrides: list[str] | tuple[str, ...] = (),  # changes such as "training.epochs=3"
