@@ -113,7 +113,7 @@ def _runs(pid: Any) -> bool:
         pass
     return True
 
-
+# %% ../nbs/04_working.ipynb #446dc924
 class Holder:
     """The object that says who works in a folder elsewhere."""
 
