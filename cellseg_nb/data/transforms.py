@@ -54,8 +54,8 @@ def normalise_percentile(
 
 # %% ../../nbs/data/04_transforms.ipynb #0145dc01
 def rescale(
-    image: np.ndarray,  # picture or label image; (Y, X) or (Z, Y, X)
-    factor: float | tuple[float, ...],  # new size / old size; one number, or one per axis
+    image: np.ndarray,  # picture or label image; (Y, X) or (Z, Y, X), or (Y, X, 3) in colours
+    factor: float | tuple[float, ...],  # new size / old size; one number, or one per axis; axes without one stay
     order: int = 1,  # 1 = linear, for pictures; 0 = nearest, for labels
 ) -> np.ndarray:  # same number type; axes scaled and rounded, at least 1 pixel
     """Resize a picture (linear) or a label image (`order=0`, ids stay whole).
@@ -65,7 +65,10 @@ def rescale(
     ValueError
         A factor is not positive.
     """
-    factors = np.broadcast_to(np.asarray(factor, float), (image.ndim,))
+    given = np.asarray(factor, float)
+    if given.ndim:
+        given = np.append(given, np.ones(image.ndim - len(given)))
+    factors = np.broadcast_to(given, (image.ndim,))
     if not (factors > 0).all():
         raise ValueError(f"factor must be positive; it is {factor}")
     shape = tuple(max(1, round(size * f)) for size, f in zip(image.shape, factors))
@@ -120,8 +123,8 @@ def resized_labels(
 
 # %% ../../nbs/data/04_transforms.ipynb #2790ad34
 def resize(
-    image: np.ndarray,  # picture or label image; (Y, X) or (Z, Y, X)
-    shape: tuple[int, ...],  # new shape
+    image: np.ndarray,  # picture or label image; (Y, X) or (Z, Y, X), or (Y, X, 3) in colours
+    shape: tuple[int, ...],  # new shape; axes without a number, such as colours, stay
     order: int = 1,  # 1 = linear, for pictures; 0 = the label of most of the nearest pixels
 ) -> np.ndarray:  # same number type; the new shape
     """Resize to an exact shape; the frame of the picture stays the frame.
@@ -130,6 +133,7 @@ def resize(
     something coarse. Where as much speaks for one label as for another, as in the middle between
     two pixels, they win in turns like the squares of a chessboard: objects neither move nor grow.
     """
+    shape = (*shape, *image.shape[len(shape) :])
     if shape == image.shape:
         return image.copy()
     zoom = np.array(shape) / image.shape
@@ -205,20 +209,20 @@ def _random_window(shape, size_px, scale, rng):
 
 
 def random_scaled_crop(
-    image: np.ndarray,  # picture; float32; (Y, X)
+    image: np.ndarray,  # picture; float32; (Y, X), or (Y, X, 3) in colours
     labels: np.ndarray,  # its label image; (Y, X)
     size_px: int,  # edge of the square crop; px
     scale: tuple[float, float],  # objects become this many times larger: from, to
     rng: np.random.Generator,  # source of randomness
 ) -> tuple[np.ndarray, np.ndarray]:  # both (size_px, size_px)
     """Cut a random square, enlarged or shrunk; small pictures are continued by reflection."""
-    edge, starts = _random_window(image.shape, size_px, scale, rng)
+    edge, starts = _random_window(labels.shape, size_px, scale, rng)
     margins = [
-        (max(0, -start), max(0, start + edge - size)) for start, size in zip(starts, image.shape)
+        (max(0, -start), max(0, start + edge - size)) for start, size in zip(starts, labels.shape)
     ]
     window = tuple(slice(max(0, start), max(0, start) + edge) for start in starts)
     if np.any(margins):
-        image = np.pad(image, margins, mode="symmetric")
+        image = np.pad(image, margins + [(0, 0)] * (image.ndim - 2), mode="symmetric")
         labels = np.pad(labels, margins, mode="symmetric")
     shape = (size_px, size_px)
     return resize(image[window], shape, order=1), resize(labels[window], shape, order=0)
@@ -263,7 +267,7 @@ def _sample_crop(image, labels, matrix, centre, bend, samples, new_image, new_la
 
 # %% ../../nbs/data/04_transforms.ipynb #88abaa5c
 def warp(
-    image: np.ndarray,  # picture; any number type; (Y, X)
+    image: np.ndarray,  # picture; any number type; (Y, X), or (Y, X, 3) in colours
     labels: np.ndarray,  # its label image; integer; (Y, X)
     size_px: int,  # edge of the square result; px
     matrix: np.ndarray,  # a step in the crop, times this, is the step in the picture; (2, 2)
@@ -281,6 +285,10 @@ def warp(
     ValueError
         The picture is empty or not (Y, X), or its labels or the bend have another shape.
     """
+    if image.ndim == 3 and labels.ndim == 2:  # one colour after the other
+        how = labels, size_px, matrix, centre, bend
+        found = [warp(colour, *how) for colour in np.moveaxis(image, -1, 0)]
+        return np.stack([colour for colour, _ in found], axis=-1), found[0][1]
     if image.ndim != 2 or not image.size or image.shape != labels.shape:
         shapes = f"{image.shape} and {labels.shape}"
         raise ValueError(
@@ -365,7 +373,7 @@ def random_blur_noise(
 ) -> np.ndarray:  # float32; same shape
     """Blur half of the pictures, and add noise to half of them."""
     if blur_px and rng.random() < 0.5:
-        image = ndimage.gaussian_filter(image, rng.uniform(0, blur_px))
+        image = ndimage.gaussian_filter(image, rng.uniform(0, blur_px), axes=(0, 1))
     if noise and rng.random() < 0.5:
         deviation = np.float32(rng.uniform(0, noise))
         image = image + deviation * rng.standard_normal(image.shape, dtype=np.float32)
@@ -373,7 +381,7 @@ def random_blur_noise(
 
 # %% ../../nbs/data/04_transforms.ipynb #5c3f9564
 def random_illumination(
-    image: np.ndarray,  # normalised picture; float32; (Y, X)
+    image: np.ndarray,  # normalised picture; float32; (Y, X), or (Y, X, 3) in colours
     strength: float,  # largest relative change, in two opposite corners; 0..1
     rng: np.random.Generator,  # source of randomness
     background: float = 0.2,  # light of the background, where a bright nucleus has 1
@@ -385,8 +393,9 @@ def random_illumination(
     amount, angle = rng.uniform(0, strength), rng.uniform(0, 2 * np.pi)
     slopes = np.array([np.sin(angle), np.cos(angle)])
     slope_y, slope_x = np.float32(amount * slopes / abs(slopes).sum())
-    y, x = (np.linspace(-1, 1, size, dtype=np.float32) for size in image.shape)
+    y, x = (np.linspace(-1, 1, size, dtype=np.float32) for size in image.shape[:2])
     ramp = slope_y * y[:, None] + slope_x * x
+    ramp = ramp.reshape(ramp.shape + (1,) * (image.ndim - 2))
     return image + ramp * (image + np.float32(background))
 
 # %% ../../nbs/data/04_transforms.ipynb #e808e565
@@ -425,6 +434,17 @@ class Augmentation(BaseModel):
         each axis, in px of the crop; at most .48 of the distance; 0 = off.
     illumination : float
         Largest brightening of one side and darkening of the other, as a share; 0 = off.
+    invert : float
+        Share of the crops that become their negative; 0 = none.
+    tint : float
+        Share of the gray crops with bright things that become stained ones: dark on bright, in the colour of
+        a dye, with a counterstain; for models of colours; 0 = none.
+    stain : float
+        Largest change of the amount of each dye in crops with colours (hematoxylin, eosin, and a third), as a
+        share, 0 to 1; for models of colours; 0 = off.
+    colour : float
+        Largest change of the factor and of the shift of each channel by itself, 0 to .5; for models of
+        colours; 0 = off.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -441,6 +461,10 @@ class Augmentation(BaseModel):
     elastic_grid_px: float = Field(32, ge=4)
     elastic_px: float = Field(0, ge=0)
     illumination: float = Field(0, ge=0, le=1)
+    invert: float = Field(0, ge=0, le=1)
+    tint: float = Field(0, ge=0, le=1)
+    stain: float = Field(0, ge=0, le=1)
+    colour: float = Field(0, ge=0, le=0.5)
 
     @field_validator("elastic_px")
     @classmethod
@@ -459,7 +483,7 @@ def random_warp(
     rng: np.random.Generator,  # source of randomness
 ) -> tuple[np.ndarray, np.ndarray]:  # both (size_px, size_px)
     """Cut a random square, enlarged, flipped, turned, sheared and bent, in one interpolation."""
-    edge, starts = _random_window(image.shape, size_px, settings.scale, rng)
+    edge, starts = _random_window(labels.shape, size_px, settings.scale, rng)
     quarters, flip = (rng.integers(4), rng.integers(2)) if settings.flip_turn else (0, 0)
     turn = 90 * quarters + rng.uniform(-settings.rotation_degrees, settings.rotation_degrees)
     shear = rng.uniform(-settings.shear_degrees, settings.shear_degrees)

@@ -28,7 +28,10 @@ from cellseg_nb.data.germline import (
     simulate_germline,
 )
 from cellseg_nb.data.io import (
-    image_stem, luminance,
+    image_stem,
+)
+from cellseg_nb.data.planes import (
+    with_channels,
 )
 from cellseg_nb.data.transforms import (
     augment,
@@ -41,6 +44,9 @@ from cellseg_nb.data.volumes import (
 )
 from cellseg_nb.models.bundle import (
     Normalisation,
+)
+from cellseg_nb.train.colours import (
+    vary_colours,
 )
 from cellseg_nb.train.recipe import (
     deal, recipe_of, split,
@@ -118,7 +124,7 @@ def _read_labelled(sample):
 class Picture(NamedTuple):
     """A picture or a stack that training reads once and keeps."""
 
-    image: np.ndarray  # normalised, objects bright; float32; (Y, X), (Z, Y, X) or (C, Z, Y, X)
+    image: np.ndarray  # normalised; float32; (Y, X), (Y, X, 3) in colours, (Z, Y, X) or (C, Z, Y, X)
     labels: np.ndarray  # integer; (Y, X) or (Z, Y, X); 0 = background
     sample: Sample | StackSample | None = None  # where it comes from
     weights: np.ndarray | None = None  # weight map; float32; as `labels`; None = there is none
@@ -126,15 +132,32 @@ class Picture(NamedTuple):
 
     @property
     def n_channels(self) -> int:
-        """Channels of a stack; 1 where the image has no axis for them."""
-        return len(self.image) if self.image.ndim > self.labels.ndim else 1
+        """Channels of a picture or stack; 1 where the image has no axis for them."""
+        if self.image.ndim == self.labels.ndim:
+            return 1
+        return self.image.shape[-1] if self.labels.ndim == 2 else len(self.image)
+
+    @property
+    def gray(self) -> np.ndarray:  # as `labels`
+        """The mean of the channels."""
+        if self.image.ndim == self.labels.ndim:
+            return self.image
+        return self.image.mean(axis=-1 if self.labels.ndim == 2 else 0)
+
+    @property
+    def channels_first(self) -> np.ndarray:  # float32; (C, Y, X), (C, Z, Y, X)
+        """What a network takes."""
+        if self.image.ndim == self.labels.ndim:
+            return self.image[None]
+        return np.ascontiguousarray(np.moveaxis(self.image, -1, 0)) if self.labels.ndim == 2 else self.image
 
 
 def prepare(
     sample: Sample | StackSample,  # from the catalog, or a table of stacks
     normalisation: Normalisation,  # percentiles; dark objects made bright
+    in_channels: int = 1,  # of the network; 3 = pictures in colours, which share one contrast
 ) -> Picture:
-    """Read a sample as one normalised channel, or those of a stack, and its labels.
+    """Read a sample as one normalised channel, in colours, or those of a stack, and its labels.
 
     Raises
     ------
@@ -152,9 +175,8 @@ def prepare(
         raise ValueError(
             f"{sample.name}: the picture is {image.shape[:2]} px and its label image {labels.shape}"
         )
-    if image.ndim == 3:
-        image = luminance(image)
-    return Picture(normalisation.prepare(image), labels, sample)
+    image = with_channels(image, in_channels)
+    return Picture(normalisation.prepare(image, image.ndim == 3), labels, sample)
 
 # %% ../../nbs/train/01_crops.ipynb #ca4f0910
 def deal_keys(
@@ -264,7 +286,7 @@ def each_channel(
     count, sample = picture.n_channels, picture.sample
     if max(channels or [0]) >= count:
         raise ValueError(f"{sample.name}: channels {channels} are asked for; it has {count}")
-    if picture.image.ndim == picture.labels.ndim:
+    if picture.image.ndim == picture.labels.ndim or picture.labels.ndim == 2:
         return [picture]
     divided = []
     for number in range(count) if channels is None else channels:
@@ -289,7 +311,8 @@ def read_pictures(
         there are too few pictures.
     """
     data, shown = config.data, None
-    pictures = [prepare(sample, config.normalisation) for sample in chosen_samples(data)]
+    how = config.normalisation, config.network.in_channels
+    pictures = [prepare(sample, *how) for sample in chosen_samples(data)]
     if isinstance(data, StackDataSettings):
         shown = config.augmentation.channels
         drawn = config.augmentation.single_channel or shown is not None
@@ -443,7 +466,8 @@ def vary(
     """
     size_px, settings = config.training.crop_px, config.augmentation
     if picture.labels.ndim == 2:
-        return Picture(*augment(picture.image, picture.labels, size_px, settings, rng))
+        image, labels = augment(picture.image, picture.labels, size_px, settings, rng)
+        return Picture(vary_colours(image, settings, rng), labels)
     size, channels = picture.pixel_size_um, picture.image
     if channels.ndim == 3:
         channels = channels[None]
@@ -472,9 +496,8 @@ def crop_around(
         window.append(slice(start, start + edge))
     window = tuple(window)
     weights = None if picture.weights is None else picture.weights[window]
-    part = picture._replace(
-        image=picture.image[..., *window], labels=picture.labels[window], weights=weights
-    )
+    image = picture.image[window if picture.labels.ndim == 2 else (..., *window)]
+    part = picture._replace(image=image, labels=picture.labels[window], weights=weights)
     fixed = settings.model_copy(update={"scale": (factor, factor)})
     return vary(part, config.model_copy(update={"augmentation": fixed}), rng)
 
@@ -507,7 +530,7 @@ class Crops(torch.utils.data.Dataset):
     def __getitem__(self, number):
         rng = np.random.default_rng((self.config.seed, self.epoch, number))
         crop = self.draw(rng)
-        return torch.from_numpy(crop.image)[None], *make_targets(crop, self.config)
+        return torch.from_numpy(crop.channels_first), *make_targets(crop, self.config)
 
     def draw(self, rng: np.random.Generator) -> Picture:
         """Cut one random crop and vary it."""
@@ -551,12 +574,12 @@ class WholePictures(torch.utils.data.Dataset):
             margins = [(0, -size % config.network.step_px) for size in picture.labels.shape]
             arrays = {name: getattr(picture, name) for name in ("image", "labels", "weights")}
             padded = {
-                name: np.pad(array, margins, mode="symmetric")
+                name: np.pad(array, margins + [(0, 0)] * (array.ndim - len(margins)), mode="symmetric")
                 for name, array in arrays.items()
                 if array is not None
             }
-            targets = make_targets(picture._replace(**padded), config)
-            self.items.append((torch.from_numpy(padded["image"])[None], *targets))
+            whole = picture._replace(**padded)
+            self.items.append((torch.from_numpy(whole.channels_first), *make_targets(whole, config)))
 
     def __len__(self):
         return len(self.items)

@@ -117,8 +117,8 @@ def predict_sample(
         The model is a StarDist model.
     """
     needs_maps(bundle.specification, "predicting maps")
-    picture = prepare(sample, bundle.specification.normalisation)
-    paint = predict if picture.image.ndim == 2 else predict_stack
+    picture = prepare(sample, bundle.specification.normalisation, bundle.specification.network.in_channels)
+    paint = predict if picture.labels.ndim == 2 else predict_stack
     maps = paint(picture.image, bundle, device=device, prepared=True)
     return picture, dict(zip(bundle.specification.outputs, maps))
 
@@ -255,8 +255,7 @@ def describe_pictures(
     described = []
     for sample in (samples[number] for number in np.unique(chosen)):
         picture, labels = segment_sample(sample, bundle, device)
-        gray = picture.image if picture.image.ndim == labels.ndim else picture.image.mean(axis=0)
-        described.append(describe(gray, labels, bundle.specification.diameter_px))
+        described.append(describe(picture.gray, labels, bundle.specification.diameter_px))
     return learn_pictures(described)
 
 # %% ../../nbs/train/03_finish.ipynb #483f19e1

@@ -18,6 +18,9 @@ from torch.nn import functional as F
 from cellseg_nb.data.pairs import (
     STAINS, PairSample,
 )
+from cellseg_nb.data.planes import (
+    with_channels,
+)
 from cellseg_nb.data.transforms import (
     affine_matrix, random_bend,
 )
@@ -28,7 +31,7 @@ from cellseg_nb.models.encoders import (
     encoder_contrast,
 )
 from cellseg_nb.train.count_crops import (
-    vary_brightness, with_channels,
+    vary_brightness,
 )
 from cellseg_nb.train.recipe import (
     Parts,
