@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FromTo', 'normalise_percentile', 'rescale', 'resized_labels', 'resize', 'fill_holes', 'to_magnification',
            'random_flip_turn', 'random_scaled_crop', 'warp', 'affine_matrix', 'random_bend', 'random_brightness',
-           'random_blur_noise', 'random_illumination', 'Augmentation', 'random_warp', 'augment']
+           'random_blur_noise', 'random_illumination', 'Augmentation', 'ColourAugmentation', 'random_warp', 'augment']
 
 # %% ../../nbs/data/04_transforms.ipynb #7563f16d
 import math
@@ -434,17 +434,6 @@ class Augmentation(BaseModel):
         each axis, in px of the crop; at most .48 of the distance; 0 = off.
     illumination : float
         Largest brightening of one side and darkening of the other, as a share; 0 = off.
-    invert : float
-        Share of the crops that become their negative; 0 = none.
-    tint : float
-        Share of the gray crops with bright things that become stained ones: dark on bright, in the colour of
-        a dye, with a counterstain; for models of colours; 0 = none.
-    stain : float
-        Largest change of the amount of each dye in crops with colours (hematoxylin, eosin, and a third), as a
-        share, 0 to 1; for models of colours; 0 = off.
-    colour : float
-        Largest change of the factor and of the shift of each channel by itself, 0 to .5; for models of
-        colours; 0 = off.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -461,10 +450,6 @@ class Augmentation(BaseModel):
     elastic_grid_px: float = Field(32, ge=4)
     elastic_px: float = Field(0, ge=0)
     illumination: float = Field(0, ge=0, le=1)
-    invert: float = Field(0, ge=0, le=1)
-    tint: float = Field(0, ge=0, le=1)
-    stain: float = Field(0, ge=0, le=1)
-    colour: float = Field(0, ge=0, le=0.5)
 
     @field_validator("elastic_px")
     @classmethod
@@ -473,6 +458,30 @@ class Augmentation(BaseModel):
         if elastic_px > most:
             raise ValueError(f"would fold the picture; at most .48 elastic_grid_px, {most:g}")
         return elastic_px
+
+# %% ../../nbs/data/04_transforms.ipynb #8fea2a35
+class ColourAugmentation(Augmentation):
+    """How strongly training pictures are varied, their colours included.
+
+    Parameters
+    ----------
+    invert : float
+        Share of the crops that become their negative; 0 = none.
+    tint : float
+        Share of the gray crops with bright things that become stained ones: dark on bright, in the colour of
+        a dye, with a counterstain; for models of colours; 0 = none.
+    stain : float
+        Largest change of the amount of each dye in crops with colours (hematoxylin, eosin, and a third), as a
+        share, 0 to 1; for models of colours; 0 = off.
+    colour : float
+        Largest change of the factor and of the shift of each channel by itself, 0 to .5; for models of
+        colours; 0 = off.
+    """
+
+    invert: float = Field(0, ge=0, le=1)
+    tint: float = Field(0, ge=0, le=1)
+    stain: float = Field(0, ge=0, le=1)
+    colour: float = Field(0, ge=0, le=0.5)
 
 # %% ../../nbs/data/04_transforms.ipynb #f14e1848
 def random_warp(

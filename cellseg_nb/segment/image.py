@@ -170,7 +170,7 @@ def is_classical(
     first = members(model)[0]
     return isinstance(first, str) and first == OTSU
 
-
+# %% ../../nbs/segment/12_image.ipynb #2cedbe6b
 def is_auto(
     model: Model,  # one model, or several
 ) -> bool:
@@ -201,7 +201,7 @@ def chosen_for(
         )
     return choice
 
-
+# %% ../../nbs/segment/12_image.ipynb #bb93ae25
 def load_models(
     model: Model,  # names, folders, or bundles that are loaded already
     settings: BrightnessSettings = BrightnessSettings(),  # what they shall see as dark and bright
@@ -494,7 +494,7 @@ def bundle_facts(
     facts = {"name": specification.name, "files": {path.name: file_sha256(path) for path in files}}
     return specification, facts
 
-
+# %% ../../nbs/segment/12_image.ipynb #000d5ab6
 def model_facts(
     model: Model,  # as in `segment_image`
 ) -> dict[str, Any]:  # name, SHA-256 of each file, and the settings it uses unless told otherwise

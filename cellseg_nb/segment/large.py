@@ -511,7 +511,7 @@ def _precision(bundle: Bundle, settings: LargeSettings) -> str:
     return choose_precision(bundle, settings.device, settings.precision)
 
 
-def _facts(picture, bundle, settings, precision, how, measure, edges) -> dict[str, Any]:
+def _facts(picture, bundle, settings, precision, how, measure, edges, seen) -> dict[str, Any]:
     """Everything that decides the pieces."""
     facts = asdict(settings) | {
         "precision": precision,
@@ -520,6 +520,7 @@ def _facts(picture, bundle, settings, precision, how, measure, edges) -> dict[st
     }
     for name in ("device", "zarr", "preview_px"):
         del facts[name]
+    facts |= {"colours": [_picture_hash(one) for one in seen]} if len(seen) > 1 else {}
     return facts | {
         "version": cellseg_nb.__version__,
         "model": bundle.specification.model_dump(mode="json"),
@@ -571,14 +572,10 @@ def segment_large(
     how = _how_to_segment(bundle, postprocessing)
     stars = isinstance(bundle.specification, StarSpecification)
     precision = _precision(bundle, settings)
-    seen = [_Picture(one) for one in colours] if colours else [picture]
-    scratch, facts = out_folder / f".{name}_scratch", _facts(picture, bundle, settings, precision, how, measure, edges)
-    if colours:
-        facts["colours"] = [_picture_hash(one) for one in seen]
-    _claim_scratch(scratch, facts)
+    seen, scratch = [_Picture(one) for one in colours or [plane]], out_folder / f".{name}_scratch"
+    _claim_scratch(scratch, _facts(picture, bundle, settings, precision, how, measure, edges, seen))
     find = _all_stars if stars else _all_cut
-    source = picture if stars else seen
-    labels, cut, probable, maps = find(source, bundle, scratch, settings, how, precision, report)
+    labels, cut, probable, maps = find(seen, bundle, scratch, settings, how, precision, report)
     census = _census(labels, settings.tile_px)
     new_ids = surviving_ids(census.areas, settings.min_area_px)
     what = {"edges": edges, "maps": maps, "measure": None if stars else measure}
@@ -626,7 +623,7 @@ class _OneColour:
     def __getitem__(self, window) -> np.ndarray:
         return self.whole[(slice(self.number, self.number + 1), *window)][0]
 
-
+# %% ../../nbs/segment/02_large.ipynb #0d3c3772
 def _all_maps(pictures, bundle, folder, settings, precision, report) -> _Maps:
     """Normalise and predict one picture, or three colours, which share one contrast."""
     normalisation, sources = bundle.specification.normalisation.model_dump(), pictures
@@ -659,10 +656,10 @@ def _all_cut(pictures, bundle, scratch, settings, how, precision, report) -> tup
     return labels, cut, None, maps
 
 
-def _all_stars(picture, bundle, scratch, settings, how, precision, report) -> tuple:
+def _all_stars(pictures, bundle, scratch, settings, how, precision, report) -> tuple:
     """Find star-convex objects block by block: labels, nothing cut, their probabilities, no maps."""
     specification, how = bundle.specification, StarPostprocessing(**how)
-    folder = scratch / "blocks"
+    folder, (picture,) = scratch / "blocks", pictures
     if settings.flips:
         raise ValueError(f"the model {specification.name!r} is a StarDist model; leave out flips")
     shape = scaled_shape(picture.shape, settings.scale * specification.scales[0])

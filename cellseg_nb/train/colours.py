@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GRAY', 'DYES', 'LEAST_LIGHT', 'tint', 'random_stains', 'random_channels', 'vary_colours']
 
-# %% ../../nbs/train/18_colours.ipynb #9a23c92c
+# %% ../../nbs/train/18_colours.ipynb #8c25bfcc
 import numpy as np
 import torch
 from scipy import ndimage
@@ -14,13 +14,13 @@ from cellseg_nb.data.pairs import (
     STAINS,
 )
 from cellseg_nb.data.transforms import (
-    Augmentation,
+    ColourAugmentation,
 )
 from cellseg_nb.train.pair_batches import (
     change_stains,
 )
 
-# %% ../../nbs/train/18_colours.ipynb #f21b1ccc
+# %% ../../nbs/train/18_colours.ipynb #24125dbc
 GRAY = np.full((1, 3), 3**-0.5)
 DYES = np.concatenate([STAINS, GRAY, STAINS[:1]])  # of nuclei: purple twice, pink, brown, gray
 
@@ -47,7 +47,7 @@ def tint(
     darkest, brightest = np.exp(-dye - amount.mean() * ground).min(), np.exp(-base * ground).max()
     return ((light - darkest) / (brightest - darkest)).astype(np.float32)
 
-# %% ../../nbs/train/18_colours.ipynb #910b8727
+# %% ../../nbs/train/18_colours.ipynb #1046b123
 LEAST_LIGHT = 0.06  # of what is black in a normalised picture, where white is 1
 
 
@@ -76,10 +76,10 @@ def random_channels(
     mixed = np.eye(3) * (1 + rng.uniform(-strength, strength, 3)) + rng.uniform(-strength, strength, (3, 3)) / 3
     return image @ mixed.astype(np.float32) + rng.uniform(-strength, strength, 3).astype(np.float32)
 
-# %% ../../nbs/train/18_colours.ipynb #a8c1244c
+# %% ../../nbs/train/18_colours.ipynb #74146005
 def vary_colours(
     image: np.ndarray,  # normalised crop; float32; (Y, X), or (Y, X, 3) in colours
-    settings: Augmentation,  # tint, invert, stain and colour
+    settings: ColourAugmentation,  # tint, invert, stain and colour
     rng: np.random.Generator,  # source of randomness
 ) -> np.ndarray:  # float32; same shape
     """Turn a share of the crops into stained ones or negatives, and vary dyes and channels."""

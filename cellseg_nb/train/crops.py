@@ -34,7 +34,7 @@ from cellseg_nb.data.planes import (
     with_channels,
 )
 from cellseg_nb.data.transforms import (
-    augment,
+    ColourAugmentation, augment,
 )
 from cellseg_nb.data.transforms3d import (
     augment3d,
@@ -151,7 +151,7 @@ class Picture(NamedTuple):
             return self.image[None]
         return np.ascontiguousarray(np.moveaxis(self.image, -1, 0)) if self.labels.ndim == 2 else self.image
 
-
+# %% ../../nbs/train/01_crops.ipynb #64b86dc4
 def prepare(
     sample: Sample | StackSample,  # from the catalog, or a table of stacks
     normalisation: Normalisation,  # percentiles; dark objects made bright
@@ -467,7 +467,8 @@ def vary(
     size_px, settings = config.training.crop_px, config.augmentation
     if picture.labels.ndim == 2:
         image, labels = augment(picture.image, picture.labels, size_px, settings, rng)
-        return Picture(vary_colours(image, settings, rng), labels)
+        coloured = isinstance(settings, ColourAugmentation)
+        return Picture(vary_colours(image, settings, rng) if coloured else image, labels)
     size, channels = picture.pixel_size_um, picture.image
     if channels.ndim == 3:
         channels = channels[None]

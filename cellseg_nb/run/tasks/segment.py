@@ -298,7 +298,7 @@ def _chosen(plane: Plane, settings: SegmentSettings, bundle: "Bundle") -> tuple:
     settings = settings.model_copy(update={"pixel_size_um": edges})
     return settings, _large_settings(settings, bundle), scale_to_model(bundle, settings)
 
-
+# %% ../../../nbs/run/tasks/00_segment.ipynb #45e20f53
 def _with_colours(path: Path, settings: SegmentSettings, opened: ExitStack) -> list[Plane]:
     """An opened image as one plane, or as red, green and blue."""
     plane = opened.enter_context(open_chosen_plane(path, settings))
@@ -313,7 +313,7 @@ def _read_colours(planes: list[Plane], part: tuple[int, int, int, int]) -> np.nd
     parts = [one.read(*part) for one in planes]
     return parts[0] if len(parts) == 1 else np.stack(parts, axis=-1)
 
-
+# %% ../../../nbs/run/tasks/00_segment.ipynb #b8b113a8
 LOOKS, LOOK_PX = 4, 256  # a large image is looked at in so many rows and columns of windows of this edge
 
 
@@ -327,7 +327,7 @@ def _glance(path: Path, settings: SegmentSettings) -> np.ndarray:
         windows = [(y, y + edges[0], x, x + edges[1]) for y, x in corners]
         return np.concatenate([_read_colours(planes, one) for one in windows], axis=1)
 
-
+# %% ../../../nbs/run/tasks/00_segment.ipynb #93935bae
 def _only_model(model: Any, settings: SegmentSettings) -> "Bundle":
     """The model for a large picture. Raises ValueError where it cannot work piece by piece."""
     bundles, large = load_models(model, settings), f"it has more than {settings.large_mpx:g} megapixels"

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import model_validator
 
 from cellseg_nb.data.transforms import (
-    Augmentation,
+    ColourAugmentation,
 )
 from cellseg_nb.models.bundle import (
     NetworkSettings, Normalisation, Scales, SegmentationSetting, Target,
@@ -44,7 +44,7 @@ class TrainConfig(StartSettings):
     data: DataSettings = setting(DataSettings(), "Which pictures.")
     network: NetworkSettings = setting(NetworkSettings(), "Which network.")
     normalisation: Normalisation = setting(Normalisation(), "How pictures are prepared.")
-    augmentation: Augmentation = setting(Augmentation(), "How crops are varied.")
+    augmentation: ColourAugmentation = setting(ColourAugmentation(), "How crops are varied.")
     training: MapTrainingSettings = setting(MapTrainingSettings(), "How long and how fast is learned.")
     border_weights: BorderWeights = setting(BorderWeights(), "What the loss looks at.")
     scales: Scales = setting((1.0,),
@@ -140,7 +140,25 @@ class LabelRecipe(Recipe):
         return finish(config, out, parts.train, parts.validation, force, parent)
 
 # %% ../../../nbs/train/recipes/00_maps.ipynb #56eba118
-class MapsRecipe(LabelRecipe):
+def _encoder_start(config: Settings) -> str:
+    """Which weights the encoder starts from; trainings on stacks have no such setting."""
+    return getattr(config.training, "encoder_weights", "none")
+
+
+class _MapLoaders(LabelRecipe):
+    """Batches of crops, and whole pictures for validation."""
+
+    def loaders(self, config: Settings, parts: Parts, device: Any) -> tuple:
+        from fastai.data.load import DataLoader
+
+        from cellseg_nb.train.crops import Crops, WholePictures, middle_part
+
+        how, pictures = config.training, [middle_part(picture) for picture in parts.validation]
+        crops = DataLoader(Crops(parts.train, config), bs=how.batch_size, num_workers=how.workers)
+        return crops, DataLoader(WholePictures(pictures, config), bs=1, num_workers=0)
+
+# %% ../../../nbs/train/recipes/00_maps.ipynb #a92bfacf
+class MapsRecipe(_MapLoaders):
     """What is learned from pictures with label images: maps of foreground, boundary and distance."""
 
     name, config = "maps", TrainConfig
@@ -152,7 +170,7 @@ class MapsRecipe(LabelRecipe):
 
     def about(self, config: Settings, parts: Parts) -> dict[str, Any]:
         about = super().about(config, parts) | {"outputs": config.targets}
-        if getattr(config.training, "encoder_weights", "none") != "none":
+        if _encoder_start(config) != "none":
             from cellseg_nb.train.pairs import encoder_start
 
             about["data"] += f"; the encoder started from {encoder_start(config)}"
@@ -160,8 +178,7 @@ class MapsRecipe(LabelRecipe):
 
     def network(self, config: Settings) -> Any:
         """Build the network, its encoder with weights from photographs where they are asked for."""
-        network, how = super().network(config), config.network
-        start = getattr(config.training, "encoder_weights", "none")  # stacks have no such setting
+        network, how, start = super().network(config), config.network, _encoder_start(config)
         if config.start_from is None and start != "none":
             from cellseg_nb.models.encoders import load_encoder_weights
 
@@ -183,15 +200,6 @@ class MapsRecipe(LabelRecipe):
             return weights
         how = config.border_weights.model_dump()
         return border_weights(labels, **how, pixel_size=pixel_size_um)
-
-    def loaders(self, config: Settings, parts: Parts, device: Any) -> tuple:
-        from fastai.data.load import DataLoader
-
-        from cellseg_nb.train.crops import Crops, WholePictures, middle_part
-
-        how, pictures = config.training, [middle_part(picture) for picture in parts.validation]
-        crops = DataLoader(Crops(parts.train, config), bs=how.batch_size, num_workers=how.workers)
-        return crops, DataLoader(WholePictures(pictures, config), bs=1, num_workers=0)
 
     def scorer(self, config: Settings, parts: Parts, device: Any) -> Scorer:
         from cellseg_nb.train.crops import middle_part
