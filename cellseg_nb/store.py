@@ -28,6 +28,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from fastcore.basics import patch
+
 from cellseg_nb.core import (
     TEMPORARY,
     atomic_path,
@@ -82,22 +84,10 @@ def _names(error: BaseException) -> set[str]:
     return found
 
 # %% ../nbs/03_store.ipynb #5ebb2c98
-BROKEN = {  # errors after which it is worth to try again
-    "ConnectionError",
-    "TimeoutError",
-    "EndpointConnectionError",
-    "HTTPClientError",
-    "ConnectionClosedError",
-    "ClientPayloadError",
-    "ClientConnectionError",
-    "ClientOSError",
-    "ServerDisconnectedError",
-    "IncompleteReadError",
-    "ResponseStreamingError",
-    "FSTimeoutError",
-    "ReadTimeoutError",
-    "ConnectTimeoutError",
-    "CutShort",
+# errors after which it is worth to try again
+BROKEN = {
+    *"ConnectionError TimeoutError EndpointConnectionError HTTPClientError ConnectionClosedError ClientPayloadError ClientConnectionError".split(),
+    *"ClientOSError ServerDisconnectedError IncompleteReadError ResponseStreamingError FSTimeoutError ReadTimeoutError ConnectTimeoutError CutShort".split(),
 }
 
 
@@ -257,7 +247,7 @@ def _info(url: str) -> dict[str, Any]:
     is_page = url.startswith("http") and (urlsplit(url).path.endswith("/") or page)
     return known | {"type": "directory" if is_page else known["type"]}
 
-
+# %% ../nbs/03_store.ipynb #6c12a5c9
 def _identity(known: dict[str, Any]) -> str:
     """What changes when the content of a file changes; empty = nothing tells."""
     names = (
@@ -509,7 +499,7 @@ def _fetch_folder(url: str, path: Path) -> None:
             one.unlink(missing_ok=True)
     _CHECKED[str(path)] = time.monotonic()
 
-
+# %% ../nbs/03_store.ipynb #5ba727cc
 def fetched(
     path: str | Path,  # address or stand-in of a file or folder
 ) -> Path:  # on this computer; a copy that is as new as the file
@@ -572,18 +562,6 @@ class RangeFile(io.RawIOBase):
         self.place = offset + (0, self.place, self.size)[whence]
         return self.place
 
-    def _bring(self, first, last):
-        """Blocks from `first` up to `last`, in one request."""
-        start, end = first * BLOCK_BYTES, min(last * BLOCK_BYTES, self.size)
-        with explained_url(self.url):
-            found = _persistent(lambda: self.system.cat_file(self.key, start=start, end=end))
-        self.requests, self.bytes_read = self.requests + 1, self.bytes_read + len(found)
-        if len(found) != end - start:
-            raise NoRegions(f"{self.name}: the server sent {len(found)} bytes instead of {end - start}")
-        for number in range(first, last):
-            at = (number - first) * BLOCK_BYTES
-            self.blocks[number] = found[at : at + BLOCK_BYTES]
-
     def readinto(self, buffer):
         end = min(self.place + len(buffer), self.size)
         if end <= self.place:
@@ -599,6 +577,20 @@ class RangeFile(io.RawIOBase):
         while len(self.blocks) > self.most_blocks:
             self.blocks.popitem(last=False)
         return n_bytes
+
+# %% ../nbs/03_store.ipynb #e1c45c30
+@patch
+def _bring(self: RangeFile, first, last):
+    """Blocks from `first` up to `last`, in one request."""
+    start, end = first * BLOCK_BYTES, min(last * BLOCK_BYTES, self.size)
+    with explained_url(self.url):
+        found = _persistent(lambda: self.system.cat_file(self.key, start=start, end=end))
+    self.requests, self.bytes_read = self.requests + 1, self.bytes_read + len(found)
+    if len(found) != end - start:
+        raise NoRegions(f"{self.name}: the server sent {len(found)} bytes instead of {end - start}")
+    for number in range(first, last):
+        at = (number - first) * BLOCK_BYTES
+        self.blocks[number] = found[at : at + BLOCK_BYTES]
 
 # %% ../nbs/03_store.ipynb #74b214ca
 def by_region(

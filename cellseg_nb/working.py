@@ -149,30 +149,32 @@ class Holder:
             return True
         return time.time() - float(other.get("renewed", 0)) > LOST_S
 
-    def take(self) -> None:
-        """Become the holder; ValueError where somebody else is."""
-        other = self.found()
-        if other and not self._is_gone(other):
-            raise ValueError(
-                f"{self.folder} is in use by another run (process {other.get('pid')} on {other.get('host')}, since "
-                f"{other.get('since')} UTC); wait until it has ended, or choose another folder. If it was killed, "
-                f"it is given up after {LOST_S} s"
-            )
-        if not other:
-            try:
-                self._write(mode="create")
-            except (TypeError, NotImplementedError):
-                self._write()
-            except ValueError as error:  # somebody was quicker, or the store has no such step
-                if not self.found():
-                    self._write()
-                elif self.found().get("run") != self.own["run"]:
-                    raise ValueError(
-                        f"{self.folder} is in use by another run that has just begun; choose another folder"
-                    ) from error
-        else:
+# %% ../nbs/04_working.ipynb #3614dcaf
+@patch
+def take(self: Holder) -> None:
+    """Become the holder; ValueError where somebody else is."""
+    other = self.found()
+    if other and not self._is_gone(other):
+        raise ValueError(
+            f"{self.folder} is in use by another run (process {other.get('pid')} on {other.get('host')}, since "
+            f"{other.get('since')} UTC); wait until it has ended, or choose another folder. If it was killed, "
+            f"it is given up after {LOST_S} s"
+        )
+    if not other:
+        try:
+            self._write(mode="create")
+        except (TypeError, NotImplementedError):
             self._write()
-        self.check()
+        except ValueError as error:  # somebody was quicker, or the store has no such step
+            if not self.found():
+                self._write()
+            elif self.found().get("run") != self.own["run"]:
+                raise ValueError(
+                    f"{self.folder} is in use by another run that has just begun; choose another folder"
+                ) from error
+    else:
+        self._write()
+    self.check()
 
 # %% ../nbs/04_working.ipynb #6958ded5
 @patch

@@ -69,6 +69,8 @@ from cellseg_nb.segment.lattice import (
     GridRefused,
     Lattice,
 )
+
+# %% ../../nbs/apps/06_grid_widgets.ipynb #c58c79aa
 from cellseg_nb.settings import (
     Settings,
     setting,

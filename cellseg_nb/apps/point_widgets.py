@@ -427,9 +427,7 @@ def read_mask(
 def _open_project(self: PointEditor, project: Path, annotator: str | None = None) -> None:
     """Read a project, and look at its first picture."""
     images = images_if_any(project / "images")
-    annotations = Annotations(points_table())
-    if (project / "points.csv").exists():
-        annotations = read_project(project)
+    annotations = read_project(project) if (project / "points.csv").exists() else Annotations(points_table())
     trust = project / "data_quality.csv"
     self.quality = read_quality(trust) if trust.exists() else make_quality(annotations, images)
     self.project, self.images, self.annotations = project, images, annotations
@@ -464,11 +462,7 @@ def _load(self: PointEditor) -> None:
     nothing = np.zeros(self.preview.shape[:2], np.uint8)
     with self._silently():
         self.canvas.show(
-            overlay(self.preview, nothing),
-            mine[["y", "x"]].to_numpy(float),
-            kinds,
-            scribbles,
-            pixels.shape[:2],
+            overlay(self.preview, nothing), mine[["y", "x"]].to_numpy(float), kinds, scribbles, pixels.shape[:2]
         )
         self.canvas.label = f"the picture {self.image}, with points"
     self.pixels, self.canvas.layout.visibility = pixels, "visible"

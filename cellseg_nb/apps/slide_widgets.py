@@ -76,6 +76,7 @@ from cellseg_nb.segment.slide_settings import (
     SlideSettings,
 )
 
+# %% ../../nbs/apps/05_slide_widgets.ipynb #54ebb409
 if TYPE_CHECKING:
     from cellseg_nb.segment.slide import Tissue
 

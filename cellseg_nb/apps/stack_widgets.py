@@ -69,6 +69,8 @@ from cellseg_nb.data.volumes import (
 from cellseg_nb.measure.matching import (
     match,
 )
+
+# %% ../../nbs/apps/02_stack_widgets.ipynb #ecdd0192
 from cellseg_nb.measure.plots import (
     neighbour_colours,
     overlay,

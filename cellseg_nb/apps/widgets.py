@@ -68,6 +68,8 @@ from cellseg_nb.measure.matching import (
 from cellseg_nb.measure.objects import (
     object_table,
 )
+
+# %% ../../nbs/apps/01_widgets.ipynb #24a112c1
 from cellseg_nb.measure.plots import (
     overlay,
 )

@@ -87,19 +87,21 @@ class RunLengths:
         """Pairs of start (counted from 1) and length, as in Kaggle's tables; an empty mask is an empty text."""
         return " ".join(map(str, np.stack([self.starts + 1, self.lengths], 1).ravel().tolist()))
 
-    def mask(
-        self,
-        out: np.ndarray | None = None,  # where to; zeros; uint8; (Y, X), columns one after the other
-    ) -> np.ndarray:  # 0 and 1; uint8; (Y, X), in memory column after column
-        """Decode the whole mask."""
-        if out is None:
-            out = _zeros(self.shape[0] * self.shape[1]).reshape(self.shape[::-1]).T
-        if out.shape != tuple(self.shape) or out.dtype != np.uint8 or not out.flags.f_contiguous:
-            raise ValueError(
-                f"the mask of {self.shape} needs an array of uint8 in order 'F'; it is {out.dtype} {out.shape}"
-            )
-        _paint(out.T.reshape(-1), self.starts, self.stops)
-        return out
+# %% ../../nbs/data/29_rle.ipynb #90c7dd88
+@patch
+def mask(
+    self: RunLengths,
+    out: np.ndarray | None = None,  # where to; zeros; uint8; (Y, X), columns one after the other
+) -> np.ndarray:  # 0 and 1; uint8; (Y, X), in memory column after column
+    """Decode the whole mask."""
+    if out is None:
+        out = _zeros(self.shape[0] * self.shape[1]).reshape(self.shape[::-1]).T
+    if out.shape != tuple(self.shape) or out.dtype != np.uint8 or not out.flags.f_contiguous:
+        raise ValueError(
+            f"the mask of {self.shape} needs an array of uint8 in order 'F'; it is {out.dtype} {out.shape}"
+        )
+    _paint(out.T.reshape(-1), self.starts, self.stops)
+    return out
 
 # %% ../../nbs/data/29_rle.ipynb #4abcc0a4
 def _columns(starts, stops, height):

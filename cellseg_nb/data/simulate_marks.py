@@ -142,7 +142,7 @@ def _slow(shape, n_hills: int, rng: np.random.Generator) -> np.ndarray:
     coarse = ndimage.map_coordinates(small, places, order=3, mode="nearest")
     return ndimage.zoom(coarse, [size / n for size, n in zip(shape, coarse.shape)], order=1)[: shape[0], : shape[1]]
 
-
+# %% ../../nbs/data/38_simulate_marks.ipynb #73a93b45
 def _ground(shape, look: dict, light: float, rng) -> tuple[np.ndarray, np.ndarray]:
     """The matrix without marks, 0..1, and the noise that makes edges rough; float32."""
     rough = _noise(shape, 3 * look["grain"], rng)
@@ -349,7 +349,7 @@ def random_marks(
 
 VALID_EVERY = 12
 
-
+# %% ../../nbs/data/38_simulate_marks.ipynb #72dad727
 def write_mark_pairs(
     folder: str | Path,  # gets train/ and valid/
     n_pictures: int = 120,  # every twelfth is for validation

@@ -54,6 +54,8 @@ from cellseg_nb.data.slides import (
     open_slide,
     write_pyramid,
 )
+
+# %% ../../nbs/data/36_slide_tiles.ipynb #2f6e26dc
 from cellseg_nb.data.tissue import (
     SATURATION,
     enough_tissue,
@@ -434,7 +436,7 @@ def _check_folder(out, settings, overwrite):
             raise ValueError(f"{out} holds {what}; choose another --out, or --overwrite to remove them")
         _keep(place, asked)
 
-
+# %% ../../nbs/data/36_slide_tiles.ipynb #4a90705d
 def _one_slide(path, out, masks, tissue, settings, workers, progress):
     """Make the tiles of one slide, as far as they are not there."""
     with ExitStack() as stack:

@@ -88,7 +88,7 @@ def read_checkpoint(
         raise ValueError(f"{path} is no checkpoint of PyTorch, or it is damaged ({type(error).__name__})") from error
     return _weights_in(found, path)
 
-
+# %% ../../nbs/models/12_checkpoints.ipynb #6a9aa8ed
 def _weights_in(found: Any, path: Path) -> dict[str, torch.Tensor]:
     """The dictionary of tensors in what was loaded."""
     for name in NESTED:
@@ -185,7 +185,7 @@ def read_settings(
         CheckpointSettings, fields | {name: one for name, one in changes.items() if one is not None}
     )
 
-
+# %% ../../nbs/models/12_checkpoints.ipynb #6b4cd098
 def _stack_settings(weights: Mapping[str, torch.Tensor]) -> StackNetworkSettings:
     """Settings of a U-Net for stacks, from the shapes of its weights."""
     levels = len({name.split(".")[1] for name in weights if name.startswith("encoders.")})
@@ -216,7 +216,7 @@ class Rebuilt:
     def __init__(self, network: nn.Module, settings: Any, n_channels: int):
         self.network, self.settings, self.n_channels = network, settings, n_channels
 
-
+# %% ../../nbs/models/12_checkpoints.ipynb #bd85bbea
 def rebuild(
     weights: Mapping[str, torch.Tensor],  # from `read_checkpoint`
     settings: CheckpointSettings = CheckpointSettings(),  # what it does not say

@@ -56,6 +56,8 @@ from cellseg_nb.models.specification import (
     Bundle,
     save_bundle,
 )
+
+# %% ../../nbs/models/13_exchange.ipynb #857861f7
 from cellseg_nb.models.stars import (
     export_stardist,
     import_stardist,

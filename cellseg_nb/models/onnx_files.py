@@ -222,6 +222,27 @@ def trial_batch(
     return (0.8 * spots + 0.2 * noise).astype(np.float32)
 
 # %% ../../nbs/models/08_onnx_files.ipynb #b7d48852
+def _trace(network: nn.Module, path: Path, shape: Sequence[int], names: tuple[str, str], opset: int) -> None:
+    """Have PyTorch write a network as ONNX, with free batch and edges."""
+    getattr(torch._C, "_jit_set_onnx_log_enabled", bool)(False)  # else a failure prints the whole graph
+    axes = {0: "batch"} | {2 + n: name for n, name in enumerate(SPATIAL[1 - len(shape) :])}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the tracer; what it warns of is compared afterwards
+            torch.onnx.export(
+                with_stepwise_norms(network),
+                (torch.from_numpy(trial_batch(shape, 2)),),
+                str(path),
+                input_names=names[:1],
+                output_names=names[1:],
+                dynamic_axes=dict.fromkeys(names, axes),
+                opset_version=opset,
+                dynamo=False,
+            )
+    except Exception as error:  # of the exporter, one class per reason
+        raise ValueError(f"the network cannot be written as ONNX: {_reason(error)}") from error
+
+# %% ../../nbs/models/08_onnx_files.ipynb #bcb31ca2
 def write_onnx(
     network: nn.Module,  # takes float32 (N, C, Y, X) or (N, C, Z, Y, X), gives maps; not changed
     path: str | Path,  # of the new file
@@ -243,25 +264,8 @@ def write_onnx(
         The extra "exchange" is not installed.
     """
     onnx, path = require("onnx", "exchange"), Path(path)
-    getattr(torch._C, "_jit_set_onnx_log_enabled", bool)(False)  # else a failure prints the whole graph
-    exported = with_stepwise_norms(network)
-    axes = {0: "batch"} | {2 + n: name for n, name in enumerate(SPATIAL[1 - len(shape) :])}
     with atomic_path(path) as temporary:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the tracer; what it warns of is compared below
-                torch.onnx.export(
-                    exported,
-                    (torch.from_numpy(trial_batch(shape, 2)),),
-                    str(temporary),
-                    input_names=names[:1],
-                    output_names=names[1:],
-                    dynamic_axes={name: axes for name in names},
-                    opset_version=opset,
-                    dynamo=False,
-                )
-        except Exception as error:  # of the exporter, one class per reason
-            raise ValueError(f"the network cannot be written as ONNX: {_reason(error)}") from error
+        _trace(network, temporary, shape, names, opset)
         model = onnx.load(temporary)
         for key, value in (facts or {}).items():
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -447,7 +447,7 @@ def network_settings(
         result=number,
     ), threshold
 
-
+# %% ../../nbs/models/10_package_reader.ipynb #5648b658
 def _about(fields: dict[str, Any]) -> dict[str, Any]:
     """Name, terms and citation."""
     cite = [one for one in fields.get("cite") or [] if isinstance(one, dict)]

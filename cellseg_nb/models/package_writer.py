@@ -55,6 +55,8 @@ from cellseg_nb.models.package_reader import (
     prepared_batch,
     read_page,
 )
+
+# %% ../../nbs/models/11_package_writer.ipynb #b825c8d7
 from cellseg_nb.models.specification import (
     Bundle,
     Specification,
@@ -238,6 +240,11 @@ def _citations(text: str) -> list[dict[str, str]]:
     return [{"text": text, "doi": found[0].rstrip(".,)")}] if found else []
 
 # %% ../../nbs/models/11_package_writer.ipynb #e452384c
+def _channel_names(n_channels: int) -> tuple[str, ...]:
+    """What the channels of a picture are called."""
+    return ("red", "green", "blue") if n_channels == 3 else tuple(f"channel{n}" for n in range(n_channels))
+
+# %% ../../nbs/models/11_package_writer.ipynb #fd82788e
 def description(
     bundle: Bundle,  # a model of PyTorch
     scale: float,  # largest number of its result
@@ -245,15 +252,10 @@ def description(
     """Describe a model in the words of BioImage.IO; the files are named as `export_package` writes them."""
     about, facts = bundle.specification, file_facts(bundle)
     name = re.sub(r"[^\w+\- ()]", "-", about.name, flags=re.ASCII).ljust(5, "_")[:128]
-    seen = (
-        ("red", "green", "blue")
-        if about.network.in_channels == 3
-        else tuple(f"channel{n}" for n in range(about.network.in_channels))
-    )
     image = {
         "id": "image",
         "description": "As it was read; objects bright" if not about.normalisation.invert else "As it was read",
-        "axes": _axes(about, seen, True),
+        "axes": _axes(about, _channel_names(about.network.in_channels), True),
         "data": {"type": "float32"},
         "preprocessing": preparation(about),
     }
@@ -267,7 +269,7 @@ def description(
         maps["postprocessing"] = steps
     dims, tolerance = f"{len(spatial_axes(about))}d", min(1e-3, scale / 200)
     known = about.known_pictures.model_dump(mode="json") if about.known_pictures else None
-    fields = {
+    return {
         "type": "model",
         "format_version": FORMAT,
         "name": name,
@@ -291,7 +293,6 @@ def description(
             "cellseg_nb": facts | {"known_pictures": known},
         },
     }
-    return fields
 
 # %% ../../nbs/models/11_package_writer.ipynb #fe7f732f
 PAGE = """# {name}

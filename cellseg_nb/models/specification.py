@@ -156,23 +156,19 @@ class Specification(Settings):
     name: str = setting(..., "What to call it.")
     description: str = setting("", "What it is for.")
     outputs: tuple[Target, ...] = setting(
-        ("foreground", "boundary", "distance"), "Painted channels, names in `data.targets`."
+        ("foreground", "boundary", "distance"), "Painted channels; in `data.targets`."
     )
     network: NetworkSettings = setting(NetworkSettings(), "Which network.")
     normalisation: Normalisation = setting(Normalisation(), "How pictures are prepared.")
     diameter_px: float | None = setting(None, "Median diameter of the training objects.", gt=0)
     scales: Scales = setting((1.0,), "Enlargements at which the picture is predicted; the results are averaged.")
-    postprocessing: dict[SegmentationSetting, float] = setting(
-        {}, "Arguments of `segment.watershed.objects_from_probabilities`."
-    )
+    postprocessing: dict[SegmentationSetting, float] = setting({}, "Of `segment.watershed.objects_from_probabilities`.")
     data: str = setting("", "What it was trained on.")
     licence: str = setting("", "Under which terms it may be used.")
     citation: str = setting("", "What to cite.")
     training: dict[str, Any] = setting({}, "Command, configuration, seed, versions, duration.")
     scores: dict[str, Any] = setting({}, "Where it was scored, and how well.")
-    known_pictures: KnownPictures | None = setting(
-        None, "What the training pictures look like; see `segment.familiarity`.", usual="not measured"
-    )
+    known_pictures: KnownPictures | None = setting(None, "How the training pictures look.", usual="not measured")
     training_statistics: dict[str, list[float]] = setting({}, "The same in models of older versions; not used.")
     format_version: int = setting(4, "The oldest version of this page that has all its fields.")
 

@@ -27,11 +27,13 @@ from cellseg_nb.core import (
 )
 from cellseg_nb.data.io import (
     IMAGE_SUFFIXES,
-    OWN_OUTPUTS,
     find_images,
     image_stem,
     read_labels,
     read_truth,
+)
+from cellseg_nb.data.listing import (
+    OWN_OUTPUTS,
 )
 from cellseg_nb.data.rle import (
     read_rle_csv,
@@ -52,11 +54,15 @@ from cellseg_nb.measure.matching import (
     match,
     pool,
 )
+
+# %% ../../nbs/run/03_evaluate.ipynb #2ab50ec0
 from cellseg_nb.measure.overlap import (
     PixelCounts,
     pixel_counts,
     pool_pixels,
 )
+
+# %% ../../nbs/run/03_evaluate.ipynb #f128b86d
 from cellseg_nb.working import (
     takes_urls,
 )
@@ -400,8 +406,7 @@ def evaluate_folders(
     Raises
     ------
     FileNotFoundError, ValueError
-        A path or predictions are missing, no image can be scored, the index does not fit, limits do
-        not rise, or there is no such score or threshold; the message names the files.
+        Something is missing, nothing can be scored, index or limits do not fit, or there is no such score; all named.
     """
     columns = score_columns(metrics, thresholds)
     names = size_names(size_edges_px, "voxels") if size_edges_px else []

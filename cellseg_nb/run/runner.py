@@ -67,6 +67,8 @@ from cellseg_nb.run.task import (
     Result,
     Task,
 )
+
+# %% ../../nbs/run/14_runner.ipynb #d503af08
 from cellseg_nb.working import (
     publish,
     remote_folder,
@@ -604,7 +606,7 @@ def run(
         summary = _run_here(task, inputs, folder, overwrite, say, done)
     return summary if url_of(where) is None else replace(summary, out=placed(url_of(where)))
 
-
+# %% ../../nbs/run/14_runner.ipynb #8c16bbbc
 def _run_here(task, inputs, out, overwrite, say, done):
     """Do a task in a folder on this computer."""
     watch = Stopwatch()
@@ -620,10 +622,9 @@ def _run_here(task, inputs, out, overwrite, say, done):
         _refuse_shared(batch)
         clear_temporaries(_folders(batch))
         tables = _work_through(batch, overwrite, say, done)
-        own = {one.advice: None for one in task.engines}
-        for note in (*task.notes(batch), *own, _edited_note(batch), _other_items_note(batch)):
-            if note:
-                warnings.warn(note, stacklevel=4)
+        notes = [*task.notes(batch), *(one.advice for one in task.engines), _edited_note(batch)]
+        for note in dict.fromkeys(filter(None, [*notes, _other_items_note(batch)])):
+            warnings.warn(note, stacklevel=4)
     return Summary(out, tables, headline(task, tables), batch.failures, batch.resumed, batch.tracebacks)
 
 # %% ../../nbs/run/14_runner.ipynb #7c39fc35
@@ -693,11 +694,7 @@ class Share:
 # %% ../../nbs/run/14_runner.ipynb #6a446ed0
 @patch
 def start(
-    self: Task,
-    inputs: Sequence[str | Path],
-    out: Path,
-    overwrite: bool,
-    say: Callable[[str], None] | None,
+    self: Task, inputs: Sequence[str | Path], out: Path, overwrite: bool, say: Callable[[str], None] | None
 ) -> Summary | None:  # None = the command has said all
     """What the command does."""
     return run(self, inputs, out, overwrite, say)

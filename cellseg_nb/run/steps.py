@@ -65,6 +65,8 @@ from cellseg_nb.models.bundle import (
 from cellseg_nb.run.analyse import (
     analyse,
 )
+
+# %% ../../nbs/run/08_steps.ipynb #bd7e1c38
 from cellseg_nb.run.evaluate import (
     evaluate_folders,
     label_files,

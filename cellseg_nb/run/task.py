@@ -181,7 +181,7 @@ def _found_models(model: Any) -> Any:
 
     return model_place(model)
 
-
+# %% ../../nbs/run/19_task.ipynb #0bb9a76e
 class Task:
     """A kind of job. Subclasses say what is theirs; `run.registry.register` makes the command.
 

@@ -176,7 +176,7 @@ def push_model(
         ) from None
     return _version(url, name, version)
 
-
+# %% ../../nbs/run/22_versions.ipynb #05db6eb0
 def _send_archive(content: bytes, url: str) -> None:
     """Send an archive; one without its facts is that of an upload that broke off, and is replaced."""
     if url.startswith("file://"):

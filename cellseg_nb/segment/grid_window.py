@@ -310,8 +310,7 @@ def place_window(
 ) -> tuple[np.ndarray, int, int, int, tuple[int, int]]:
     """Choose the places that are the grid.
 
-    Returns the first row and column in the lattice, (2,); rows and columns of the grid; the margin; and the rows and columns
-    that the marks span.
+    Returns first row and column in the lattice, (2,); rows; columns; the margin; rows and columns that the marks span.
 
     Raises
     ------
@@ -347,9 +346,8 @@ def place_window(
     doubts += marks_elsewhere(cells, (*start, *size))
     doubts += [] if rows and cols or anchor else empty_corners(cells, (*start, *size))
     if doubts:
-        what = (
-            "the anchor does not fit" if anchor else f"{size[0]} rows and {size[1]} columns cannot be placed for sure"
-        )
+        asked = f"{size[0]} rows and {size[1]} columns"
+        what = "the anchor does not fit" if anchor else f"{asked} cannot be placed for sure"
         more = "" if anchor else ". Give the right size, or an anchor: a mark whose row and column are known"
         raise GridRefused(f"{what}: {'; '.join(doubts)}{seen}{more}", margin=margin, doubts=doubts, **evidence)
     return cells.first + start, *size, margin, guess[2:]

@@ -145,7 +145,7 @@ def choose_precision(
 
 _CHANGES = WeakKeyDictionary()  # network → its weights' version, largest change by bfloat16
 
-
+# %% ../../nbs/segment/00_predict.ipynb #310a4f53
 def _change(bundle: Bundle, place: torch.device) -> float:
     """The largest change of a probability by bfloat16, on simulated nuclei or cells."""
     n_axes = network_axes(bundle.network)

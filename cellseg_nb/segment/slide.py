@@ -53,6 +53,8 @@ from cellseg_nb.models.bundle import (
     Bundle,
     PairSpecification,
 )
+
+# %% ../../nbs/segment/17_slide.ipynb #70976692
 from cellseg_nb.segment.familiarity import (
     LOOK_PX,
     Familiarity,
@@ -338,7 +340,7 @@ def _moments(column, top, bottom, number, n_objects):
     xy = total(length * (middle - y[number - 1]) * (column - x[number - 1])) / area
     return area, y, x, yy, xx, xy
 
-
+# %% ../../nbs/segment/17_slide.ipynb #6f79e305
 def slide_objects(
     runs: RunLengths,  # at full resolution
     pixel_size_um: float | None = None,  # edge of a pixel at full resolution; µm; None = sizes in px

@@ -8,13 +8,13 @@ __all__ = ['Share', 'Positive', 'TILE_PX', 'OVERLAP_PX', 'SlideSettings']
 # %% ../../nbs/segment/16_slide_settings.ipynb #67ef36d8
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from cellseg_nb.models.engines import (
     ComputeSettings,
 )
 from cellseg_nb.segment.image import (
-    check_tiles,
+    TiledObjects,
 )
 from cellseg_nb.settings import (
     setting,
@@ -26,7 +26,7 @@ Positive = Annotated[float, Field(gt=0)]
 TILE_PX, OVERLAP_PX = 1024, 96  # so each pixel is computed 1.2 times
 
 # %% ../../nbs/segment/16_slide_settings.ipynb #724fe616
-class SlideSettings(ComputeSettings):
+class SlideSettings(TiledObjects, ComputeSettings):
     """At which resolution a slide is read, and how its mask is made."""
 
     um_per_px: Positive | None = setting(
@@ -38,20 +38,13 @@ class SlideSettings(ComputeSettings):
         example=8.0,
     )
     magnification: Positive | None = setting(
-        None,
-        "Resolution to predict at, where the slide says its own; such as 1.25.",
-        metavar="X",
+        None, "Resolution to predict at, where the slide says its own; such as 1.25.", metavar="X"
     )
     reduce: Annotated[float, Field(ge=1)] | None = setting(
-        None,
-        "Resolution to predict at: the full one divided by this.",
-        metavar="N",
+        None, "Resolution to predict at: the full one divided by this.", metavar="N"
     )
     pixel_size_um: Positive | None = setting(
-        None,
-        "Edge of a pixel at full resolution, in µm.",
-        metavar="UM",
-        usual="as the file says",
+        None, "Edge of a pixel at full resolution, in µm.", metavar="UM", usual="as the file says"
     )
     threshold: Share | None = setting(
         None,
@@ -78,10 +71,3 @@ class SlideSettings(ComputeSettings):
     tile_px: int = setting(TILE_PX, "Edge of a tile, in pixels.", metavar="PX", ge=64)
     overlap_px: int = setting(OVERLAP_PX, "Overlap of neighbouring tiles, in pixels.", metavar="PX", ge=0)
     flips: bool = setting(False, "Mean over eight orientations of the slide; slower.")
-
-    @model_validator(mode="after")
-    def _fits_together(self):
-        if self.min_area_px is not None and self.min_area_um2 is not None:
-            raise ValueError("give the smallest area in px or in µm², not both")
-        check_tiles(self.tile_px, self.overlap_px)
-        return self

@@ -117,11 +117,7 @@ class StackSettings(ComputeSettings, BrightnessSettings, VolumeSettings):
         None, "Window of the network, in voxels.", metavar="Z,Y,X", usual="24,200,200, made to fit"
     )
     overlap: float = setting(
-        0.25,
-        "Part of a window shared with the next, 0 to 1; .75 takes 7 x as long.",
-        metavar="PART",
-        ge=0,
-        lt=1,
+        0.25, "Part of a window shared with the next, 0 to 1; .75 takes 7 x as long.", metavar="PART", ge=0, lt=1
     )
     blending: Literal["gaussian", "constant"] = setting(
         "gaussian", "How windows blend: gaussian (middle counts most) or constant.", metavar="NAME"

@@ -56,6 +56,8 @@ from cellseg_nb.train.recipe import (
     recipe_of,
     split,
 )
+
+# %% ../../nbs/train/01_crops.ipynb #bf2164ff
 from cellseg_nb.train.settings import (
     DataSettings,
     StackDataSettings,

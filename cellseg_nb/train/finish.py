@@ -73,6 +73,8 @@ from cellseg_nb.segment.predict import (
 from cellseg_nb.segment.stars import (
     predict_stars,
 )
+
+# %% ../../nbs/train/03_finish.ipynb #c0407fc3
 from cellseg_nb.segment.watershed import (
     objects_from_probabilities,
 )

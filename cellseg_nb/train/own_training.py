@@ -19,6 +19,7 @@ from fastai.callback.core import Callback, CancelFitException
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
+from fastcore.basics import patch
 
 # %% ../../nbs/train/17_own_training.ipynb #4dd66c41
 from cellseg_nb.core import (
@@ -185,39 +186,41 @@ class Trained:
         """One row per epoch."""
         return pd.read_csv(self.out / "log.csv")
 
-    def save(
-        self,
-        folder: str | Path,  # new folder
-        name: str,  # of the model
-        outputs: Sequence[str] | None = None,  # what is painted; None = the targets of the data set
-        **about: Any,  # further fields of the specification, such as licence
-    ) -> Path:  # folder of a model that the package reads; or of state_dict.pt
-        """Save a `UNet3D` as a model, which `cellseg segment3d` takes, and other networks as state_dict.pt."""
-        folder = Path(folder)
-        if not isinstance(self.network, UNet3D):
-            with atomic_path(folder / "state_dict.pt") as path:
-                torch.save(self.network.state_dict(), path)
-            return folder
-        data = self.dataset
-        facts = {"outputs": tuple(outputs or getattr(data, "targets", ()))}
-        if len(facts["outputs"]) != self.network.final_conv.out_channels:
-            raise ValueError(f"the network paints {self.network.final_conv.out_channels} volumes; name them in outputs")
-        kept = getattr(data, "normalisation", Normalisation())
-        if kept is None:
-            raise ValueError(
-                "a model stretches brightness by percentiles; train it on patches with a normalisation to save it"
-            )
-        facts |= {"normalisation": kept, "patch_px": getattr(data, "size", None)}
-        facts |= {
-            "training": {
-                "command": "cellseg_nb.train.own_training.fit",
-                "versions": package_versions(("cellseg_nb", "torch", "fastai")),
-            }
-        }
-        facts["scores"] = {} if self.best is None else {"validation": {"best": self.best}}
-        return save_bundle(
-            folder, self.network, StackSpecification(name=name, network=describe_unet3d(self.network), **facts | about)
+# %% ../../nbs/train/17_own_training.ipynb #a13df218
+@patch
+def save(
+    self: Trained,
+    folder: str | Path,  # new folder
+    name: str,  # of the model
+    outputs: Sequence[str] | None = None,  # what is painted; None = the targets of the data set
+    **about: Any,  # further fields of the specification, such as licence
+) -> Path:  # folder of a model that the package reads; or of state_dict.pt
+    """Save a `UNet3D` as a model, which `cellseg segment3d` takes, and other networks as state_dict.pt."""
+    folder = Path(folder)
+    if not isinstance(self.network, UNet3D):
+        with atomic_path(folder / "state_dict.pt") as path:
+            torch.save(self.network.state_dict(), path)
+        return folder
+    data = self.dataset
+    facts = {"outputs": tuple(outputs or getattr(data, "targets", ()))}
+    if len(facts["outputs"]) != self.network.final_conv.out_channels:
+        raise ValueError(f"the network paints {self.network.final_conv.out_channels} volumes; name them in outputs")
+    kept = getattr(data, "normalisation", Normalisation())
+    if kept is None:
+        raise ValueError(
+            "a model stretches brightness by percentiles; train it on patches with a normalisation to save it"
         )
+    facts |= {"normalisation": kept, "patch_px": getattr(data, "size", None)}
+    facts |= {
+        "training": {
+            "command": "cellseg_nb.train.own_training.fit",
+            "versions": package_versions(("cellseg_nb", "torch", "fastai")),
+        }
+    }
+    facts["scores"] = {} if self.best is None else {"validation": {"best": self.best}}
+    return save_bundle(
+        folder, self.network, StackSpecification(name=name, network=describe_unet3d(self.network), **facts | about)
+    )
 
 # %% ../../nbs/train/17_own_training.ipynb #54c1a5d1
 def _made_optimiser(network: torch.nn.Module, optimiser: Any) -> torch.optim.Optimizer:

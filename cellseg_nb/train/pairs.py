@@ -80,6 +80,8 @@ from cellseg_nb.train.recipe import (
     data_text,
     deal,
 )
+
+# %% ../../nbs/train/14_pairs.ipynb #ddefdf76
 from cellseg_nb.train.settings import (
     StartSettings,
 )

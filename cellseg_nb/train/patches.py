@@ -137,6 +137,17 @@ def _as_tensor(value: Any) -> Any:
     return torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
 
 # %% ../../nbs/train/16_patches.ipynb #9642b4cd
+def _rows_of(table: str | Path, train: bool | None) -> list[Row]:
+    """The rows of a table that train, or do not; each has a mask."""
+    rows = [row for row in read_table(table) if train is None or (row.train is not False) == train]
+    if not rows:
+        raise ValueError(f"{table}, column train: no row is {int(bool(train))}")
+    for row in rows:
+        if row.mask is None:
+            raise ValueError(f"{row.place}, column mask: it is empty, and patches need one")
+    return rows
+
+# %% ../../nbs/train/16_patches.ipynb #6bcc2ff2
 class StackPatches(torch.utils.data.Dataset):
     """Patches of the stacks of a table as dictionaries by key, read from their files by region.
 
@@ -144,15 +155,13 @@ class StackPatches(torch.utils.data.Dataset):
     ----------
     table : path
         CSV with the columns image and mask (or images, masks), perhaps weight and train.
-    size : (Z, Y, X)
-        Of a patch.
+    size : (Z, Y, X) of a patch
     transforms : callables, dictionary → dictionary, of your own or of MONAI
     train : bool or None
         Only rows whose column train is 1 (True; or empty) or 0 (False); None = all.
     length : int or None
         Random patches in an epoch; None = every patch of a grid, which covers all stacks.
-    overlap : float
-        Of patches of the grid; share of the patch, 0..1.
+    overlap : float, share of the patch, 0..1, of patches of the grid
     targets : tuple of str
         Names in `data.targets.edge_targets`; they are the channels of the key `target`.
     weights, w0, sigma_px : bool, float, float
@@ -183,20 +192,17 @@ class StackPatches(torch.utils.data.Dataset):
         t: int | None = None,
         seed: int = 0,
     ):
-        self.rows = [row for row in read_table(table) if train is None or (row.train is not False) == train]
-        if not self.rows:
-            raise ValueError(f"{table}, column train: no row is {int(bool(train))}")
-        for row in self.rows:
-            if row.mask is None:
-                raise ValueError(f"{row.place}, column mask: it is empty, and patches need one")
+        self.rows = _rows_of(table, train)
         self.size, self.transforms, self.targets = tuple(size), tuple(transforms), tuple(targets)
         self.how = {"channel": channel, "axes": axes, "pixel_size_um": pixel_size_um, "t": t}
         self.normalisation, self.weights, self.border = normalisation, weights, {"w0": w0, "sigma_px": sigma_px}
         self.length, self.seed, self.epoch, self._open = length, seed, 0, {}
         self.plan = [(n, tile) for n, row in enumerate(self.rows) for tile in self._tiles(row, overlap)]
 
-    def __len__(self) -> int:
-        return len(self.plan) if self.length is None else self.length
+# %% ../../nbs/train/16_patches.ipynb #7522f674
+@patch
+def __len__(self: StackPatches) -> int:
+    return len(self.plan) if self.length is None else self.length
 
 # %% ../../nbs/train/16_patches.ipynb #f1469945
 @patch

@@ -72,6 +72,8 @@ from cellseg_nb.train.recipe import (
     Parts,
     recipe_of,
 )
+
+# %% ../../nbs/train/06_stars.ipynb #90eef239
 from cellseg_nb.train.settings import (
     StartSettings,
 )

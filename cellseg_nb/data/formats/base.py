@@ -266,19 +266,21 @@ class Format:
         """How many numbers the largest image has, as the file says; nothing is decoded."""
         return None
 
-    def write(
-        self,
-        path: Path,  # the file
-        pixels: np.ndarray,  # one axis per letter of `axes`; of labels uint16 or uint32
-        axes: str,  # in the order TZCYX; a colour picture ends in C, such as YXC
-        edges: tuple[float, ...] | None = None,  # of a pixel, per spatial axis; µm; None = unknown
-        channels: list[str] | None = None,  # names; None = none
-        labels: bool = False,  # True = the pixels are object ids
-    ) -> None:
-        """Write an image, whole or not at all; ValueError where the format cannot keep it."""
-        formats = dict.fromkeys(FORMATS.values())
-        *some, last = [ending for one in formats for ending in one.written]
-        raise ValueError(f"{path}: images are written as {', '.join(some)} or {last}")
+# %% ../../../nbs/data/formats/00_base.ipynb #393a92fc
+@patch
+def write(
+    self: Format,
+    path: Path,  # the file
+    pixels: np.ndarray,  # one axis per letter of `axes`; of labels uint16 or uint32
+    axes: str,  # in the order TZCYX; a colour picture ends in C, such as YXC
+    edges: tuple[float, ...] | None = None,  # of a pixel, per spatial axis; µm; None = unknown
+    channels: list[str] | None = None,  # names; None = none
+    labels: bool = False,  # True = the pixels are object ids
+) -> None:
+    """Write an image, whole or not at all; ValueError where the format cannot keep it."""
+    formats = dict.fromkeys(FORMATS.values())
+    *some, last = [ending for one in formats for ending in one.written]
+    raise ValueError(f"{path}: images are written as {', '.join(some)} or {last}")
 
 # %% ../../../nbs/data/formats/00_base.ipynb #f786e5b4
 FORMATS: dict[str, Format] = {}  # suffix → its format

@@ -55,6 +55,8 @@ from cellseg_nb.data.shown import (
     exchanged,
     palette_look,
 )
+
+# %% ../../../nbs/data/formats/01_tiff.ipynb #10d037dd
 from cellseg_nb.places import (
     local,
     readable,

@@ -9,6 +9,7 @@ __all__ = ['USUAL_WIDTHS', 'LEVEL_CHANNELS', 'AtrousPyramid', 'DecoderStep', 'Un
 from collections.abc import Sequence
 
 import torch
+from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 
@@ -135,18 +136,20 @@ class UneXt(nn.Module):
         coarse = widths[:-1] if deep_supervision else ()
         self.coarse_heads = nn.ModuleList([nn.Conv2d(width, out_channels, 1) for width in coarse])
 
-    def forward(self, picture: torch.Tensor) -> torch.Tensor | tuple:
-        """Paint logits, (N, out_channels, Y, X), of pictures whose edges are multiples of `2**depth`."""
-        _, *skipped, deepest = self.encoder(picture)
-        grown = [self.pyramid(deepest)]
-        for step, seen in zip(self.decoder, reversed(skipped)):
-            grown.append(step(grown[-1], seen))
-        *coarser, finest = grown
-        shown = [_sized(level(one), finest) for level, one in zip(self.levels, coarser)]
-        logits = _sized(self.head(torch.cat([finest, *shown], 1)), picture)
-        if self.training and len(self.coarse_heads):
-            return logits, *(head(one) for head, one in zip(self.coarse_heads, coarser))
-        return logits
+# %% ../../../nbs/models/additions/00_unext.ipynb #d8d24817
+@patch
+def forward(self: UneXt, picture: torch.Tensor) -> torch.Tensor | tuple:
+    """Paint logits, (N, out_channels, Y, X), of pictures whose edges are multiples of `2**depth`."""
+    _, *skipped, deepest = self.encoder(picture)
+    grown = [self.pyramid(deepest)]
+    for step, seen in zip(self.decoder, reversed(skipped)):
+        grown.append(step(grown[-1], seen))
+    *coarser, finest = grown
+    shown = [_sized(level(one), finest) for level, one in zip(self.levels, coarser)]
+    logits = _sized(self.head(torch.cat([finest, *shown], 1)), picture)
+    if self.training and len(self.coarse_heads):
+        return logits, *(head(one) for head, one in zip(self.coarse_heads, coarser))
+    return logits
 
 # %% ../../../nbs/models/additions/00_unext.ipynb #3db2f2c1
 @register_architecture

@@ -79,7 +79,7 @@ def marks_register(
     for path in written.values():
         print(path)
 
-
+# %% ../../../nbs/run/commands/10_marks.ipynb #cbc5b8fd
 def _check_registered(out: Path, mask: Path, overwrite: bool) -> dict:
     """What is kept of a mask that is registered; refused where the folder holds results of another, or corrected ones."""
     from cellseg_nb.data.formats.base import image_stem

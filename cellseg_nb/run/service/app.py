@@ -57,6 +57,8 @@ from cellseg_nb.run.service.places import (
 from cellseg_nb.run.service.states import (
     Record,
 )
+
+# %% ../../../nbs/run/service/09_app.ipynb #d1e3d573
 from cellseg_nb.run.service.uploads import (
     Refused,
     check_upload,
@@ -98,7 +100,7 @@ async def take_in(
     finally:
         path.unlink(missing_ok=True)
 
-
+# %% ../../../nbs/run/service/09_app.ipynb #8763fca1
 def _make(
     place: Place, id: str, path: Path, declared: str, asked: tuple[str, list[str] | None, dict[str, Any]]
 ) -> JSONResponse:
@@ -249,6 +251,8 @@ POST_TASK = {
         },
     ],
 }
+
+# %% ../../../nbs/run/service/09_app.ipynb #b052defa
 REFUSALS = {
     code: {"description": text}
     for code, text in {
@@ -335,7 +339,7 @@ def _refused(_: Request, error: Exception) -> JSONResponse:
         return JSONResponse({"error": "there is no room on the disk of this service"}, 507, headers=SAFE)
     return JSONResponse({"error": "something unexpected happened; the log of the service says what"}, 500, headers=SAFE)
 
-
+# %% ../../../nbs/run/service/09_app.ipynb #587de950
 def make_app(
     place: Place,
     keeper: Keeper | None = None,  # for the number of workers

@@ -164,7 +164,7 @@ class RedisRecords(Records):
 # %% ../../../nbs/run/service/02_records.ipynb #3f906062
 UNFINISHED_S = 600  # a name in `open/` without a record is older: its post was broken off
 
-
+# %% ../../../nbs/run/service/02_records.ipynb #4e24f086
 class S3Records(Records):
     """Records in a bucket of S3; `client` is that of boto3."""
 

@@ -50,6 +50,8 @@ from cellseg_nb.run.service.places import (
     Wake,
     open_place,
 )
+
+# %% ../../../nbs/run/service/06_worker.ipynb #636df6c9
 from cellseg_nb.run.service.states import (
     Record,
     beaten,

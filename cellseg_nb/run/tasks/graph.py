@@ -59,6 +59,8 @@ from cellseg_nb.run.tasks.segment3d import (
     stack_result,
     whole_stack_result,
 )
+
+# %% ../../../nbs/run/tasks/02_graph.ipynb #fdd9f857
 from cellseg_nb.segment.stack import (
     StackSettings,
     VolumeSettings,

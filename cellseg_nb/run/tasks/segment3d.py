@@ -65,6 +65,8 @@ from cellseg_nb.run.task import (
 from cellseg_nb.segment.image import (
     bundle_facts,
 )
+
+# %% ../../../nbs/run/tasks/01_segment3d.ipynb #93059bfe
 from cellseg_nb.segment.stack import (
     StackSettings,
     boundary_output,
