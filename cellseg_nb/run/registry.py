@@ -9,6 +9,7 @@ __all__ = ['register', 'task_lines', 'find_task', 'LazyTask', 'task_command_of']
 import importlib
 import pkgutil
 from ast import get_docstring, parse
+from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -27,14 +28,20 @@ def register(
     return task
 
 
+@cache
+def _promise(path: Path, changed: int) -> str:
+    """The first line of a module; it is read again when the file has changed."""
+    return get_docstring(parse(path.read_text(encoding="utf-8"))) or ""
+
+
 def task_lines() -> dict[str, str]:
     """List all tasks with their one-line promise; none is loaded for it."""
     import cellseg_nb.run.tasks as folder
 
     lines = {}
     for module in pkgutil.iter_modules(folder.__path__):
-        source = Path(folder.__path__[0], f"{module.name}.py").read_text(encoding="utf-8")
-        lines[module.name] = get_docstring(parse(source)) or ""
+        path = Path(folder.__path__[0], f"{module.name}.py")
+        lines[module.name] = _promise(path, path.stat().st_mtime_ns)
     own = {name: (one.__doc__ or "").split("\n")[0] for name, one in _registered.items()}
     return lines | {name: line for name, line in own.items() if name not in lines}
 
