@@ -147,14 +147,15 @@ def check_ended(process: subprocess.Popen, pictures: Path) -> None:
 # Processes on this computer
 
 
-def test_local_goes_on_past_a_killed_worker(pictures, alone, tmp_path):
+@pytest.mark.parametrize("engine", ["local", "dask"])
+def test_goes_on_past_a_killed_worker(engine, pictures, alone, tmp_path):
     with held_in(tmp_path / "out", "i1") as at_work:
-        process = submit("local", "--workers", 2, *command(pictures, tmp_path / "out"))
+        process = submit(engine, "--workers", 2, *command(pictures, tmp_path / "out"))
         os.kill(at_work()["pid"], signal.SIGKILL)
     check_ended(process, pictures)
     check_tables(tmp_path / "out", alone)
     submission = read_submission(tmp_path / "out")
-    assert submission.state(2)["lost"] == 1 and "attempt 2" in submission.log(2).read_text()
+    assert (engine == "dask" or submission.state(2)["lost"] == 1) and "attempt 2" in submission.log(2).read_text()
     assert failures(submission) == {
         "bad": json.loads((submission.folder / "merged.json").read_text())["failures"][f"{pictures}/bad.tif"]
     }
@@ -236,15 +237,6 @@ def test_slurm_that_is_not_there(pictures, tmp_path):
 
 
 # Dask
-
-
-def test_dask_goes_on_past_a_killed_worker(pictures, alone, tmp_path):
-    with held_in(tmp_path / "out", "i1") as at_work:
-        process = submit("dask", "--workers", 2, *command(pictures, tmp_path / "out"))
-        os.kill(at_work()["pid"], signal.SIGKILL)
-    check_ended(process, pictures)
-    check_tables(tmp_path / "out", alone)
-    assert "attempt 2" in read_submission(tmp_path / "out").log(2).read_text()
 
 
 def test_dask_scheduler_that_is_there(pictures, alone, tmp_path):

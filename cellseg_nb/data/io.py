@@ -15,11 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from cellseg_nb.data.listing import (
-    expanded,
-    folder_images,
-    is_folder,
-)
 from fastcore.basics import patch
 
 from cellseg_nb.core import (
@@ -41,6 +36,11 @@ from cellseg_nb.data.formats.base import (
     image_stem,
     load_formats,
     named_axes,
+)
+from cellseg_nb.data.listing import (
+    expanded,
+    folder_images,
+    is_folder,
 )
 from cellseg_nb.data.masks import (
     objects_of,

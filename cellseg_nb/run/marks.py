@@ -57,7 +57,6 @@ from cellseg_nb.run.marks_step import (
     COMMAND,
     Step,
 )
-
 from cellseg_nb.run.records import (
     record_path,
 )

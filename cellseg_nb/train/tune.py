@@ -79,19 +79,24 @@ def predict_samples(
 # %% ../../nbs/train/05_tune.ipynb #89301165
 def data_to_tune(
     bundle: Bundle,  # trained model
-    dataset: str,  # data set, folder, or for a model of stacks a CSV table
+    dataset: str
+    | None,  # data set, folder, or for a model of stacks a CSV table; None = what the model was trained with
     split: str | None = None,  # only samples of this split
     kind: str | None = None,  # only samples of this kind
     channel: int | str | None = None,  # of stacks; index from 0, or name
     label_parts: bool | None = None,  # masks: True = each part is an object; False = as they are
-) -> DataSettings:  # for `labelled_samples`
+) -> DataSettings | None:  # for `labelled_samples`
     """Name the pictures or stacks on which settings may be chosen.
 
     Raises
     ------
     ValueError
-        The data set is not of the kind that the model is for.
+        The data set is not of the kind that the model is for, or samples are chosen of none.
     """
+    if dataset is None:
+        if any(one is not None for one in (split, kind, channel, label_parts)):
+            raise ValueError("split, kind, channel and label_parts choose samples of a data set: give --dataset too")
+        return None
     wanted = _data_class(bundle)
     if channel is not None and wanted is DataSettings:
         raise ValueError(f"the model {bundle.specification.name} is for pictures; channel is for stacks")

@@ -127,12 +127,9 @@ def model_quantize(
     from cellseg_nb.train.quantise import quantise
     from cellseg_nb.train.tune import check_free, data_to_tune, labelled_samples
 
-    chosen = split, kind, None, label_parts
-    if dataset is None and any(one is not None for one in chosen):
-        raise ValueError("--split, --kind and --label-parts: give --dataset too")
     check_free(out)
     bundle = load_bundle(model)
-    data = dataset and data_to_tune(bundle, dataset, *chosen)
+    data = data_to_tune(bundle, dataset, split, kind, label_parts=label_parts)
     cost = quantise(bundle, labelled_samples(bundle, data), out)
     print(cost.scores.to_string())
     print(f"largest difference of a probability {cost.largest_difference:.2g}, mean {cost.mean_difference:.2g}")

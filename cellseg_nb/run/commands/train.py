@@ -139,12 +139,9 @@ def tune(
     from cellseg_nb.train.tune import check_free, data_to_tune, labelled_samples, predict_samples, save_tuned
     from cellseg_nb.train.tune import tune as choose
 
-    chosen = split, kind, channel, label_parts
-    if dataset is None and any(one is not None for one in chosen):
-        raise ValueError("--split, --kind, --channel and --label-parts: give --dataset too")
     check_free(out)
     bundle = load_bundle(model)
-    data = dataset and data_to_tune(bundle, dataset, *chosen)
+    data = data_to_tune(bundle, dataset, split, kind, channel, label_parts)
     pictures = predict_samples(bundle, labelled_samples(bundle, data), device)
     if len(pictures) == 1:
         print("one labelled picture or stack: it is cut in two, and either half checks the other")
