@@ -331,9 +331,9 @@ def _load(self: Explorer) -> "Bundle":
 @patch
 def _predict(self: Explorer) -> None:
     """Run the network."""
-    from cellseg_nb.segment.predict import predict
+    from cellseg_nb.segment.predict import predict, takes_colours
 
-    maps = predict(self.picture.gray, self.bundle)
+    maps = predict(self.picture.pixels if takes_colours(self.bundle) else self.picture.gray, self.bundle)
     self.maps = dict(zip(self.bundle.specification.outputs, maps))
     shape = self.preview.pixels.shape[:2]
     self.preview_maps = {name: resized(one, shape) for name, one in self.maps.items()}
@@ -510,7 +510,10 @@ def _look(self: Explorer) -> None:
         self.bundle = with_brightness(self._loaded, chosen.percentiles, chosen.invert)
         normalisation = self.bundle.specification.normalisation
         self._predict()
-    self.seen[method] = normalisation.prepare(self.picture.gray)
+    coloured = method != OTSU and self.bundle.specification.network.in_channels == 3
+    pixels = self.picture.pixels if coloured else self.picture.gray
+    seen = normalisation.prepare(pixels, pixels.ndim == 3)
+    self.seen[method] = seen if seen.ndim == 2 else seen.mean(axis=-1)
     window = busiest_window(self.seen[method].clip(0, 1))
     labels = self._find_as_usual(window)
     known = self._familiarity(self.seen[method][window], labels)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Percent', 'Percentiles', 'Positive', 'AxisNames', 'PlaneSettings', 'BrightnessSettings', 'ground_level',
-           'with_ground', 'read_plane', 'open_chosen_plane']
+           'with_ground', 'read_plane', 'open_chosen_plane', 'with_channels']
 
 # %% ../../nbs/data/17_planes.ipynb #1bc2ec63
 from collections.abc import Iterable
@@ -23,6 +23,7 @@ from cellseg_nb.data.io import (
     Image,
     Plane,
     gray_if_equal,
+    luminance,
     open_plane,
     read_image,
     select_plane,
@@ -179,3 +180,13 @@ def open_chosen_plane(
         bands = (plane.read(y, min(y + 1024, plane.shape[0])) for y in range(0, plane.shape[0], 1024))
         plane.ground = ground_level(bands, plane.shape[0] * plane.shape[1])
     return plane
+
+# %% ../../nbs/data/17_planes.ipynb #7eaf4233
+def with_channels(
+    image: np.ndarray,  # picture; (Y, X) or (Y, X, 3)
+    in_channels: int,  # of the network; 1 or 3
+) -> np.ndarray:  # (Y, X) for one channel, (Y, X, 3) for three
+    """Turn colours into brightness, or gray into three equal channels, as the network needs it."""
+    if in_channels == 1 and image.ndim == 3:
+        return luminance(image)
+    return np.repeat(image[..., None], 3, -1) if in_channels == 3 and image.ndim == 2 else image

@@ -6,7 +6,7 @@
 __all__ = ['FromTo', 'STRENGTHS', 'Share', 'WITHOUT', 'normalise_percentile', 'rescale', 'resized_labels', 'resize', 'fill_holes',
            'to_magnification', 'random_flip_turn', 'random_scaled_crop', 'warp', 'affine_matrix', 'random_bend',
            'random_brightness', 'random_blur_noise', 'random_illumination', 'Probabilities', 'Augmentation',
-           'random_warp', 'augment']
+           'ColourAugmentation', 'random_warp', 'augment']
 
 # %% ../../nbs/data/04_transforms.ipynb #7563f16d
 import math
@@ -57,8 +57,8 @@ def normalise_percentile(
 
 # %% ../../nbs/data/04_transforms.ipynb #0145dc01
 def rescale(
-    image: np.ndarray,  # picture or label image; (Y, X) or (Z, Y, X)
-    factor: float | tuple[float, ...],  # new size / old size; one number, or one per axis
+    image: np.ndarray,  # picture or label image; (Y, X) or (Z, Y, X), or (Y, X, 3) in colours
+    factor: float | tuple[float, ...],  # new size / old size; one number, or one per axis; axes without one stay
     order: int = 1,  # 1 = linear, 3 = cubic, for pictures; 0 = nearest, for labels
 ) -> np.ndarray:  # same number type; axes scaled and rounded, at least 1 pixel
     """Resize a picture (linear) or a label image (`order=0`, ids stay whole).
@@ -68,7 +68,10 @@ def rescale(
     ValueError
         A factor is not positive.
     """
-    factors = np.broadcast_to(np.asarray(factor, float), (image.ndim,))
+    given = np.asarray(factor, float)
+    if given.ndim:
+        given = np.append(given, np.ones(image.ndim - len(given)))
+    factors = np.broadcast_to(given, (image.ndim,))
     if not (factors > 0).all():
         raise ValueError(f"factor must be positive; it is {factor}")
     shape = tuple(max(1, round(size * f)) for size, f in zip(image.shape, factors))
@@ -123,8 +126,8 @@ def resized_labels(
 
 # %% ../../nbs/data/04_transforms.ipynb #2790ad34
 def resize(
-    image: np.ndarray,  # picture or label image; (Y, X) or (Z, Y, X)
-    shape: tuple[int, ...],  # new shape
+    image: np.ndarray,  # picture or label image; (Y, X) or (Z, Y, X), or (Y, X, 3) in colours
+    shape: tuple[int, ...],  # new shape; axes without a number, such as colours, stay
     order: int = 1,  # 1 = linear, 3 = cubic, for pictures; 0 = the label of most of the nearest pixels
 ) -> np.ndarray:  # same number type; the new shape
     """Resize to an exact shape; the frame of the picture stays the frame.
@@ -133,6 +136,7 @@ def resize(
     something coarse. Where as much speaks for one label as for another, as in the middle between
     two pixels, they win in turns like the squares of a chessboard: objects neither move nor grow.
     """
+    shape = (*shape, *image.shape[len(shape) :])
     if shape == image.shape:
         return image.copy()
     zoom = np.array(shape) / image.shape
@@ -208,18 +212,18 @@ def _random_window(shape, size_px, scale, rng):
 
 
 def random_scaled_crop(
-    image: np.ndarray,  # picture; float32; (Y, X)
+    image: np.ndarray,  # picture; float32; (Y, X), or (Y, X, 3) in colours
     labels: np.ndarray,  # its label image; (Y, X)
     size_px: int,  # edge of the square crop; px
     scale: tuple[float, float],  # objects become this many times larger: from, to
     rng: np.random.Generator,  # source of randomness
 ) -> tuple[np.ndarray, np.ndarray]:  # both (size_px, size_px)
     """Cut a random square, enlarged or shrunk; small pictures are continued by reflection."""
-    edge, starts = _random_window(image.shape, size_px, scale, rng)
-    margins = [(max(0, -start), max(0, start + edge - size)) for start, size in zip(starts, image.shape)]
+    edge, starts = _random_window(labels.shape, size_px, scale, rng)
+    margins = [(max(0, -start), max(0, start + edge - size)) for start, size in zip(starts, labels.shape)]
     window = tuple(slice(max(0, start), max(0, start) + edge) for start in starts)
     if np.any(margins):
-        image = np.pad(image, margins, mode="symmetric")
+        image = np.pad(image, margins + [(0, 0)] * (image.ndim - 2), mode="symmetric")
         labels = np.pad(labels, margins, mode="symmetric")
     shape = (size_px, size_px)
     return resize(image[window], shape, order=1), resize(labels[window], shape, order=0)
@@ -264,7 +268,7 @@ def _sample_crop(image, labels, matrix, centre, bend, samples, new_image, new_la
 
 # %% ../../nbs/data/04_transforms.ipynb #88abaa5c
 def warp(
-    image: np.ndarray,  # picture; any number type; (Y, X)
+    image: np.ndarray,  # picture; any number type; (Y, X), or (Y, X, 3) in colours
     labels: np.ndarray,  # its label image; integer; (Y, X)
     size_px: int,  # edge of the square result; px
     matrix: np.ndarray,  # a step in the crop, times this, is the step in the picture; (2, 2)
@@ -281,6 +285,10 @@ def warp(
     ValueError
         The picture is empty or not (Y, X), or its labels or the bend have another shape.
     """
+    if image.ndim == 3 and labels.ndim == 2:  # one colour after the other
+        how = labels, size_px, matrix, centre, bend
+        found = [warp(colour, *how) for colour in np.moveaxis(image, -1, 0)]
+        return np.stack([colour for colour, _ in found], axis=-1), found[0][1]
     if image.ndim != 2 or not image.size or image.shape != labels.shape:
         shapes = f"{image.shape} and {labels.shape}"
         raise ValueError(f"picture and labels must be (Y, X), not empty and alike; they are {shapes}")
@@ -529,6 +537,30 @@ class Augmentation(_Checked):
     illumination: float = Field(0, ge=0, le=1)
     probability: Probabilities = Probabilities()
 
+# %% ../../nbs/data/04_transforms.ipynb #8fea2a35
+class ColourAugmentation(Augmentation):
+    """How strongly training pictures are varied, their colours included.
+
+    Parameters
+    ----------
+    invert : float
+        Share of the crops that become their negative; 0 = none.
+    tint : float
+        Share of the gray crops with bright things that become stained ones: dark on bright, in the colour of
+        a dye, with a counterstain; for models of colours; 0 = none.
+    stain : float
+        Largest change of the amount of each dye in crops with colours (hematoxylin, eosin, and a third), as a
+        share, 0 to 1; for models of colours; 0 = off.
+    colour : float
+        Largest change of the factor and of the shift of each channel by itself, 0 to .5; for models of
+        colours; 0 = off.
+    """
+
+    invert: float = Field(0, ge=0, le=1)
+    tint: float = Field(0, ge=0, le=1)
+    stain: float = Field(0, ge=0, le=1)
+    colour: float = Field(0, ge=0, le=0.5)
+
 # %% ../../nbs/data/04_transforms.ipynb #f14e1848
 def random_warp(
     image: np.ndarray,  # picture; float32; (Y, X)
@@ -538,7 +570,7 @@ def random_warp(
     rng: np.random.Generator,  # source of randomness
 ) -> tuple[np.ndarray, np.ndarray]:  # both (size_px, size_px)
     """Cut a random square, enlarged, flipped, turned, sheared and bent, in one interpolation."""
-    edge, starts = _random_window(image.shape, size_px, settings.scale, rng)
+    edge, starts = _random_window(labels.shape, size_px, settings.scale, rng)
     quarters, flip = (rng.integers(4), rng.integers(2)) if settings.flip_turn else (0, 0)
     turn = 90 * quarters + rng.uniform(-settings.rotation_degrees, settings.rotation_degrees)
     shear = rng.uniform(-settings.shear_degrees, settings.shear_degrees)
@@ -578,21 +610,6 @@ def drawn(
     changes = {key: value for one in off for key, value in one.items()}
     return self.model_copy(update=changes | {"probability": sure})
 
-
-def _moved(image, labels, size_px, settings, rng) -> tuple[np.ndarray, np.ndarray]:
-    """Cut and turn a picture, or each of its colours in the same way."""
-    if image.ndim == 3:
-        state, planes = rng.bit_generator.state, []
-        for plane in np.moveaxis(image, -1, 0):
-            rng.bit_generator.state = state
-            plane, moved = _moved(plane, labels, size_px, settings, rng)
-            planes.append(plane)
-        return np.stack(planes, axis=-1), moved
-    if settings.rotation_degrees or settings.shear_degrees or settings.elastic_px:
-        return random_warp(image, labels, size_px, settings, rng)
-    image, labels = random_scaled_crop(image, labels, size_px, settings.scale, rng)
-    return random_flip_turn(image, labels, rng) if settings.flip_turn else (image, labels)
-
 # %% ../../nbs/data/04_transforms.ipynb #641778c0
 def augment(
     image: np.ndarray,  # normalised picture; float32; (Y, X), or colours last (Y, X, C)
@@ -603,7 +620,12 @@ def augment(
 ) -> tuple[np.ndarray, np.ndarray]:  # picture and labels; both (size_px, size_px), colours last
     """Cut one random training crop and vary it; all colours in the same way, but for their noise."""
     settings = settings.drawn(rng)
-    image, labels = _moved(image, labels, size_px, settings, rng)
+    if settings.rotation_degrees or settings.shear_degrees or settings.elastic_px:
+        image, labels = random_warp(image, labels, size_px, settings, rng)
+    else:
+        image, labels = random_scaled_crop(image, labels, size_px, settings.scale, rng)
+        if settings.flip_turn:
+            image, labels = random_flip_turn(image, labels, rng)
     image = random_brightness(image, settings.gamma, settings.brightness, settings.contrast, rng)
     if settings.illumination:
         image = random_illumination(image, settings.illumination, rng)

@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cellseg_nb.data.planes import (
+    with_channels,
+)
 from cellseg_nb.data.transforms import (
     rescale,
     resize,
@@ -47,7 +50,7 @@ def _check_members(bundles: Sequence[Bundle]) -> None:
 
 # %% ../../nbs/segment/03_certainty.ipynb #f1350242
 def predict_ensemble(
-    image: np.ndarray,  # picture; any number type; (Y, X)
+    image: np.ndarray,  # picture; any number type; (Y, X), or (Y, X, 3) in colours
     bundles: Sequence[Bundle],  # trained models with the same outputs
     tile_px: int = 1024,  # edge of a tile; px
     overlap_px: int = 128,  # shared by neighbouring tiles; px
@@ -63,16 +66,17 @@ def predict_ensemble(
         There is no model, they predict different maps, or as in `segment.predict.predict`.
     """
     _check_members(bundles)
-    names = bundles[0].specification.outputs
-    total = np.zeros((len(names), *image.shape), np.float32)
-    squares = np.zeros(image.shape, np.float32)
+    names, shape = bundles[0].specification.outputs, image.shape[:2]
+    total = np.zeros((len(names), *shape), np.float32)
+    squares = np.zeros(shape, np.float32)
     for bundle, scale in zip(bundles, scales or [1.0] * len(bundles), strict=True):
-        scaled = image if scale == 1 else rescale(image.astype(np.float32), scale)
+        seen = with_channels(image, bundle.specification.network.in_channels)
+        scaled = seen if scale == 1 else rescale(seen.astype(np.float32), (scale, scale))
         maps = predict(scaled, bundle, tile_px, overlap_px, device, flips=flips)
         maps = dict(zip(bundle.specification.outputs, maps))
         for mean, name in zip(total, names):
-            mean += resize(maps[name], image.shape) / len(bundles)
-        squares += resize(maps["foreground"], image.shape) ** 2 / len(bundles)
+            mean += resize(maps[name], shape) / len(bundles)
+        squares += resize(maps["foreground"], shape) ** 2 / len(bundles)
     variance = squares - total[names.index("foreground")] ** 2
     disagreement = 2 * np.sqrt(np.clip(variance, 0, 0.25))
     return Ensemble(total, disagreement if len(bundles) > 1 else np.zeros_like(squares))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OTSU', 'Model', 'NETWORK_ONLY', 'check_tiles', 'TiledObjects', 'SegmentSettings', 'Segmentation', 'smallest_area_px',
-           'members', 'is_classical', 'load_models', 'scale_to_model', 'chosen_postprocessing', 'is_star', 'check_flat',
-           'sees_colours', 'familiarity_of', 'segment_image', 'bundle_facts', 'model_facts']
+           'members', 'is_classical', 'is_auto', 'chosen_for', 'load_models', 'scale_to_model', 'chosen_postprocessing',
+           'is_star', 'check_flat', 'sees_colours', 'familiarity_of', 'segment_image', 'bundle_facts', 'model_facts']
 
 # %% ../../nbs/segment/12_image.ipynb #a65cd121
 from collections.abc import Callable
@@ -26,6 +26,7 @@ from cellseg_nb.data.planes import (
     BrightnessSettings,
     PlaneSettings,
     Positive,
+    with_channels,
 )
 from cellseg_nb.models.engines import (
     INT8_FILES,
@@ -33,6 +34,13 @@ from cellseg_nb.models.engines import (
 )
 from cellseg_nb.models.specification import (
     MOST_SCALE,
+)
+from cellseg_nb.segment.choice import (
+    AUTO,
+    FLUORESCENT,
+    STAINED,
+    Choice,
+    choose_model,
 )
 from cellseg_nb.settings import (
     Settings,
@@ -168,13 +176,14 @@ def members(
     Raises
     ------
     ValueError
-        There is none, or the classical method is among several.
+        There is none, or the classical method or "auto" is among several.
     """
     several = list(model) if isinstance(model, (list, tuple)) else [model]
     if not several:
         raise ValueError("no model was given; name at least one")
-    if len(several) > 1 and any(isinstance(one, str) and one == OTSU for one in several):
-        raise ValueError("'otsu' is no network and cannot be averaged with others; leave it out of the models")
+    for name, what in ((OTSU, "is no network"), (AUTO, "chooses one model for each picture")):
+        if len(several) > 1 and any(isinstance(one, str) and one == name for one in several):
+            raise ValueError(f"{name!r} {what} and cannot be averaged with others; leave it out of the models")
     return several
 
 
@@ -185,7 +194,38 @@ def is_classical(
     first = members(model)[0]
     return isinstance(first, str) and first == OTSU
 
+# %% ../../nbs/segment/12_image.ipynb #2cedbe6b
+def is_auto(
+    model: Model,  # one model, or several
+) -> bool:
+    """Tell whether a look at each picture chooses the model."""
+    first = members(model)[0]
+    return isinstance(first, str) and first == AUTO
 
+
+def chosen_for(
+    image: np.ndarray,  # picture; (Y, X) or (Y, X, 3)
+) -> Choice:
+    """Choose a model by looking at a picture, and see that it is there.
+
+    Raises
+    ------
+    FileNotFoundError
+        The model is not part of this installation.
+    ValueError
+        As in `segment.choice.look`.
+    """
+    from cellseg_nb.models.bundle import list_bundles
+
+    choice = choose_model(image)
+    if choice.model not in list_bundles():
+        raise FileNotFoundError(
+            f"{choice.reason}, which asks for the model {choice.model!r}, and that is not installed; train it "
+            f"('cellseg train {choice.model}') and name its folder with --model, or name another model"
+        )
+    return choice
+
+# %% ../../nbs/segment/12_image.ipynb #bb93ae25
 def load_models(
     model: Model,  # names, folders, or bundles that are loaded already
     settings: BrightnessSettings = BrightnessSettings(),  # what they shall see as dark and bright
@@ -316,10 +356,10 @@ def check_flat(
 def sees_colours(
     model: Model,  # one model, or several
 ) -> bool:
-    """Tell whether a model wants red, green and blue instead of the brightness."""
-    if is_classical(model) or not is_star(first := members(model)[0]):
+    """Tell whether a model, or one of several, wants red, green and blue instead of the brightness."""
+    if is_classical(model) or is_auto(model):
         return False
-    return _specification(first).network.in_channels == 3
+    return any(_specification(one).network.in_channels == 3 for one in members(model))
 
 # %% ../../nbs/segment/12_image.ipynb #7b74e159
 def familiarity_of(
@@ -336,7 +376,7 @@ def familiarity_of(
     if specification.known_pictures is None:
         return None
     seen = specification.normalisation.prepare(image, coloured)
-    seen = seen.mean(axis=-1) if coloured else seen
+    seen = seen.mean(axis=-1) if coloured else seen  # gray pictures are three equal colours
     if scale != 1:
         seen = rescale(seen, scale)
         labels = resize(labels, seen.shape, order=0)
@@ -377,8 +417,8 @@ def _segment_with(bundles: "list[Bundle]", image: np.ndarray, settings: SegmentS
     from cellseg_nb.segment.familiarity import familiarity
     from cellseg_nb.segment.watershed import object_confidence, objects_from_probabilities, tidy
 
-    scales = [scale_to_model(one, settings) for one in bundles]
-    scaled = image if scales[0] == 1 else rescale(image.astype(np.float32), scales[0])
+    scales, shape = [scale_to_model(one, settings) for one in bundles], image.shape[:2]
+    scaled = image if scales[0] == 1 else rescale(image.astype(np.float32), (scales[0],) * 2)
     watch = Stopwatch()
     with watch("network"):
         maps, disagreement = predict_ensemble(
@@ -394,11 +434,12 @@ def _segment_with(bundles: "list[Bundle]", image: np.ndarray, settings: SegmentS
         named = dict(zip(first.specification.outputs, maps))
         labels = objects_from_probabilities(**named, **chosen_postprocessing(first, settings, scales[0]))
     about = first.specification
-    known = familiarity(about.normalisation.prepare(scaled), labels, about, scales[0])
+    seen = with_channels(scaled, about.network.in_channels)
+    known = familiarity(about.normalisation.prepare(seen, seen.ndim == 3), labels, about, scales[0])
     if scales[0] != 1:
-        labels = tidy(resize(labels, image.shape, order=0), smallest_area_px(settings) or 0)
-        maps = np.stack([resize(one, image.shape) for one in maps])
-        disagreement = resize(disagreement, image.shape)
+        labels = tidy(resize(labels, shape, order=0), smallest_area_px(settings) or 0)
+        maps = np.stack([resize(one, shape) for one in maps])
+        disagreement = resize(disagreement, shape)
     place = first.specification.outputs.index("foreground")
     disagreement = disagreement if len(bundles) > 1 else None
     confidence = object_confidence(labels, maps[place], disagreement)
@@ -407,13 +448,14 @@ def _segment_with(bundles: "list[Bundle]", image: np.ndarray, settings: SegmentS
 # %% ../../nbs/segment/12_image.ipynb #524040af
 def segment_image(
     image: np.ndarray,  # picture; any number type; (Y, X), or (Y, X, 3) for models of colours
-    model: Model = "nuclei",  # name, folder or bundle, several of them for their mean, or "otsu"
+    model: Model = "nuclei",  # name, folder or bundle, several of them for their mean, "otsu", or "auto"
     settings: SegmentSettings | None = None,  # None = the model's own
 ) -> Segmentation:
     """Find the objects in one picture.
 
     Several models are asked one after the other. Objects are made of the mean of their
-    probabilities, with the post-processing of the first.
+    probabilities, with the post-processing of the first. "auto" looks at the picture and takes
+    `nuclei` or `nuclei-stained` (`segment.choice`). A gray picture is three equal colours for a model of colours.
 
     Raises
     ------
@@ -426,6 +468,9 @@ def segment_image(
         The library of the engine that is named is not installed.
     """
     image = np.asarray(image)
+    if is_auto(model):
+        model = chosen_for(image).model
+        image = image if sees_colours(model) else with_channels(image, 1)
     if image.ndim != 2 and not (image.ndim == 3 and sees_colours(model)):
         raise ValueError(
             f"image must be (Y, X), one channel; its shape is {image.shape}. "
@@ -466,7 +511,7 @@ def bundle_facts(
     facts = {"name": specification.name, "files": {path.name: file_sha256(path) for path in files}}
     return specification, facts
 
-
+# %% ../../nbs/segment/12_image.ipynb #000d5ab6
 def model_facts(
     model: Model,  # as in `segment_image`
 ) -> dict[str, Any]:  # name, SHA-256 of each file, and the settings it uses unless told otherwise
@@ -478,6 +523,11 @@ def model_facts(
         There is no such model.
     """
     first, *others = members(model)
+    if is_auto(model):
+        from cellseg_nb.models.bundle import list_bundles
+
+        there = [one for one in (FLUORESCENT, STAINED) if one in list_bundles()]
+        return {"name": AUTO, "members": [model_facts(one) for one in there]}
     if others:
         facts = [model_facts(one) for one in (first, *others)]
         return {"name": " + ".join(one["name"] for one in facts), "members": facts}

@@ -179,16 +179,16 @@ class _Foreground:
 Report = Callable[[str, int, int], None]  # step, how many pieces are done, of how many
 
 
-def _predict_to_disk(image, bundle, folder, tile_px, overlap_px, offset_px, report, **how) -> _Maps:
+def _predict_to_disk(channels, bundle, folder, tile_px, overlap_px, offset_px, report, **how) -> _Maps:
     """Predict the tiles that are not there yet."""
-    scales, shape = bundle.specification.scales, tuple(image.shape)
+    scales, shape = bundle.specification.scales, tuple(channels[0].shape)
     plan = (tile_px, overlap_px, offset_px)
     totals = [len(plan_scaled(shape, bundle, scale, *plan)) for scale in scales]
     done = sum(1 for _ in folder.glob("[0-9]*.npy"))
     report("predict", done, sum(totals))
     for place, scale in enumerate(scales):
         there = [int(path.stem.split("_")[1]) for path in folder.glob(f"{place:02d}_*.npy")]
-        for number, part in bundle_parts(image, bundle, scale, *plan, finished=there, **how):
+        for number, part in bundle_parts(channels, bundle, scale, *plan, finished=there, **how):
             corner = "_".join(str(along.start) for along in part.window)
             with atomic_path(folder / f"{place:02d}_{number:08d}_{corner}.npy") as temporary:
                 np.save(temporary, part.values)
@@ -527,7 +527,7 @@ def _precision(bundle: Bundle, settings: LargeSettings) -> str:
     return choose_precision(bundle, settings.device, settings.precision)
 
 
-def _facts(picture, bundle, settings, precision, how, measure, edges) -> dict[str, Any]:
+def _facts(picture, bundle, settings, precision, how, measure, edges, seen) -> dict[str, Any]:
     """Everything that decides the pieces."""
     facts = asdict(settings) | {
         "precision": precision,
@@ -537,6 +537,7 @@ def _facts(picture, bundle, settings, precision, how, measure, edges) -> dict[st
     }
     for name in ("device", "zarr", "preview_px"):
         del facts[name]
+    facts |= {"colours": [_picture_hash(one) for one in seen]} if len(seen) > 1 else {}
     return facts | {
         "version": cellseg_nb.__version__,
         "model": bundle.specification.model_dump(mode="json"),
@@ -568,6 +569,7 @@ def segment_large(
     pixel_size_um: PixelSize = None,  # pixel edge; µm; None = as the plane says, or unknown
     measure: Measure | None = None,  # (labels, maps of a window) → more columns of the table
     report: Report | None = None,  # called with step, pieces done, pieces in all
+    colours: Sequence[Plane | np.ndarray] | None = None,  # red, green, blue, for models that see them; None = gray
 ) -> LargeResult:
     """Segment and measure a picture of any size in memory for a few tiles; resume after a crash.
 
@@ -587,10 +589,10 @@ def segment_large(
     how = _how_to_segment(bundle, postprocessing)
     stars = isinstance(bundle.specification, StarSpecification)
     precision = _precision(bundle, settings)
-    scratch = out_folder / f".{name}_scratch"
-    _claim_scratch(scratch, _facts(picture, bundle, settings, precision, how, measure, edges))
+    seen, scratch = [_Picture(one) for one in colours or [plane]], out_folder / f".{name}_scratch"
+    _claim_scratch(scratch, _facts(picture, bundle, settings, precision, how, measure, edges, seen))
     find = _all_stars if stars else _all_cut
-    labels, cut, probable, maps = find(picture, bundle, scratch, settings, how, precision, report)
+    labels, cut, probable, maps = find(seen, bundle, scratch, settings, how, precision, report)
     census = _census(labels, settings.tile_px)
     new_ids = surviving_ids(census.areas, settings.min_area_px)
     what = {"edges": edges, "maps": maps, "measure": None if stars else measure}
@@ -609,13 +611,49 @@ def segment_large(
     return LargeResult(path, table, preview, len(table), covered, cut, picture.shape)
 
 # %% ../../nbs/segment/02_large.ipynb #b076c57e
-def _all_maps(picture, bundle, folder, settings, precision, report) -> _Maps:
-    """Normalise and predict."""
-    specification, source = bundle.specification, picture
+@dataclass(frozen=True)
+class _Colours:
+    """Red, green and blue as one picture, read window by window; (3, Y, X)."""
+
+    channels: Sequence[Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.channels), *self.channels[0].shape)
+
+    def __getitem__(self, window) -> np.ndarray:
+        which, *window = window
+        return np.stack([np.asarray(one[tuple(window)]) for one in self.channels[which]])
+
+
+@dataclass(frozen=True)
+class _OneColour:
+    """One colour of a normalised picture, read window by window; (Y, X)."""
+
+    whole: Any  # a view of all colours as the network sees them; (3, Y, X)
+    number: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.whole.shape[1:]
+
+    def __getitem__(self, window) -> np.ndarray:
+        return self.whole[(slice(self.number, self.number + 1), *window)][0]
+
+# %% ../../nbs/segment/02_large.ipynb #0d3c3772
+def _all_maps(pictures, bundle, folder, settings, precision, report) -> _Maps:
+    """Normalise and predict one picture, or three colours, which share one contrast."""
+    specification, sources = bundle.specification, pictures
     if settings.scale != 1:
-        source = Resized(without_offset(picture), scaled_shape(picture.shape, settings.scale))
+        shape = scaled_shape(pictures[0].shape, settings.scale)
+        sources = [Resized(without_offset(one), shape) for one in pictures]
+    if len(sources) == 1:
+        seen = [specification.normalisation.view(sources[0])] * specification.network.in_channels
+    else:
+        whole = specification.normalisation.view(_Colours(sources))
+        seen = [_OneColour(whole, number) for number in range(len(sources))]
     return _predict_to_disk(
-        specification.normalisation.view(source),
+        seen,
         bundle,
         folder,
         settings.tile_px,
@@ -629,17 +667,17 @@ def _all_maps(picture, bundle, folder, settings, precision, report) -> _Maps:
     )
 
 # %% ../../nbs/segment/02_large.ipynb #96f63251
-def _all_cut(picture, bundle, scratch, settings, how, precision, report) -> tuple:
+def _all_cut(pictures, bundle, scratch, settings, how, precision, report) -> tuple:
     """Predict maps and cut them: labels, islands that were cut, no probabilities, maps."""
-    maps = _all_maps(picture, bundle, scratch / "maps", settings, precision, report)
-    labels, cut = _all_labels(maps, scratch / "blocks", settings, how, picture.shape, report)
+    maps = _all_maps(pictures, bundle, scratch / "maps", settings, precision, report)
+    labels, cut = _all_labels(maps, scratch / "blocks", settings, how, pictures[0].shape, report)
     return labels, cut, None, maps
 
 
-def _all_stars(picture, bundle, scratch, settings, how, precision, report) -> tuple:
+def _all_stars(pictures, bundle, scratch, settings, how, precision, report) -> tuple:
     """Find star-convex objects block by block: labels, nothing cut, their probabilities, no maps."""
     specification, how = bundle.specification, StarPostprocessing(**how)
-    folder = scratch / "blocks"
+    folder, (picture,) = scratch / "blocks", pictures
     if settings.flips:
         raise ValueError(f"the model {specification.name!r} is a StarDist model; leave out flips")
     shape = scaled_shape(picture.shape, settings.scale * specification.scales[0])

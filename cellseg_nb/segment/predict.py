@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'WINDOW_ZYX', 'choose_device', 'has_bfloat16', 'run_network', 'choose_precision', 'network_axes',
-           'orient', 'predict_parts', 'predict_tiles', 'bundle_parts', 'plan_scaled', 'mask_channels', 'predict',
-           'SeamDifference', 'seam_difference', 'fit_window', 'plan_windows', 'count_windows', 'seconds_per_window',
-           'stack_parts', 'predict_stack']
+           'orient', 'predict_parts', 'predict_tiles', 'bundle_parts', 'plan_scaled', 'takes_colours', 'mask_channels',
+           'predict', 'SeamDifference', 'seam_difference', 'fit_window', 'plan_windows', 'count_windows',
+           'seconds_per_window', 'stack_parts', 'predict_stack']
 
 # %% ../../nbs/segment/00_predict.ipynb #4c9cbe32
 import time
@@ -18,8 +18,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from cellseg_nb.data.io import (
-    luminance,
+from cellseg_nb.data.planes import (
+    with_channels,
 )
 from cellseg_nb.data.simulate import (
     simulate_germline,
@@ -41,6 +41,7 @@ from cellseg_nb.data.transforms import (
 )
 from cellseg_nb.models.bundle import (
     Bundle,
+    PairNormalisation,
     PairSpecification,
     needs_maps,
 )
@@ -344,13 +345,20 @@ class _Channels:
         window = window[-len(self.shape) + 1 :]
         return np.stack([np.asarray(one[window], np.float32) for one in self.images])
 
+# %% ../../nbs/segment/00_predict.ipynb #6e8bb4fe
+def takes_colours(
+    bundle: Bundle,  # network of PyTorch
+) -> bool:
+    """Whether a model wants pictures in red, green and blue."""
+    return network_axes(bundle.network) == 2 and bundle.specification.network.in_channels == 3
+
 # %% ../../nbs/segment/00_predict.ipynb #f67602a5
 def mask_channels(
     image: np.ndarray,  # picture or tile; any number type; (Y, X), or (Y, X, 3) in colours
-    bundle: Bundle,  # model that paints a mask
+    bundle: Bundle,  # model that paints masks, or that sees colours
     prepared: bool = False,  # True = the brightness is normalised already
 ) -> list[np.ndarray]:  # what the network sees; float32; (Y, X), one per channel; for `bundle_parts`
-    """Bring a picture into the channels and the contrast that a model of masks was trained on.
+    """Bring a picture into the channels and the contrast that a model of masks, or of colours, was trained on.
 
     Raises
     ------
@@ -360,16 +368,16 @@ def mask_channels(
     wanted = bundle.specification.network.in_channels
     if image.ndim not in (2, 3) or image.ndim == 3 and image.shape[2] != 3:
         raise ValueError(f"image must be (Y, X), or (Y, X, 3) in colours; its shape is {image.shape}")
-    if wanted == 1 and image.ndim == 3:
-        image = luminance(image)
-    elif wanted == 3 and image.ndim == 2:
-        image = np.repeat(image[..., None], 3, axis=2)
-    seen = image if prepared else bundle.specification.normalisation.prepare(image)
+    image, how = with_channels(image, wanted), bundle.specification.normalisation
+    if not prepared:
+        by_channel = isinstance(how, PairNormalisation) or wanted == 1  # else all colours share one contrast
+        image = how.prepare(image) if by_channel else how.prepare(image, channels_last=True)
+    seen = image
     return [seen] if wanted == 1 else list(np.moveaxis(seen, 2, 0))
 
 # %% ../../nbs/segment/00_predict.ipynb #ec57fb37
 def predict(
-    image: np.ndarray,  # picture; any number type; (Y, X), (Z, Y, X) for a 3D model, or (Y, X, 3) for one of masks
+    image: np.ndarray,  # picture; any number type; (Y, X), (Z, Y, X) for a 3D model, or (Y, X, 3) for one of masks or colours
     bundle: Bundle,  # trained model
     tile_px: int = 1024,  # edge of a tile; px
     overlap_px: int = 128,  # shared by neighbouring tiles; px
@@ -389,10 +397,11 @@ def predict(
         sense.
     """
     specification = bundle.specification
-    if isinstance(specification, PairSpecification):
+    if not isinstance(specification, PairSpecification):
+        needs_maps(specification, "predicting maps")
+    if isinstance(specification, PairSpecification) or takes_colours(bundle):
         n_axes, seen = 2, mask_channels(image, bundle, prepared)
     else:
-        needs_maps(specification, "predicting maps")
         n_axes = network_axes(bundle.network) or image.ndim
         if image.ndim != n_axes:
             axes = "(Y, X), one channel" if n_axes == 2 else "(Z, Y, X), one channel"

@@ -34,9 +34,12 @@ from cellseg_nb.data.germline import (
 )
 from cellseg_nb.data.io import (
     image_stem,
-    luminance,
+)
+from cellseg_nb.data.planes import (
+    with_channels,
 )
 from cellseg_nb.data.transforms import (
+    ColourAugmentation,
     augment,
 )
 from cellseg_nb.data.transforms3d import (
@@ -50,6 +53,9 @@ from cellseg_nb.data.volumes import (
 )
 from cellseg_nb.models.bundle import (
     Normalisation,
+)
+from cellseg_nb.train.colours import (
+    vary_colours,
 )
 from cellseg_nb.train.recipe import (
     deal,
@@ -131,7 +137,7 @@ def _read_labelled(sample):
 class Picture(NamedTuple):
     """A picture or a stack that training reads once and keeps."""
 
-    image: np.ndarray  # normalised, objects bright; float32; (Y, X), (Y, X, 3), (Z, Y, X) or (C, Z, Y, X)
+    image: np.ndarray  # normalised; float32; (Y, X), (Y, X, 3) in colours, (Z, Y, X) or (C, Z, Y, X)
     labels: np.ndarray  # integer; (Y, X) or (Z, Y, X); 0 = background
     sample: Sample | StackSample | None = None  # where it comes from
     weights: np.ndarray | None = None  # weight map; float32; as `labels`; None = there is none
@@ -139,16 +145,32 @@ class Picture(NamedTuple):
 
     @property
     def n_channels(self) -> int:
-        """Channels of a stack; 1 where the image has no axis for them."""
-        return len(self.image) if self.image.ndim > self.labels.ndim == 3 else 1
+        """Channels of a picture or stack; 1 where the image has no axis for them."""
+        if self.image.ndim == self.labels.ndim:
+            return 1
+        return self.image.shape[-1] if self.labels.ndim == 2 else len(self.image)
 
+    @property
+    def gray(self) -> np.ndarray:  # as `labels`
+        """The mean of the channels."""
+        if self.image.ndim == self.labels.ndim:
+            return self.image
+        return self.image.mean(axis=-1 if self.labels.ndim == 2 else 0)
 
+    @property
+    def channels_first(self) -> np.ndarray:  # float32; (C, Y, X), (C, Z, Y, X)
+        """What a network takes."""
+        if self.image.ndim == self.labels.ndim:
+            return self.image[None]
+        return np.ascontiguousarray(np.moveaxis(self.image, -1, 0)) if self.labels.ndim == 2 else self.image
+
+# %% ../../nbs/train/01_crops.ipynb #64b86dc4
 def prepare(
     sample: Sample | StackSample,  # from the catalog, or a table of stacks
     normalisation: Normalisation,  # percentiles; dark objects made bright
-    colours: bool = False,  # of a picture: True = red, green and blue; False = their brightness
+    in_channels: int = 1,  # of the network; 3 = pictures in colours, which share one contrast
 ) -> Picture:
-    """Read a sample as one normalised channel or three colours, or those of a stack, and its labels.
+    """Read a sample as one normalised channel, in colours, or those of a stack, and its labels.
 
     Raises
     ------
@@ -164,12 +186,8 @@ def prepare(
     image, labels = sample.image(), sample.labels()
     if image.shape[:2] != labels.shape:
         raise ValueError(f"{sample.name}: the picture is {image.shape[:2]} px and its label image {labels.shape}")
-    if colours:
-        image = image if image.ndim == 3 else np.stack([image] * 3, axis=-1)
-        return Picture(normalisation.prepare(image, channels_last=True), labels, sample)
-    if image.ndim == 3:
-        image = luminance(image)
-    return Picture(normalisation.prepare(image), labels, sample)
+    image = with_channels(image, in_channels)
+    return Picture(normalisation.prepare(image, image.ndim == 3), labels, sample)
 
 # %% ../../nbs/train/01_crops.ipynb #ca4f0910
 def deal_keys(
@@ -305,8 +323,8 @@ def read_pictures(
     """
     data, shown = config.data, None
     stacks = isinstance(data, StackDataSettings)
-    colours = not stacks and config.network.in_channels == 3
-    pictures = [prepare(sample, config.normalisation, colours) for sample in chosen_samples(data)]
+    how = config.normalisation, 1 if stacks else config.network.in_channels
+    pictures = [prepare(sample, *how) for sample in chosen_samples(data)]
     if stacks:
         shown = config.augmentation.channels
         drawn = config.augmentation.single_channel or shown is not None
@@ -469,7 +487,9 @@ def vary(
     """
     size_px, settings = config.training.crop_px, config.augmentation
     if picture.labels.ndim == 2:
-        return Picture(*augment(picture.image, picture.labels, size_px, settings, rng))
+        image, labels = augment(picture.image, picture.labels, size_px, settings, rng)
+        coloured = isinstance(settings, ColourAugmentation)
+        return Picture(vary_colours(image, settings, rng) if coloured else image, labels)
     size, channels = picture.pixel_size_um, picture.image
     if channels.ndim == 3:
         channels = channels[None]
@@ -498,7 +518,8 @@ def crop_around(
         window.append(slice(start, start + edge))
     window = tuple(window)
     weights = None if picture.weights is None else picture.weights[window]
-    part = picture._replace(image=picture.image[..., *window], labels=picture.labels[window], weights=weights)
+    image = picture.image[window if picture.labels.ndim == 2 else (..., *window)]
+    part = picture._replace(image=image, labels=picture.labels[window], weights=weights)
     fixed = settings.model_copy(update={"scale": (factor, factor)})
     return vary(part, config.model_copy(update={"augmentation": fixed}), rng)
 
@@ -531,7 +552,7 @@ class Crops(torch.utils.data.Dataset):
     def __getitem__(self, number):
         rng = np.random.default_rng((self.config.seed, self.epoch, number))
         crop = self.draw(rng)
-        return torch.from_numpy(crop.image)[None], *make_targets(crop, self.config)
+        return torch.from_numpy(crop.channels_first), *make_targets(crop, self.config)
 
     def draw(self, rng: np.random.Generator) -> Picture:
         """Cut one random crop and vary it."""
@@ -571,10 +592,12 @@ class WholePictures(torch.utils.data.Dataset):
             margins = [(0, -size % config.network.step_px) for size in picture.labels.shape]
             arrays = {name: getattr(picture, name) for name in ("image", "labels", "weights")}
             padded = {
-                name: np.pad(array, margins, mode="symmetric") for name, array in arrays.items() if array is not None
+                name: np.pad(array, margins + [(0, 0)] * (array.ndim - len(margins)), mode="symmetric")
+                for name, array in arrays.items()
+                if array is not None
             }
-            targets = make_targets(picture._replace(**padded), config)
-            self.items.append((torch.from_numpy(padded["image"])[None], *targets))
+            whole = picture._replace(**padded)
+            self.items.append((torch.from_numpy(whole.channels_first), *make_targets(whole, config)))
 
     def __len__(self):
         return len(self.items)

@@ -140,8 +140,8 @@ def predict_sample(
         The model is a StarDist model.
     """
     needs_maps(bundle.specification, "predicting maps")
-    picture = prepare(sample, bundle.specification.normalisation)
-    paint = predict if picture.image.ndim == 2 else predict_stack
+    picture = prepare(sample, bundle.specification.normalisation, bundle.specification.network.in_channels)
+    paint = predict if picture.labels.ndim == 2 else predict_stack
     maps = paint(picture.image, bundle, device=device, prepared=True)
     return picture, dict(zip(bundle.specification.outputs, maps))
 
@@ -170,8 +170,7 @@ def segment_sample(
 ) -> tuple[Picture, np.ndarray]:  # prepared picture; label image
     """Read a sample and segment it with all settings of the model."""
     if isinstance(bundle.specification, StarSpecification):
-        colours = bundle.specification.network.in_channels == 3
-        picture = prepare(sample, bundle.specification.normalisation, colours)
+        picture = prepare(sample, bundle.specification.normalisation, bundle.specification.network.in_channels)
         return picture, predict_stars(picture.image, bundle, prepared=True).labels
     picture, maps = predict_sample(sample, bundle, device)
     return picture, cut_maps(maps, bundle.specification.postprocessing, picture.pixel_size_um)
@@ -279,12 +278,7 @@ def describe_pictures(
     described = []
     for sample in (samples[number] for number in np.unique(chosen)):
         picture, labels = segment_sample(sample, bundle, device)
-        gray = (
-            picture.image
-            if picture.image.ndim == labels.ndim
-            else picture.image.mean(axis=0 if labels.ndim == 3 else -1)
-        )
-        described.append(describe(gray, labels, bundle.specification.diameter_px))
+        described.append(describe(picture.gray, labels, bundle.specification.diameter_px))
     return learn_pictures(described)
 
 # %% ../../nbs/train/03_finish.ipynb #483f19e1

@@ -18,6 +18,9 @@ from cellseg_nb.data.pairs import (
     STAINS,
     PairSample,
 )
+from cellseg_nb.data.planes import (
+    with_channels,
+)
 from cellseg_nb.data.transforms import (
     affine_matrix,
     random_bend,
@@ -30,7 +33,6 @@ from cellseg_nb.models.encoders import (
 )
 from cellseg_nb.train.count_crops import (
     vary_brightness,
-    with_channels,
 )
 from cellseg_nb.train.recipe import (
     Parts,

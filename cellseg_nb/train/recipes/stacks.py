@@ -6,7 +6,7 @@
 __all__ = ['StackTrainingSettings', 'Edges', 'StackTrainConfig', 'StacksRecipe']
 
 # %% ../../../nbs/train/recipes/01_stacks.ipynb #34e2023a
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import field_validator
@@ -78,6 +78,7 @@ class Edges(Settings):
 class StackTrainConfig(TrainConfig):
     """All settings of a training on stacks."""
 
+    channels: ClassVar[tuple[int, ...]] = (1,)
     targets: tuple[StackTarget, ...] = setting(
         ("edges",), "What the network paints, names in `data.targets`; edges or inner edges among them."
     )
