@@ -39,6 +39,8 @@ from cellseg_nb.models.onnx_files import (
     run_onnx,
     write_onnx,
 )
+
+# %% ../../nbs/models/13_exchange.ipynb #1bc42e5f
 from cellseg_nb.models.package_reader import (
     PAGES,
     find_page,
