@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Percent', 'Percentiles', 'Positive', 'AxisNames', 'PlaneSettings', 'BrightnessSettings', 'ground_level',
-           'with_ground', 'read_plane', 'open_chosen_plane', 'with_channels']
+           'with_ground', 'read_plane', 'open_chosen_plane', 'with_channels', 'ColourPlanes', 'OneColour']
 
 # %% ../../nbs/data/17_planes.ipynb #1bc2ec63
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -190,3 +190,33 @@ def with_channels(
     if in_channels == 1 and image.ndim == 3:
         return luminance(image)
     return np.repeat(image[..., None], 3, -1) if in_channels == 3 and image.ndim == 2 else image
+
+# %% ../../nbs/data/17_planes.ipynb #c1d5ae02
+@dataclass(frozen=True)
+class ColourPlanes:
+    """Red, green and blue as one picture, read window by window; (3, Y, X)."""
+
+    channels: Sequence[Any]  # pictures of the same shape, or what gives windows of them; (Y, X)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.channels), *self.channels[0].shape)
+
+    def __getitem__(self, window) -> np.ndarray:
+        which, *window = window
+        return np.stack([np.asarray(one[tuple(window)]) for one in self.channels[which]])
+
+
+@dataclass(frozen=True)
+class OneColour:
+    """One colour of a picture, read window by window; (Y, X)."""
+
+    whole: Any  # what gives windows of all colours; (3, Y, X)
+    number: int  # 0, 1 or 2: red, green or blue
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.whole.shape[1:])
+
+    def __getitem__(self, window) -> np.ndarray:
+        return self.whole[(slice(self.number, self.number + 1), *window)][0]

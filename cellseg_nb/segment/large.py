@@ -40,6 +40,10 @@ from cellseg_nb.data.io import (
     Plane,
     write_image,
 )
+from cellseg_nb.data.planes import (
+    ColourPlanes,
+    OneColour,
+)
 from cellseg_nb.data.tiles import (
     Part,
     Resized,
@@ -50,14 +54,14 @@ from cellseg_nb.data.tiles import (
 from cellseg_nb.data.transforms import (
     resized_labels,
 )
+
+# %% ../../nbs/segment/02_large.ipynb #a2afc377
 from cellseg_nb.data.writers import (
     LabelWriter,
 )
 from cellseg_nb.measure.objects import (
     object_table,
 )
-
-# %% ../../nbs/segment/02_large.ipynb #a2afc377
 from cellseg_nb.measure.plots import (
     overlay,
 )
@@ -610,36 +614,6 @@ def segment_large(
     shutil.rmtree(scratch)
     return LargeResult(path, table, preview, len(table), covered, cut, picture.shape)
 
-# %% ../../nbs/segment/02_large.ipynb #b076c57e
-@dataclass(frozen=True)
-class _Colours:
-    """Red, green and blue as one picture, read window by window; (3, Y, X)."""
-
-    channels: Sequence[Any]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (len(self.channels), *self.channels[0].shape)
-
-    def __getitem__(self, window) -> np.ndarray:
-        which, *window = window
-        return np.stack([np.asarray(one[tuple(window)]) for one in self.channels[which]])
-
-
-@dataclass(frozen=True)
-class _OneColour:
-    """One colour of a normalised picture, read window by window; (Y, X)."""
-
-    whole: Any  # a view of all colours as the network sees them; (3, Y, X)
-    number: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.whole.shape[1:]
-
-    def __getitem__(self, window) -> np.ndarray:
-        return self.whole[(slice(self.number, self.number + 1), *window)][0]
-
 # %% ../../nbs/segment/02_large.ipynb #0d3c3772
 def _all_maps(pictures, bundle, folder, settings, precision, report) -> _Maps:
     """Normalise and predict one picture, or three colours, which share one contrast."""
@@ -650,8 +624,8 @@ def _all_maps(pictures, bundle, folder, settings, precision, report) -> _Maps:
     if len(sources) == 1:
         seen = [specification.normalisation.view(sources[0])] * specification.network.in_channels
     else:
-        whole = specification.normalisation.view(_Colours(sources))
-        seen = [_OneColour(whole, number) for number in range(len(sources))]
+        whole = specification.normalisation.view(ColourPlanes(sources))
+        seen = [OneColour(whole, number) for number in range(len(sources))]
     return _predict_to_disk(
         seen,
         bundle,

@@ -54,6 +54,8 @@ from cellseg_nb.data.volumes import (
 from cellseg_nb.models.bundle import (
     Normalisation,
 )
+
+# %% ../../nbs/train/01_crops.ipynb #bf2164ff
 from cellseg_nb.train.colours import (
     vary_colours,
 )
@@ -62,8 +64,6 @@ from cellseg_nb.train.recipe import (
     recipe_of,
     split,
 )
-
-# %% ../../nbs/train/01_crops.ipynb #bf2164ff
 from cellseg_nb.train.settings import (
     DataSettings,
     StackDataSettings,

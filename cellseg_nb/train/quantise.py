@@ -76,15 +76,16 @@ def calibration_crops(
     rng, about = np.random.default_rng(seed), bundle.specification
     step = about.network.step_px
     for sample in samples:
-        seen = prepare(sample, about.normalisation).image
+        seen = prepare(sample, about.normalisation, about.network.in_channels).image
         for scale in about.scales:
-            enlarged = seen if scale == 1 else rescale(seen, scale)
-            edges = [min(crop_px, size) // step * step for size in enlarged.shape]
+            enlarged = seen if scale == 1 else rescale(seen, (scale, scale))
+            edges = [min(crop_px, size) // step * step for size in enlarged.shape[:2]]
             if min(edges) == 0:
                 continue  # smaller than the network's stride
             y, x = (int(rng.integers(size - edge + 1)) for size, edge in zip(enlarged.shape, edges))
             crop = enlarged[y : y + edges[0], x : x + edges[1]]
-            yield np.repeat(crop[None, None], about.network.in_channels, axis=1).astype(np.float32)
+            channels = crop[None] if crop.ndim == 2 else np.moveaxis(crop, -1, 0)
+            yield np.ascontiguousarray(channels[None], np.float32)
 
 # %% ../../nbs/train/16_quantise.ipynb #1a61ee8b
 LAST = 3  # convolutions at the end that are not quantised

@@ -78,10 +78,13 @@ from cellseg_nb.segment.image import (
 )
 
 if TYPE_CHECKING:  # loaded where they are needed: a command must show its help at once
+    from collections.abc import Sequence
+
     import pandas as pd
 
     from cellseg_nb.models.bundle import Bundle
     from cellseg_nb.segment.choice import Choice
+    from cellseg_nb.segment.engines import EngineChoice
     from cellseg_nb.segment.large import LargeSettings
 
 # %% ../../../nbs/run/tasks/00_segment.ipynb #0e8345cf
@@ -150,7 +153,7 @@ def import_libraries(self: Segment) -> None:
 def load(self: Segment, watch: Stopwatch) -> None:
     """Load the networks once for all images, and see that the device is there."""
     self.pieces: dict[str, int] = {}
-    self.loaded: dict[str, list[Bundle]] = {}  # chosen by a look at an image
+    self.loaded: dict[str, tuple[list[Bundle], Sequence[EngineChoice]]] = {}  # chosen by a look at an image
     self.large_models: dict[str, tuple[Bundle, Choice | None]] = {}
     if is_classical(self.model):
         return
@@ -172,20 +175,24 @@ def load(self: Segment, watch: Stopwatch) -> None:
 
 # %% ../../../nbs/run/tasks/00_segment.ipynb #a71e9a9e
 @patch
-def model_for(self: Segment, pixels: np.ndarray) -> "tuple[Any, Choice | None]":
+def model_for(self: Segment, pixels: np.ndarray, watch: Stopwatch) -> "tuple[Any, Choice | None]":
     """The model for a picture, and why it was chosen; None = it was named."""
     if not is_auto(self.model):
         return self.model, None
-    choice = chosen_for(pixels)
+    choice, others = chosen_for(pixels), tuple(self.engines)
     if choice.model not in self.loaded:
-        self.loaded[choice.model] = load_models(choice.model)
-    return self.loaded[choice.model], choice
+        bundles = self.with_engines(load_models(choice.model), watch)
+        self.loaded[choice.model] = bundles, self.engines
+        self.engines = (*others, *self.engines)
+    return self.loaded[choice.model][0], choice
 
 
-def _note_choice(result: Result, choice: "Choice | None") -> None:
-    """Say in table and record which model a look chose, and why."""
+@patch
+def note_choice(self: Segment, item: Item, result: Result, choice: "Choice | None") -> None:
+    """Say in table and record which model a look chose, why, and by what it was computed."""
     if choice is not None:
         result.row |= {"model": choice.model, "model_because": choice.reason}
+        item.record |= {"engines": [one.facts for one in self.loaded[choice.model][1]]}
 
 # %% ../../../nbs/run/tasks/00_segment.ipynb #5470873c
 @patch
@@ -196,7 +203,7 @@ def process(self: Segment, item: Item) -> Result:
 
     name = item.name
     image = read_plane(item.image or item.path, self.settings, keep_colour=sees_colours(self.model))
-    model, choice = self.model_for(image.pixels)
+    model, choice = self.model_for(image.pixels, item.watch)
     colours = sees_colours(model)
     gray = luminance(image.pixels) if image.rgb else image.pixels
     edges, seen = image.pixel_size_um, image.pixels if colours else gray
@@ -210,7 +217,7 @@ def process(self: Segment, item: Item) -> Result:
     result.labels, result.picture = labels, overlay(image.pixels, labels)
     result.facts |= {"colour": image.rgb and not colours, "polygons": found.polygons is not None}
     result.facts["labels"] = f"{name}_labels.tif"
-    _note_choice(result, choice)
+    self.note_choice(item, result, choice)
     result.files = {
         f"{name}_labels.tif": partial(write_labels, labels=labels, pixel_size_um=edges),
         f"{name}_overlay.png": partial(write_overlay, rgb=result.picture),
@@ -379,7 +386,7 @@ def large_model(self: Segment, item: Item) -> "tuple[Bundle, Choice | None]":
     if item.name not in self.large_models:
         model, choice = self.model, None
         if is_auto(model):
-            model, choice = self.model_for(_glance(item.path, self.settings))
+            model, choice = self.model_for(_glance(item.path, self.settings), Stopwatch())
         self.large_models[item.name] = _only_model(model, self.settings), choice
     return self.large_models[item.name]
 
@@ -473,7 +480,7 @@ def process_large(self: Segment, item: Item) -> Result:
             known = familiarity_of(_read_colours(planes, part), stored.read(*part), bundle, scale)
     result = _result(found.table, found.shape, found.covered_percent, edges, known)
     result.facts |= {"colour": colour, "labels": labels}
-    _note_choice(result, choice)
+    self.note_choice(item, result, choice)
     if outlines:
         whole = read_labels(found.labels, label_parts=False)
         result.files = _export_writers(name, exports, whole, found.table, edges)

@@ -42,7 +42,7 @@ from cellseg_nb.train.settings import (
     is_weights_file,
 )
 
-# %% ../../../nbs/train/recipes/00_maps.ipynb #c97b18b6
+# %% ../../../nbs/train/recipes/00_maps.ipynb #c1d5ae04
 class MapTrainingSettings(TrainingSettings):
     """How long and how fast is learned, where, from which crops, and what the encoder starts from."""
 
@@ -51,7 +51,7 @@ class MapTrainingSettings(TrainingSettings):
         "Weights from photographs for the encoder: none; auto = if they are on this computer; download = fetch them.",
     )
 
-
+# %% ../../../nbs/train/recipes/00_maps.ipynb #c97b18b6
 class TrainConfig(StartSettings):
     """All settings of a training; what `cellseg train` reads from YAML."""
 
