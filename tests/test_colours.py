@@ -9,12 +9,14 @@ import torch
 from typer.testing import CliRunner
 
 from cellseg_nb.apps.widgets import Explorer
+from cellseg_nb.data.catalog import samples
 from cellseg_nb.data.io import luminance, read_labels, write_image, write_labels
 from cellseg_nb.data.simulate import simulate_nuclei
 from cellseg_nb.data.transforms import normalise_percentile
 from cellseg_nb.measure.matching import match
 from cellseg_nb.models import bundle as bundles
 from cellseg_nb.models.bundle import Bundle, NetworkSettings, Specification, load_bundle, save_bundle
+from cellseg_nb.models.exchange import export_model
 from cellseg_nb.models.zoo import build_network
 from cellseg_nb.run.analyse import analyse
 from cellseg_nb.run.cli import app
@@ -23,6 +25,7 @@ from cellseg_nb.segment.large import LargeSettings, segment_large
 from cellseg_nb.segment.predict import mask_channels, predict, seam_difference
 from cellseg_nb.train.colours import tint
 from cellseg_nb.train.learner import train
+from cellseg_nb.train.quantise import calibration_crops
 from cellseg_nb.train.settings import make_config, read_config
 
 SMALL = {"encoder_depth": 3, "decoder_channels": (16, 8, 8)}
@@ -112,6 +115,22 @@ def test_files_of_all_sorts(tmp_path):
     assert not large.failures and len(large.counts) == 3
 
 
+@pytest.mark.parametrize("to, suffix", [("onnx", ".onnx"), ("torchscript", ".pt"), ("bioimageio", ".zip")])
+def test_models_of_colours_are_written_for_other_programs(tmp_path, to, suffix):
+    assert export_model(load_bundle(random_model(tmp_path / "model")), to, tmp_path / f"out{suffix}") < 1e-4
+
+
+def test_quantisation_is_shown_colours(tmp_path):
+    for seed in range(2):
+        image, labels = stained((96, 128), seed)
+        write_image(tmp_path / "data" / "images" / f"{seed}.png", image, "YXC")
+        write_labels(tmp_path / "data" / "masks" / f"{seed}.tif", labels)
+    bundle = load_bundle(random_model(tmp_path / "model"))
+    crops = list(calibration_crops(samples(tmp_path / "data"), bundle, crop_px=64))
+    assert [crop.shape for crop in crops] == [(1, 3, 64, 64)] * 2
+    assert all(np.ptp(crop, axis=1).max() > 0.1 for crop in crops)
+
+
 @pytest.fixture
 def both_models(tmp_path, monkeypatch):
     """The package with a model for stained pictures."""
@@ -135,6 +154,7 @@ def test_auto_says_which_model_it_took_and_why(tmp_path, both_models):
     assert counts["model"].to_dict() == {"dark": "nuclei", "purple": "nuclei-stained"}
     facts = json.loads((tmp_path / "a" / "run.json").read_text())
     assert facts["model"]["name"] == "auto" and len(facts["model"]["members"]) == 2
+    assert len(facts["engines"]) == 2
     analyse(tmp_path / "in" / "dark.tif", tmp_path / "b")
     same = [(tmp_path / one / "dark_labels.tif").read_bytes() for one in "ab"]
     assert same[0] == same[1]

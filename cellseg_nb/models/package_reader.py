@@ -542,8 +542,10 @@ def prepared_batch(
     ValueError
         An operation is not supported, or a picture is empty or holds NaN.
     """
-    steps = preparation_steps(fields["inputs"][0].get("preprocessing") or [])
-    whole = (slice(None),) * (given.ndim - 2)
+    operations = fields["inputs"][0].get("preprocessing") or []
+    steps, whole = preparation_steps(operations), (slice(None),) * (given.ndim - 2)
+    if any({"c", "channel"} & {*((one.get("kwargs") or {}).get("axes") or ())} for one in operations):
+        return np.stack([prepare_by(steps, item)[slice(None), *whole] for item in given])
     return np.stack(
         [np.stack([prepare_by(steps, one, channel=n)[whole] for n, one in enumerate(item)]) for item in given]
     )

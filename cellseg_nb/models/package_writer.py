@@ -59,6 +59,7 @@ from cellseg_nb.models.package_reader import (
 # %% ../../nbs/models/11_package_writer.ipynb #b825c8d7
 from cellseg_nb.models.specification import (
     Bundle,
+    Normalisation,
     Specification,
     weight_arrays,
 )
@@ -197,7 +198,9 @@ def preparation(
         )
         return steps
     percentiles = {"min_percentile": how.low, "max_percentile": how.high}
-    return [*steps, {"id": "scale_range", "kwargs": {"axes": [*spatial_axes(specification)], **percentiles}}]
+    together = type(how) is Normalisation and specification.network.in_channels > 1  # colours share one contrast
+    axes = [*(["channel"] if together else []), *spatial_axes(specification)]
+    return [*steps, {"id": "scale_range", "kwargs": {"axes": axes, **percentiles}}]
 
 
 def last_step(
