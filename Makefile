@@ -11,7 +11,9 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 
 # Tests: no window opens, no GPU is used, and two notebooks at a time share the machine. Tests on the data sets run when
-# CELLSEG_DATA names their folder; those marked slow or gpu do not. Kedro sets up logging, so its tests have a process of their own.
+# CELLSEG_DATA names their folder; those marked slow or gpu do not. Kedro and DVC set up logging anew, and with it close what TensorFlow
+# writes to, so their tests have processes of their own; those that kill and limit have one, too.
+ALONE := workflow dvc hardships
 test: export MPLBACKEND := Agg
 test: export OMP_NUM_THREADS := 1
 test: export TF_CPP_MIN_LOG_LEVEL := 3
@@ -27,8 +29,8 @@ demo: $(READY) ## a real image: nuclei outlined, counted, measured and scored
 
 test: $(READY) ## every notebook, then every test
 	@$(BIN)/nbdev_test --n_workers 2 --timing --flags "$(if $(CELLSEG_DATA),data)"
-	@$(BIN)/python -m pytest tests --ignore tests/test_workflow.py --ignore tests/test_hardships.py
-	@for alone in workflow hardships; do $(BIN)/python -m pytest tests/test_$$alone.py || exit 1; done
+	@$(BIN)/python -m pytest tests $(foreach alone,$(ALONE),--ignore tests/test_$(alone).py)
+	@for alone in $(ALONE); do $(BIN)/python -m pytest tests/test_$$alone.py || exit 1; done
 
 # As readers run them: all cells, the full schedule. Beside that, what the texts claim is checked.
 lessons: $(READY) ## every lesson as readers run it, without data sets and with those on this computer

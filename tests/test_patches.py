@@ -43,15 +43,19 @@ def test_nothing_but_the_patch_is_read(table, monkeypatch):
     assert all((y1 - y0, x1 - x0) == (20, 24) for y0, y1, x0, x1 in asked)
 
 
+def lighter(item):
+    return item | {"image": item["image"] + torch.rand(())}
+
+
 def test_transforms_of_monai_are_the_same_with_any_number_of_workers(table):
     monai = pytest.importorskip("monai.transforms", reason="MONAI is not installed")
     changes = [
         monai.RandFlipd(["image", "mask"], prob=0.5, spatial_axis=2),
         monai.RandGaussianNoised(["image"], prob=1.0, std=0.1),
-        lambda item: item | {"image": item["image"] + torch.rand(())},
+        lighter,
     ]
     made = [StackPatches(table, (8, 32, 32), changes, length=6, seed=4, channel="membranes") for _ in range(2)]
-    alone, several = DataLoader(made[0], 2), DataLoader(made[1], 2, num_workers=2, multiprocessing_context="fork")
+    alone, several = DataLoader(made[0], 2), DataLoader(made[1], 2, num_workers=2, multiprocessing_context="spawn")
     for here, there in zip(alone, several, strict=True):
         assert torch.equal(here["image"], there["image"]) and torch.equal(here["mask"], there["mask"])
         assert type(here["image"]) is torch.Tensor and here["image"].dtype == torch.float32
