@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,11 +17,13 @@ from torch.nn import functional as F
 
 from cellseg_nb.data.simulate import simulate_germline, simulate_nuclei
 from cellseg_nb.models.bundle import Bundle, load_bundle, read_specification
-from cellseg_nb.models.exchange import export_model, import_model
+from cellseg_nb.models.exchange import TARGETS, export_model, import_model
 from cellseg_nb.models.file_networks import open_torchscript
 from cellseg_nb.models.onnx_files import open_onnx, run_onnx, trial_batch
-from cellseg_nb.models.package_writer import maps_network
+from cellseg_nb.models.package_writer import maps_network, sample_picture
+from cellseg_nb.segment.count import predict_density
 from cellseg_nb.segment.image import segment_image
+from cellseg_nb.segment.predict import predict
 from cellseg_nb.segment.stack import segment_stack
 
 BUNDLES = ("nuclei", "count-cells", "membranes3d", "glomeruli", "marks")
@@ -75,6 +78,24 @@ def test_torchscript_gives_the_maps_of_the_model(name, tmp_path):
     assert export_model(load_bundle(name), "torchscript", tmp_path / "a.pt") <= 1e-4
     _, facts = open_torchscript((tmp_path / "a.pt").read_bytes())
     assert facts["name"] == name and facts["licence"] and len(facts["weights_sha256"]) == 64
+
+
+@pytest.mark.parametrize("name, to", [("count-cells", "bioimageio"), ("glomeruli", "onnx"), ("marks", "torchscript")])
+def test_models_that_count_or_paint_masks_come_back(name, to, tmp_path):
+    bundle, path = load_bundle(name), tmp_path / f"a{TARGETS[to]}"
+    export_model(bundle, to, path)
+    found, about = load_bundle(import_model(path, tmp_path / "model")), bundle.specification
+    picture = sample_picture(about)[:128, :96]
+    paint = predict_density if name == "count-cells" else partial(predict, precision="float32")
+    assert np.abs(paint(picture, found) - paint(picture, bundle)).max() <= 1e-4
+    for told in (
+        "normalisation",
+        "known_pictures",
+        "licence",
+        *(("peaks", "calibration") if to == "bioimageio" else ("threshold",)),
+    ):
+        assert getattr(found.specification, told) == getattr(about, told)
+    assert found.specification.network.in_channels == about.network.in_channels
 
 
 def test_stardist_models_say_what_can_be_written(tmp_path):

@@ -80,7 +80,7 @@ from cellseg_nb.places import (
 )
 
 # %% ../../nbs/models/02_bundle.ipynb #a8278903
-FORMAT_VERSION = 6  # 2: normalisation.invert; 3: models that count; 4: normalisation.robust, known_pictures; 5: masks; 6: networks that are files
+FORMAT_VERSION = 7  # 2: normalisation.invert; 3: models that count; 4: normalisation.robust, known_pictures; 5: masks; 6: networks that are files; 7: such that count or paint masks
 BUNDLES = Path(cellseg_nb.__file__).parent / "bundles"
 
 

@@ -112,16 +112,11 @@ def _made(bundle: Bundle, engine: str, precision: str) -> EngineChoice:
         compute = compiled(openvino_graph(network, about.network.in_channels, n_axes), precision)
     fast = EngineNetwork(network, compute, engine, precision)
     try:
-        difference = engine_difference(fast, trial_picture(bundle), _last_step(about))
+        difference = engine_difference(fast, trial_picture(bundle), about.activation)
     except RuntimeError as error:  # of OpenVINO: it was made for one size
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(f"{engine} does not compute this network for all sizes: {reason}") from error
     return EngineChoice(engine, precision, difference, compute=compute)
-
-
-def _last_step(specification: Any) -> str:
-    """What turns raw numbers into what the model gives."""
-    return getattr(getattr(specification, "target", None), "activation", "sigmoid")
 
 
 def _precision_of(engine: str, precision: str) -> list[str]:
