@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -50,14 +51,18 @@ def unpacked(package, folder):
     return folder, yaml.safe_load((folder / "bioimageio.yaml").read_text())
 
 
-def cellseg(*words):
+@pytest.fixture
+def cellseg(monkeypatch, capsys):
     """Run a command; its exit code and what it wrote."""
-    run = subprocess.run(
-        [sys.executable, "-c", "from cellseg_nb.run.cli import main; main()", *map(str, words)],
-        capture_output=True,
-        text=True,
-    )
-    return run.returncode, run.stdout, run.stderr
+    from cellseg_nb.run.cli import main
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["cellseg", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return (ended.value.code or 0, *capsys.readouterr())
+
+    return run
 
 
 @pytest.mark.parametrize("name", BUNDLES)
@@ -146,7 +151,7 @@ def test_a_package_finds_the_objects_of_its_model(package):
     assert found.familiarity == expected.familiarity or found.familiarity is not None
 
 
-def test_segment_runs_a_package(package, tmp_path):
+def test_segment_runs_a_package(package, tmp_path, cellseg):
     from cellseg_nb.data.io import write_image
 
     picture, _ = simulate_nuclei((128, 128), n_nuclei=12, seed=1)
@@ -317,12 +322,43 @@ def test_checkpoints_that_do_not_fit_name_the_tensors(tmp_path):
         import_model(tmp_path / "a.pytorch", tmp_path / "out")
 
 
-def test_commands_say_in_one_line_what_is_wrong(tmp_path):
+@pytest.mark.parametrize(
+    "shape, said",
+    [
+        (["b", 3, "y", "x"], r"takes \['b', 3, 'y', 'x'\]; needed are four axes .*, and, in files .* one channel"),
+        (["y", "x"], r"takes \['y', 'x'\]; needed are four axes"),
+        ([1, 1, 64, 64], None),
+        (["b", 1, "y", "x"], None),
+    ],
+)
+def test_files_that_say_nothing_of_themselves(shape, said, tmp_path, cellseg):
+    from onnx import TensorProto, helper, save
+
+    ends = [helper.make_tensor_value_info(one, TensorProto.FLOAT, shape) for one in ("seen", "maps")]
+    graph = helper.make_graph([helper.make_node("Identity", ["seen"], ["maps"])], "same", ends[:1], ends[1:])
+    opsets = [helper.make_opsetid("", 18)]
+    save(helper.make_model(graph, opset_imports=opsets, ir_version=9), tmp_path / "a.onnx")
+    with pytest.raises(ValueError, match="--channels, such as foreground,boundary"):
+        import_model(tmp_path / "a.onnx", tmp_path / "out")
+    code, told, error = cellseg("model", "import", tmp_path / "a.onnx", tmp_path / "out", "--channels", "foreground")
+    if said:
+        assert code == 2 and re.search(said, error) and len(error.strip().splitlines()) == 1
+        return
+    assert code == 0 and "licence: not stated" in told
+    seen = trial_batch((1, 100, 130))  # larger than a fixed size
+    with torch.inference_mode():
+        found = load_bundle(tmp_path / "out").network(torch.from_numpy(seen)).numpy()
+    np.testing.assert_allclose(found, seen, atol=1e-5)
+
+
+def test_commands_say_in_one_line_what_is_wrong(tmp_path, cellseg):
+    (tmp_path / "a.onnx").write_bytes(b"")
     for words, said in [
         (("model", "export", "nuclei", tmp_path / "a", "--to", "keras"), "models are written for onnx"),
         (("model", "export", "nuclei", "--to", "onnx"), "say once where to"),
         (("model", "import", tmp_path / "no.zip", tmp_path / "b"), "there is no"),
         (("model", "show", tmp_path / "no.zip"), "no.zip"),
+        (("model", "show", tmp_path / "a.onnx"), "is a file and no model folder; 'cellseg model import' makes one"),
     ]:
         code, _, error = cellseg(*words)
         assert code == 2 and said in error and "Traceback" not in error and len(error.strip().splitlines()) == 1

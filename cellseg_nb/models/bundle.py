@@ -128,6 +128,10 @@ def find_bundle(
             f"{model} has config.json and no model.json; if it is a folder of StarDist, 'cellseg model "
             "import' makes a model of it (in Python, models.stars.import_stardist)"
         )
+    if Path(model).is_file():
+        raise FileNotFoundError(
+            f"{model} is a file and no model folder; 'cellseg model import' makes one of ONNX and TorchScript files and of checkpoints"
+        )
     raise FileNotFoundError(f"no model {str(model)!r}: neither a folder with model.json nor one of: {', '.join(known)}")
 
 # %% ../../nbs/models/02_bundle.ipynb #6eff348f

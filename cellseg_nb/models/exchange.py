@@ -213,21 +213,12 @@ def _import_file(source: Path, out: Path, kind: str, given: dict[str, Any]) -> P
         raise ValueError(
             f"{source} does not say what its channels mean; say it: --channels, such as foreground,boundary"
         )
-    deep = facts.get("axes") == "bczyx" if ours else _n_axes(content, kind) == 3
-    axes, step = "bczyx" if deep else "bcyx", facts.get("step_px", 32)
-    fields = {
-        "architecture": "ONNX" if kind == "onnx" else "TorchScript",
-        "n_axes": len(axes) - 2,
-        "in_channels": facts.get("in_channels", 1),
-        "channels": channels,
-        "layout": axes,
-        "result_layout": axes,
-        "activation": given.get("activation", "identity"),
-        "least_px": (step,) * (len(axes) - 2),
-        "steps_px": (step,) * (len(axes) - 2),
-        "lost_px": (0,) * (len(axes) - 2),
-    }
-    cls = FILE_KINDS[facts["kind"] if ours else "stacks" if deep else "maps"]
+    try:
+        fields = _taken(content, kind, facts)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    fields |= {"channels": channels, "activation": given.get("activation", "identity")}
+    cls = FILE_KINDS[facts["kind"] if ours else "stacks" if fields["n_axes"] == 3 else "maps"]
     about = {name: facts[name] for name in TOLD if ours and name in facts} | {
         name: one for name, one in given.items() if name in TOLD
     }
@@ -243,9 +234,28 @@ def _import_file(source: Path, out: Path, kind: str, given: dict[str, Any]) -> P
     return save_bundle(out, filled, specification)
 
 # %% ../../nbs/models/13_exchange.ipynb #8d1b6213
-def _n_axes(content: bytes, kind: str) -> int:
-    """Spatial axes that an ONNX file wants; a TorchScript file does not say, and is taken for pictures."""
-    return len(open_onnx(content).get_inputs()[0].shape) - 2 if kind == "onnx" else 2
+def _taken(content: bytes, kind: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """What a network takes, as settings. A TorchScript file of others does not say, and is taken for pictures of any size."""
+    shape = open_onnx(content).get_inputs()[0].shape if kind == "onnx" else ["b", 1, "y", "x"]
+    if our_channels(facts):
+        shape = ["b", facts["in_channels"], *facts["axes"][2:]]
+    elif len(shape) not in (4, 5) or isinstance(shape[1], int) and shape[1] != 1:
+        raise ValueError(
+            f"the network takes {shape}; needed are four axes (batch, channel, y, x) or five (batch, channel, z, y, x), and, in files that "
+            "were not written by cellseg_nb, one channel"
+        )
+    edges, step = shape[2:], facts.get("step_px", 32)
+    axes, fixed = "bc" + "zyx"[-len(edges) :], [isinstance(one, int) for one in edges]
+    return {
+        "architecture": "ONNX" if kind == "onnx" else "TorchScript",
+        "n_axes": len(edges),
+        "in_channels": shape[1] if isinstance(shape[1], int) else 1,
+        "layout": axes,
+        "result_layout": axes,
+        "least_px": tuple(edge if known else step for edge, known in zip(edges, fixed)),
+        "steps_px": tuple(0 if known else step for known in fixed),
+        "lost_px": (0,) * len(edges),
+    }
 
 
 def _try(network: FileNetwork, specification: Any) -> None:

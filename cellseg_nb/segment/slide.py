@@ -210,7 +210,11 @@ def slide_parts(
     how = [(settings.device, slide_precision(one, settings.device), settings.flips) for one in bundles]
     for number, tile in enumerate(tiles):
         found = [
-            next(predict_parts(_Channels(seen, one), one.network, [tile], *place, activation=one.specification.activation))
+            next(
+                predict_parts(
+                    _Channels(seen, one), one.network, [tile], *place, activation=one.specification.activation
+                )
+            )
             for one, place in zip(bundles, how)
         ]
         yield found[0]._replace(values=share * sum(part.values[0] for part in found))
