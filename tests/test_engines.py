@@ -221,16 +221,19 @@ def test_another_engine_is_another_fingerprint(quantised):
     assert model_facts(quantised)["files"].keys() > model_facts("nuclei")["files"].keys()
 
 
-def test_the_command_refuses_in_one_line(tmp_path):
+def test_the_command_refuses_in_one_line(tmp_path, monkeypatch, capsys):
+    from cellseg_nb.run.cli import main
+
+    monkeypatch.chdir(tmp_path)
     write_image(tmp_path / "one.tif", np.zeros((40, 40), np.uint8), "YX")
 
     def said(*words):
-        code = "from cellseg_nb.run.cli import main; main()"
-        done = subprocess.run(
-            [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, cwd=tmp_path
-        )
-        assert done.returncode == 2, done
-        return done.stderr.strip()
+        monkeypatch.setattr(sys, "argv", ["cellseg", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told = capsys.readouterr()
+        assert ended.value.code == 2, told
+        return told.err.strip()
 
     text = said("segment", "one.tif", "--engine", "fast")
     assert "engine" in text and "openvino-int8" in text

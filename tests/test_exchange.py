@@ -2,9 +2,11 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,11 +18,13 @@ from torch.nn import functional as F
 
 from cellseg_nb.data.simulate import simulate_germline, simulate_nuclei
 from cellseg_nb.models.bundle import Bundle, load_bundle, read_specification
-from cellseg_nb.models.exchange import export_model, import_model
+from cellseg_nb.models.exchange import TARGETS, export_model, import_model
 from cellseg_nb.models.file_networks import open_torchscript
 from cellseg_nb.models.onnx_files import open_onnx, run_onnx, trial_batch
-from cellseg_nb.models.package_writer import maps_network
+from cellseg_nb.models.package_writer import maps_network, sample_picture
+from cellseg_nb.segment.count import predict_density
 from cellseg_nb.segment.image import segment_image
+from cellseg_nb.segment.predict import predict
 from cellseg_nb.segment.stack import segment_stack
 
 BUNDLES = ("nuclei", "count-cells", "membranes3d", "glomeruli", "marks")
@@ -47,14 +51,18 @@ def unpacked(package, folder):
     return folder, yaml.safe_load((folder / "bioimageio.yaml").read_text())
 
 
-def cellseg(*words):
+@pytest.fixture
+def cellseg(monkeypatch, capsys):
     """Run a command; its exit code and what it wrote."""
-    run = subprocess.run(
-        [sys.executable, "-c", "from cellseg_nb.run.cli import main; main()", *map(str, words)],
-        capture_output=True,
-        text=True,
-    )
-    return run.returncode, run.stdout, run.stderr
+    from cellseg_nb.run.cli import main
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["cellseg", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return (ended.value.code or 0, *capsys.readouterr())
+
+    return run
 
 
 @pytest.mark.parametrize("name", BUNDLES)
@@ -75,6 +83,24 @@ def test_torchscript_gives_the_maps_of_the_model(name, tmp_path):
     assert export_model(load_bundle(name), "torchscript", tmp_path / "a.pt") <= 1e-4
     _, facts = open_torchscript((tmp_path / "a.pt").read_bytes())
     assert facts["name"] == name and facts["licence"] and len(facts["weights_sha256"]) == 64
+
+
+@pytest.mark.parametrize("name, to", [("count-cells", "bioimageio"), ("glomeruli", "onnx"), ("marks", "torchscript")])
+def test_models_that_count_or_paint_masks_come_back(name, to, tmp_path):
+    bundle, path = load_bundle(name), tmp_path / f"a{TARGETS[to]}"
+    export_model(bundle, to, path)
+    found, about = load_bundle(import_model(path, tmp_path / "model")), bundle.specification
+    picture = sample_picture(about)[:128, :96]
+    paint = predict_density if name == "count-cells" else partial(predict, precision="float32")
+    assert np.abs(paint(picture, found) - paint(picture, bundle)).max() <= 1e-4
+    for told in (
+        "normalisation",
+        "known_pictures",
+        "licence",
+        *(("peaks", "calibration") if to == "bioimageio" else ("threshold",)),
+    ):
+        assert getattr(found.specification, told) == getattr(about, told)
+    assert found.specification.network.in_channels == about.network.in_channels
 
 
 def test_stardist_models_say_what_can_be_written(tmp_path):
@@ -125,7 +151,7 @@ def test_a_package_finds_the_objects_of_its_model(package):
     assert found.familiarity == expected.familiarity or found.familiarity is not None
 
 
-def test_segment_runs_a_package(package, tmp_path):
+def test_segment_runs_a_package(package, tmp_path, cellseg):
     from cellseg_nb.data.io import write_image
 
     picture, _ = simulate_nuclei((128, 128), n_nuclei=12, seed=1)
@@ -296,12 +322,43 @@ def test_checkpoints_that_do_not_fit_name_the_tensors(tmp_path):
         import_model(tmp_path / "a.pytorch", tmp_path / "out")
 
 
-def test_commands_say_in_one_line_what_is_wrong(tmp_path):
+@pytest.mark.parametrize(
+    "shape, said",
+    [
+        (["b", 3, "y", "x"], r"takes \['b', 3, 'y', 'x'\]; needed are four axes .*, and, in files .* one channel"),
+        (["y", "x"], r"takes \['y', 'x'\]; needed are four axes"),
+        ([1, 1, 64, 64], None),
+        (["b", 1, "y", "x"], None),
+    ],
+)
+def test_files_that_say_nothing_of_themselves(shape, said, tmp_path, cellseg):
+    from onnx import TensorProto, helper, save
+
+    ends = [helper.make_tensor_value_info(one, TensorProto.FLOAT, shape) for one in ("seen", "maps")]
+    graph = helper.make_graph([helper.make_node("Identity", ["seen"], ["maps"])], "same", ends[:1], ends[1:])
+    opsets = [helper.make_opsetid("", 18)]
+    save(helper.make_model(graph, opset_imports=opsets, ir_version=9), tmp_path / "a.onnx")
+    with pytest.raises(ValueError, match="--channels, such as foreground,boundary"):
+        import_model(tmp_path / "a.onnx", tmp_path / "out")
+    code, told, error = cellseg("model", "import", tmp_path / "a.onnx", tmp_path / "out", "--channels", "foreground")
+    if said:
+        assert code == 2 and re.search(said, error) and len(error.strip().splitlines()) == 1
+        return
+    assert code == 0 and "licence: not stated" in told
+    seen = trial_batch((1, 100, 130))  # larger than a fixed size
+    with torch.inference_mode():
+        found = load_bundle(tmp_path / "out").network(torch.from_numpy(seen)).numpy()
+    np.testing.assert_allclose(found, seen, atol=1e-5)
+
+
+def test_commands_say_in_one_line_what_is_wrong(tmp_path, cellseg):
+    (tmp_path / "a.onnx").write_bytes(b"")
     for words, said in [
         (("model", "export", "nuclei", tmp_path / "a", "--to", "keras"), "models are written for onnx"),
         (("model", "export", "nuclei", "--to", "onnx"), "say once where to"),
         (("model", "import", tmp_path / "no.zip", tmp_path / "b"), "there is no"),
         (("model", "show", tmp_path / "no.zip"), "no.zip"),
+        (("model", "show", tmp_path / "a.onnx"), "is a file and no model folder; 'cellseg model import' makes one"),
     ]:
         code, _, error = cellseg(*words)
         assert code == 2 and said in error and "Traceback" not in error and len(error.strip().splitlines()) == 1

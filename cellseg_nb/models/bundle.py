@@ -80,7 +80,7 @@ from cellseg_nb.places import (
 )
 
 # %% ../../nbs/models/02_bundle.ipynb #a8278903
-FORMAT_VERSION = 6  # 2: normalisation.invert; 3: models that count; 4: normalisation.robust, known_pictures; 5: masks; 6: networks that are files
+FORMAT_VERSION = 7  # 2: normalisation.invert; 3: models that count; 4: normalisation.robust, known_pictures; 5: masks; 6: networks that are files; 7: such that count or paint masks
 BUNDLES = Path(cellseg_nb.__file__).parent / "bundles"
 
 
@@ -127,6 +127,10 @@ def find_bundle(
         raise FileNotFoundError(
             f"{model} has config.json and no model.json; if it is a folder of StarDist, 'cellseg model "
             "import' makes a model of it (in Python, models.stars.import_stardist)"
+        )
+    if Path(model).is_file():
+        raise FileNotFoundError(
+            f"{model} is a file and no model folder; 'cellseg model import' makes one of ONNX and TorchScript files and of checkpoints"
         )
     raise FileNotFoundError(f"no model {str(model)!r}: neither a folder with model.json nor one of: {', '.join(known)}")
 

@@ -29,8 +29,6 @@ from cellseg_nb.models.file_networks import (
 )
 from cellseg_nb.models.kinds.files import (
     FileNetworkSettings,
-    FileSpecification,
-    FileStackSpecification,
 )
 from cellseg_nb.models.onnx_files import (
     TOLERANCE,
@@ -42,12 +40,14 @@ from cellseg_nb.models.onnx_files import (
 
 # %% ../../nbs/models/13_exchange.ipynb #1bc42e5f
 from cellseg_nb.models.package_reader import (
+    FILE_KINDS,
     PAGES,
+    TOLD,
     find_page,
     import_package,
+    our_channels,
 )
 from cellseg_nb.models.package_writer import (
-    TOLD,
     check_exportable,
     difference_on_picture,
     export_package,
@@ -210,37 +210,17 @@ def _import_file(source: Path, out: Path, kind: str, given: dict[str, Any]) -> P
     """Make a model folder of one ONNX or TorchScript file."""
     content = source.read_bytes()
     facts = onnx_facts(source) if kind == "onnx" else open_torchscript(content, str(source))[1]
-    ours = facts.get("kind") in ("maps", "stacks")
-    if facts.get("kind") in ("count", "pairs"):
-        raise ValueError(
-            f"{source} holds a model that was written as {facts['kind']}, of which no objects are made; import the folder of the model instead"
-        )
-    channels = given.get("channels") or (
-        tuple("boundary" if one in ("edges", "inner_edges") else one for one in facts["outputs"]) if ours else None
-    )
+    ours, channels = our_channels(facts), given.get("channels") or our_channels(facts)
     if not channels:
         raise ValueError(
             f"{source} does not say what its channels mean; say it: --channels, such as foreground,boundary"
         )
-    deep = facts.get("axes") == "bczyx" if ours else _n_axes(content, kind) == 3
-    axes, step = (
-        "bczyx" if deep else "bcyx",
-        facts.get("step_px", 32) if isinstance(facts.get("step_px", 32), int) else 32,
-    )
-    fields = {
-        "architecture": "ONNX" if kind == "onnx" else "TorchScript",
-        "n_axes": len(axes) - 2,
-        "channels": channels,
-        "layout": axes,
-        "result_layout": axes,
-        "activation": given.get("activation", "identity"),
-    }
-    fields |= {
-        "least_px": (step,) * (len(axes) - 2),
-        "steps_px": (step,) * (len(axes) - 2),
-        "lost_px": (0,) * (len(axes) - 2),
-    }
-    cls = FileStackSpecification if deep else FileSpecification
+    try:
+        fields = _taken(content, kind, facts)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    fields |= {"channels": channels, "activation": given.get("activation", "identity")}
+    cls = FILE_KINDS[facts["kind"] if ours else "stacks" if fields["n_axes"] == 3 else "maps"]
     about = {name: facts[name] for name in TOLD if ours and name in facts} | {
         name: one for name, one in given.items() if name in TOLD
     }
@@ -256,18 +236,40 @@ def _import_file(source: Path, out: Path, kind: str, given: dict[str, Any]) -> P
     return save_bundle(out, filled, specification)
 
 # %% ../../nbs/models/13_exchange.ipynb #8d1b6213
-def _n_axes(content: bytes, kind: str) -> int:
-    """Spatial axes that an ONNX file wants; a TorchScript file does not say, and is taken for pictures."""
-    return len(open_onnx(content).get_inputs()[0].shape) - 2 if kind == "onnx" else 2
+def _taken(content: bytes, kind: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """What a network takes, as settings. A TorchScript file of others does not say, and is taken for pictures of any size."""
+    shape = open_onnx(content).get_inputs()[0].shape if kind == "onnx" else ["b", 1, "y", "x"]
+    if our_channels(facts):
+        shape = ["b", facts["in_channels"], *facts["axes"][2:]]
+    elif len(shape) not in (4, 5) or isinstance(shape[1], int) and shape[1] != 1:
+        raise ValueError(
+            f"the network takes {shape}; needed are four axes (batch, channel, y, x) or five (batch, channel, z, y, x), and, in files that "
+            "were not written by cellseg_nb, one channel"
+        )
+    edges, step = shape[2:], facts.get("step_px", 32)
+    axes, fixed = "bc" + "zyx"[-len(edges) :], [isinstance(one, int) for one in edges]
+    return {
+        "architecture": "ONNX" if kind == "onnx" else "TorchScript",
+        "n_axes": len(edges),
+        "in_channels": shape[1] if isinstance(shape[1], int) else 1,
+        "layout": axes,
+        "result_layout": axes,
+        "least_px": tuple(edge if known else step for edge, known in zip(edges, fixed)),
+        "steps_px": tuple(0 if known else step for known in fixed),
+        "lost_px": (0,) * len(edges),
+    }
 
 
 def _try(network: FileNetwork, specification: Any) -> None:
     """ValueError where the network does not run, or its maps are no probabilities."""
     from cellseg_nb.models.onnx_files import trial_batch
 
-    least = max(network.settings.least_px)
+    how = network.settings
+    given = torch.from_numpy(trial_batch((how.in_channels, *how.least_px)))
     with torch.inference_mode():
-        raw = network.activated(network.raw(torch.from_numpy(trial_batch((1, *[least] * network.n_axes)))))
+        raw = network.activated(network.raw(given))
+    if "density" in how.channels:
+        return
     if float(raw.min()) < -0.01 or float(raw.max()) > 1.01:
         raise ValueError(
             f"the result reaches from {float(raw.min()):.3g} to {float(raw.max()):.3g} and is no probability (0 to 1); say what makes it one: "

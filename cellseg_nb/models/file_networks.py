@@ -286,7 +286,7 @@ def activated(self: FileNetwork, channels: torch.Tensor) -> torch.Tensor:
 
 @patch
 def forward(self: FileNetwork, batch: torch.Tensor) -> torch.Tensor:
-    """Maps 0..1 of a batch: (N, C, ...) → (N, maps, ...), in the order of `settings.maps`."""
+    """Maps of a batch, 0..1 but for a density: (N, C, ...) → (N, maps, ...), in the order of `settings.maps`."""
     how, channels, named = self.settings, self.activated(self.raw(batch)), {}
     for meaning, one in zip(how.channels, channels.unbind(1)):
         named[meaning] = named[meaning] + one if meaning in named else one
@@ -294,4 +294,5 @@ def forward(self: FileNetwork, batch: torch.Tensor) -> torch.Tensor:
         named["foreground"] = 1 - named["background"]
     elif how.activation == "softmax" and {"foreground", "boundary"} <= set(named):
         named["foreground"] = named["foreground"] + named["boundary"]
-    return torch.stack([named[name] for name in how.maps], 1).clamp(0, 1)
+    maps = torch.stack([named[name] for name in how.maps], 1)
+    return maps if "density" in how.maps else maps.clamp(0, 1)

@@ -8,6 +8,7 @@ __all__ = ['STANDARD_DOMAINS', 'TOLERANCE', 'SPATIAL', 'StepwiseGroupNorm', 'wit
 
 # %% ../../nbs/models/08_onnx_files.ipynb #c3f9559b
 import json
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -78,6 +79,7 @@ STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 def _reason(error: Exception) -> str:
     """First line of what a library said; some write pages."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line) for line in lines]
     return lines[0][:200] if lines else type(error).__name__
 
 

@@ -210,9 +210,9 @@ def register_kind(
 
 
 def all_kinds() -> list[type[Specification]]:
-    """All kinds, the one for maps of objects last."""
+    """All kinds: those that were made of others before these, the one for maps of objects last."""
     import_all("cellseg_nb.models.kinds")
-    return [*KINDS, Specification]
+    return [*reversed(KINDS), Specification]
 
 
 def specification_class(

@@ -58,8 +58,8 @@ def needs_density(
     """
     if not isinstance(specification, CountSpecification):
         raise ValueError(
-            f"the model {specification.name!r} predicts objects, not cells per pixel; counting wants "
-            "a model that was trained on points. 'cellseg segment' counts with this one"
+            f"the model {specification.name!r} {specification.other or 'predicts objects, not cells per pixel'}; counting wants "
+            "a model that was trained on points. " + (specification.instead or "'cellseg segment' counts with this one")
         )
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'ROUGH_TOLERANCE', 'MOST_DIFFERENCE', 'trial_picture', 'engine_difference', 'EngineChoice',
-           'choose_engine', 'with_engine']
+           'int8_precision', 'choose_engine', 'with_engine']
 
 # %% ../../nbs/segment/23_engines.ipynb #4996f4e5
 from collections.abc import Callable
@@ -107,21 +107,21 @@ def _made(bundle: Bundle, engine: str, precision: str) -> EngineChoice:
     if engine == "onnx":
         compute = onnx_runner(network, about.network.in_channels, n_axes)
     elif engine == INT8:
-        compute = compiled(int8_graph(bundle.folder, about))
+        compute = compiled(int8_graph(bundle.folder, about), int8_precision())
     else:
         compute = compiled(openvino_graph(network, about.network.in_channels, n_axes), precision)
     fast = EngineNetwork(network, compute, engine, precision)
     try:
-        difference = engine_difference(fast, trial_picture(bundle), _last_step(about))
+        difference = engine_difference(fast, trial_picture(bundle), about.activation)
     except RuntimeError as error:  # of OpenVINO: it was made for one size
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(f"{engine} does not compute this network for all sizes: {reason}") from error
     return EngineChoice(engine, precision, difference, compute=compute)
 
 
-def _last_step(specification: Any) -> str:
-    """What turns raw numbers into what the model gives."""
-    return getattr(getattr(specification, "target", None), "activation", "sigmoid")
+def int8_precision() -> str:  # "bfloat16" where the processor has it, else "float32"
+    """How exactly the layers of a quantised model that were not quantised are computed."""
+    return "bfloat16" if has_bfloat16(torch.device("cpu")) else "float32"
 
 
 def _precision_of(engine: str, precision: str) -> list[str]:

@@ -207,11 +207,15 @@ def slide_parts(
 ) -> Iterator[Part]:  # weighted probabilities of each tile, for `data.tiles.stitch_in_order`
     """Predict tile after tile; each is read once, for all models."""
     seen, share = _Seen(slide), np.float32(1 / len(bundles))
-    how = [slide_precision(bundle, settings.device) for bundle in bundles]
+    how = [(settings.device, slide_precision(one, settings.device), settings.flips) for one in bundles]
     for number, tile in enumerate(tiles):
         found = [
-            next(predict_parts(_Channels(seen, one), one.network, [tile], settings.device, precision, settings.flips))
-            for one, precision in zip(bundles, how)
+            next(
+                predict_parts(
+                    _Channels(seen, one), one.network, [tile], *place, activation=one.specification.activation
+                )
+            )
+            for one, place in zip(bundles, how)
         ]
         yield found[0]._replace(values=share * sum(part.values[0] for part in found))
         report(number + 1)

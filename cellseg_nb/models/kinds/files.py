@@ -4,15 +4,22 @@
 
 # %% auto #0
 __all__ = ['Meaning', 'Sizes', 'FileNetworkSettings', 'Step', 'StepwiseNormalised', 'prepare_by', 'FileNormalisation',
-           'FileSpecification', 'FileStackSpecification']
+           'FileSpecification', 'FileStackSpecification', 'FileCountSpecification', 'FilePairSpecification']
 
 # %% ../../../nbs/models/kinds/04_files.ipynb #2928ce32
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 from pydantic import Field, model_validator
 
+from cellseg_nb.models.kinds.count import (
+    CountOutput,
+    CountSpecification,
+)
+from cellseg_nb.models.kinds.pairs import (
+    PairSpecification,
+)
 from cellseg_nb.models.kinds.stacks import (
     StackSpecification,
 )
@@ -41,7 +48,7 @@ class FileNetworkSettings(Settings):
     architecture: Literal["TorchScript", "ONNX"] = setting(..., "Kind of the file.")
     n_axes: Literal[2, 3] = setting(2, "2 for pictures, 3 for stacks.")
     in_channels: int = setting(1, "Channels of the picture.", ge=1)
-    channels: tuple[Meaning, ...] = setting(..., "What each channel of the result means.")
+    channels: tuple[Meaning | CountOutput, ...] = setting(..., "What each channel of the result means.")
     activation: Literal["identity", "sigmoid", "softmax"] = setting(
         "identity", "What turns the numbers of the network into probabilities."
     )
@@ -78,7 +85,7 @@ class FileNetworkSettings(Settings):
     @property
     def maps(self) -> tuple[str, ...]:
         """Maps that are made of the channels."""
-        found = [one for one in ("foreground", "boundary", "distance") if one in self.channels]
+        found = [one for one in ("foreground", "boundary", "distance", *get_args(CountOutput)) if one in self.channels]
         background = "background" in self.channels and "foreground" not in found
         return ("foreground", *found) if background else tuple(found)
 
@@ -213,17 +220,19 @@ class FileNormalisation(Normalisation):
         return np.stack(seen, -1)
 
 # %% ../../../nbs/models/kinds/04_files.ipynb #53c2712d
-def _is_file(fields: dict, n_axes: int) -> bool:
-    """Whether the network came as a file, for so many axes."""
-    if architecture(fields) not in ("TorchScript", "ONNX"):
-        return False
-    return fields["network"].get("n_axes", 2) == n_axes
-
-
 class _FromFile(Settings):
-    """What models for pictures and for stacks have in common."""
+    """What models whose network came as a file have in common."""
 
     activation: ClassVar[str] = "identity"  # the network gives maps
+    n_axes: ClassVar[int] = 2  # of the pictures
+    of_task: ClassVar[str | None] = None  # `task` of models that paint no maps of objects
+
+    @classmethod
+    def describes(cls, fields: dict) -> bool:
+        """Whether the network came as a file, for such pictures and this task."""
+        if architecture(fields) not in ("TorchScript", "ONNX") or fields.get("task") != cls.of_task:
+            return False
+        return fields["network"].get("n_axes", 2) == cls.n_axes
 
     @classmethod
     def owns(cls, network: Any) -> bool:
@@ -257,15 +266,9 @@ class _FromFile(Settings):
 class FileSpecification(_FromFile, Specification):
     """Everything about a model for pictures whose network came as a file."""
 
-    n_axes: ClassVar[int] = 2
     network: FileNetworkSettings = setting(..., "What the file does not say.")
     normalisation: FileNormalisation = setting(FileNormalisation(), "How pictures are prepared.")
     format_version: int = setting(6, "The oldest version of this page that has all its fields.")
-
-    @classmethod
-    def describes(cls, fields: dict) -> bool:
-        """Whether the network came as a file for pictures."""
-        return _is_file(fields, 2)
 
     @model_validator(mode="after")
     def _has_foreground(self):
@@ -285,7 +288,20 @@ class FileStackSpecification(_FromFile, StackSpecification):
     normalisation: FileNormalisation = setting(FileNormalisation(), "How stacks are prepared.")
     format_version: int = setting(6, "The oldest version of this page that has all its fields.")
 
-    @classmethod
-    def describes(cls, fields: dict) -> bool:
-        """Whether the network came as a file for stacks."""
-        return _is_file(fields, 3)
+
+@register_kind
+class FileCountSpecification(_FromFile, CountSpecification):
+    """Everything about a model that counts whose network came as a file, which gives the density itself."""
+
+    of_task: ClassVar[str | None] = "count"
+    network: FileNetworkSettings = setting(..., "What the file does not say.")
+    format_version: int = setting(7, "The oldest version of this page that has all its fields.")
+
+
+@register_kind
+class FilePairSpecification(_FromFile, PairSpecification):
+    """Everything about a model that paints one mask whose network came as a file."""
+
+    of_task: ClassVar[str | None] = "pairs"
+    network: FileNetworkSettings = setting(..., "What the file does not say.")
+    format_version: int = setting(7, "The oldest version of this page that has all its fields.")

@@ -75,12 +75,16 @@ def model_import(
     config: option(Path, "FILE", "YAML file with the same and more, such as decoder_channels.") = None,
 ) -> None:
     """Make a model folder, which every --model takes, of what another program wrote."""
+    from cellseg_nb.models.bundle import read_specification
     from cellseg_nb.models.exchange import import_model
 
     chosen = given(activation=activation, architecture=architecture, encoder=encoder, name=name)
     if channels:
         chosen["channels"] = [one.strip() for one in channels.split(",")]
-    print(f"model: {import_model(source, _place(out, named), config, **chosen)}")
+    folder = import_model(source, _place(out, named), config, **chosen)
+    print(f"model: {folder}")
+    if not read_specification(folder).licence:
+        print("licence: not stated; ask whom the model comes from before it is passed on")
 
 # %% ../../../nbs/run/commands/06_models.ipynb #291d5e65
 @app.command("export")
