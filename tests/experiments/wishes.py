@@ -43,12 +43,12 @@ STARS = {
     "task": "stars",
     "network": {"in_channels": 3, "n_rays": 8, "grid": [2, 2], "n_depth": 1, "n_filter_base": 8},
     "data": {"dataset": "rgb", "validation_fraction": 0.3},
-    "training": {"epochs": 2, "steps_per_epoch": 30, "batch_size": 2, "patch_size": 64, "tensorboard": True},
+    "training": {"epochs": 2, "steps_per_epoch": 100, "batch_size": 2, "patch_size": 64, "tensorboard": True},
 }
 COUNT = {
     "name": "tiny-count",
     "task": "count",
-    "data": {"dataset": "simulated-nuclei", "split": "train", "images": 4, "validation_fraction": 0.25},
+    "data": {"dataset": "parts", "split": "train", "validation_fraction": 0.3},
     "network": {"encoder_depth": 3, "decoder_channels": [8, 8, 8]},
     "training": {"epochs": 1, "steps_per_epoch": 2, "batch_size": 2, "crop_px": 64, "device": "cpu"},
 }
@@ -103,6 +103,9 @@ def folders() -> None:
         image, labels = simulate_nuclei((96, 112), n_nuclei=10, seed=n)
         write_image(Path("nuclei/images", f"n{n}.tif"), image, "YX")
         write_labels(Path("nuclei/masks", f"n{n}.tif"), labels)
+        part = Path("parts", "train" if n < 3 else "test")
+        write_image(part / f"images/p{n}.tif", image, "YX")
+        write_labels(part / f"masks/p{n}.tif", labels)
         rows.append(f"images/n{n}.tif,{'small' if n < 3 else 'large'}")
         colours = np.stack([image / image.max() * share for share in (255, 120, 200)], -1).astype(np.uint8)
         write_image(Path("rgb/images", f"c{n}.tif"), colours, "YXC")
@@ -243,7 +246,7 @@ line("kedro viz is missing", "pipeline show --viz --project study", "kedro_viz",
 line("label smoothing", f"train nuclei data.dataset=simulated-nuclei data.kind=null data.images=4 {TINY} "
      "training.label_smoothing=0.1 training.tensorboard=true --out runs/smooth", "epoch 0")  # fmt: skip
 line("RGB StarDist training, `task: stars`", "train stars.yml --out runs/stained", "model:")
-line("an RGB picture segmented", "segment rgb/images/c3.tif --model runs/stained/model --out found", "c3")
+line("an RGB picture segmented", "segment rgb/images/c3.tif --model runs/stained/model --out found", "objects")
 line("TensorBoard is missing", "train stars.yml --out runs/none", "tensorboard", 2, without="tensorboard")
 
 
@@ -261,7 +264,7 @@ def tensorboard() -> str:
 
 # --- stacks --------------------------------------------------------------------------------------------------------
 
-line("a table with images, masks, train", f"train membranes3d data.dataset=stacks.csv {WALLS} training.device=cpu "
+line("a table with images, masks, train", f"train membranes3d data.dataset=stacks.csv data.split=null {WALLS} training.device=cpu "
      "start_from=null --out runs/walls", "epoch 0")  # fmt: skip
 code("patches by key, with one's own transforms", """
 from torch.utils.data import DataLoader
@@ -299,7 +302,10 @@ print({name: round(n, 1) for name, n in counts.items()}, type(plots["n0"]).__nam
 """)  # fmt: skip
 
 
-@wish("the release flow by one command", "`cellseg model release count.yml --version 1.0 --evaluate test`, twice")
+@wish(
+    "the release flow by one command; `init_model(None)`",
+    "`cellseg model release count.yml --version 1.0 --evaluate test`, twice",
+)
 def release() -> str:
     asked = "model release count.yml --version 1.0 --evaluate test --repo lab/models"
     with pretend_github(repo="lab/models") as github:
@@ -312,7 +318,6 @@ def release() -> str:
     return f"{first}; again: {again.split(': ')[0]}; init_model(None): {Path(latest).name}"
 
 
-WISHES["`init_model(None)`"] = ("the newest model here, else the latest, in a fresh cache", release)
 line("name..ANNOTATOR", "points import plate..ANNA.csv plate..BEN.csv --images marked --out points", "annotators")
 line("annotators compared", "points agree points", "ANNA")
 
