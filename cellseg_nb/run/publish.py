@@ -117,7 +117,7 @@ def unseen(
         raise ValueError(f"the split {split!r} has no picture that is not trained on, too; evaluate on another one")
     return left if labelled else Parts(left, left)
 
-
+# %% ../../nbs/run/22_publish.ipynb #839fa726
 def score_split(
     config: Any,  # all settings of a training
     model: Path,  # folder of what it trained

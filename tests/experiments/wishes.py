@@ -185,8 +185,9 @@ def classes() -> str:
 @wish("a probability per transform", "`rotation: {p: 0.3, degrees: 30}`, in the project")
 def probabilities() -> str:
     (path,) = Path("study/data").glob("**/augmentations.png")
-    config = yaml.safe_load(next(Path("study/data").glob("**/config.yml")).read_text())["augmentation"]
-    assert config["rotation_degrees"] == 30 and config["flip_turn"] == 0.5
+    (file,) = Path("study/data").glob("**/config.yml")
+    config = yaml.safe_load(file.read_text())["augmentation"]
+    assert config["rotation_degrees"] == 30 and config["probability"]["rotation"] == 0.3
     return f"{path.name}, {path.stat().st_size:,} bytes; probability {config['probability']}"
 
 
