@@ -89,7 +89,10 @@ def test_the_table_trains_by_command(table, tmp_path):
         "training.epochs=1",
     ]
     line += ["training.crops_per_epoch=2", "training.crop_px=[8,32,32]", "network.f_maps=8", "network.levels=2"]
-    done = CliRunner().invoke(app, [*line, "training.device=cpu", "start_from=null", "--out", str(tmp_path / "run")])
+    line += ["training.device=cpu", "start_from=null", "--out", str(tmp_path / "run")]
+    done = CliRunner().invoke(app, [one for one in line if "data.split" not in one])
+    assert done.exit_code == 2 and "has no column split; leave data.split out, data.split=null" in done.output
+    done = CliRunner().invoke(app, line)
     assert done.exit_code == 0, done.output
     rows = (tmp_path / "run" / "validation.csv").read_text().splitlines()
     assert len(rows) == 2 and rows[1].startswith("2,")

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from cellseg_nb.data.io import read_labels, write_image
+from cellseg_nb.data.io import read_labels, write_image, write_labels
 from cellseg_nb.data.simulate import simulate_nuclei
 from cellseg_nb.measure.matching import match
 from cellseg_nb.models.bundle import (
@@ -174,3 +175,36 @@ def test_what_a_star_model_cannot_do(model):
         from cellseg_nb.run.stacks import segment_stack
 
         segment_stack(np.zeros((4, 8, 8)), bundle)
+
+
+def test_colours_are_learned_and_segmented_with_event_files(tmp_path, monkeypatch):
+    """Few steps on pictures in red, green and blue: a model that reads them, and what TensorBoard shows."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for n in range(3):
+        image, labels = simulate_nuclei((80, 96), n_nuclei=8, seed=n)
+        colours = np.stack([image / image.max() * share for share in (255, 120, 200)], -1)
+        write_image(tmp_path / "in/images" / f"{n}.tif", colours.astype(np.uint8), "YXC")
+        write_labels(tmp_path / "in/masks" / f"{n}.tif", labels)
+    (tmp_path / "stars.yml").write_text(
+        "{name: stained, task: stars, network: {architecture: StarDist2D, in_channels: 3, n_rays: 8, grid: [2, 2], "
+        f"n_depth: 1, n_filter_base: 4}}, data: {{dataset: {tmp_path / 'in'}, validation_fraction: 0.3}}, "
+        "training: {epochs: 2, steps_per_epoch: 4, batch_size: 2, patch_size: 48, tensorboard: true}, "
+        "postprocessing: {prob_thresh: 0.5, nms_thresh: 0.4}}"
+    )
+    line = ("train", tmp_path / "stars.yml", "--out", tmp_path / "run")
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "tensorboard", None)
+        assert "tensorboard is needed here and not installed: pip install" in run(*line, code=2)
+    assert not (tmp_path / "run").exists()
+    run(*line)
+    model = load_bundle(tmp_path / "run/model")
+    assert model.specification.network.in_channels == 3
+    shown = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
+    assert {"loss/loss", "loss/val_loss", "training/learning_rate"} <= set(shown.Tags()["scalars"])
+    assert [one.step for one in shown.Scalars("loss/loss")] == [0, 1]
+    assert [(one.width, one.height) for one in shown.Images("crop/0")] == [(48, 48)]
+    run("segment", tmp_path / "in/images/0.tif", "--model", tmp_path / "run/model", "--out", tmp_path / "out")
+    assert read_labels(tmp_path / "out/0_labels.tif").shape == (80, 96)
+    with pytest.raises(ValueError, match="'stained' takes pictures"):
+        segment_image(image, model)

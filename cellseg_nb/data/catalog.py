@@ -605,16 +605,16 @@ def _check_pairs(folder, pictures, masks, expected):
 
 # %% ../../nbs/data/01_catalog.ipynb #dd1f1c9e
 def folder_samples(
-    folder: str | Path,  # pictures and label images in the layout of StarDist or Cellpose
+    folder: str | Path,  # pictures and label images in the layout of StarDist or Cellpose, perhaps index.csv
 ) -> list["Sample"]:  # those of subfolders carry its name as split, the others "all"
-    """List the pictures of a folder that have label images.
+    """List the pictures of a folder that have label images; the columns file and kind of an index.csv name their kinds.
 
     Raises
     ------
     FileNotFoundError
         There is no such folder.
     ValueError
-        The layout is another one, or a picture lacks its label image.
+        The layout is another one, a picture lacks its label image, or index.csv names no files.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
@@ -632,12 +632,14 @@ def folder_samples(
                 break
     if not found:
         raise ValueError(f"{folder} holds no pictures with label images; {LAYOUTS}")
+    listed = index_table(folder) if (folder / "index.csv").is_file() else []
+    kinds = {PurePosixPath(row["file"]).stem: row.get("kind") for row in listed}
     names = [stem for _, stem, *_ in found]
     return [
         Sample(
             stem if names.count(stem) == 1 else f"{split}-{stem}",
             split,
-            "unknown",
+            kinds.get(stem) or "unknown",
             str(folder),
             image_path=picture,
             labels_path=mask,

@@ -59,7 +59,8 @@ class Source(Settings):
     kind: str | None = setting(None, "Only those of this kind.", usual="all")
     classes: tuple[str, ...] = setting((), "Only images of these classes.", usual="all")
     class_column: str = setting(
-        "kind", "What the class of an image is: kind, or a column of the data set's `index.csv`, such as tissue."
+        "kind",
+        "What the class of an image is: kind, or another column of the `index.csv` of the data set or folder, such as tissue.",
     )
     images: int | None = setting(None, "Only the first so many.", usual="all", ge=1)
     address: str | None = setting(None, "Another address of the archive of a data set.")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['version_key', 'version_text', 'Release', 'list_releases', 'choose_release', 'cached_models', 'unpack_model',
            'fetch_model', 'fetch_into', 'find_published', 'init_model', 'pack_model', 'Shipment', 'pack_release',
-           'release']
+           'need_token', 'release']
 
 # %% ../../nbs/run/12_releases.ipynb #4167b87b
 import hashlib
@@ -554,6 +554,23 @@ def _notes(specification: Specification, version: str, repo: str, checksum: str,
     return "\n\n".join(part for part in parts if part) + "\n"
 
 # %% ../../nbs/run/12_releases.ipynb #62a24c15
+def need_token(
+    at: Repository,  # where something is to be published
+) -> None:
+    """Refuse to publish without a token.
+
+    Raises
+    ------
+    PermissionError
+        GITHUB_TOKEN is not set.
+    """
+    if at.token is None:
+        raise PermissionError(
+            "publishing needs a token with the permission 'Contents: read and write' of "
+            f"{at.name}, in the environment variable GITHUB_TOKEN"
+        )
+
+
 def release(
     bundle: str | Path,  # name of a bundle of the package, or a folder
     version: str,  # such as "1.2"; never used before
@@ -581,11 +598,7 @@ def release(
     shipment = pack_release(bundle, version, at.name, notes)
     if dry_run:
         return shipment
-    if at.token is None:
-        raise PermissionError(
-            "publishing needs a token with the permission 'Contents: read and write' of "
-            f"{at.name}, in the environment variable GITHUB_TOKEN"
-        )
+    need_token(at)
     _make_room(at, shipment.tag)
     draft = _fill_draft(at, shipment)
     public = {"draft": False, "make_latest": "false"}  # "latest" is the package, not a model

@@ -242,6 +242,8 @@ def stack_samples(
     for name, wanted in (("split", data.split), ("kind", data.kind)):
         known = sorted({str(getattr(sample, name)) for sample in found})
         if wanted is not None and wanted not in known:
+            if known == ["None"]:
+                raise ValueError(f"{data.dataset} has no column {name}; leave data.{name} out, data.{name}=null")
             raise ValueError(f"{data.dataset} has no {name} {wanted!r}; it has: {', '.join(known)}")
         if wanted is not None or name == "split":
             found = [

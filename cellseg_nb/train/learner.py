@@ -42,6 +42,7 @@ from cellseg_nb.core import (
     folder_lock,
     package_versions,
     read_json,
+    require,
     thread_count,
 )
 from cellseg_nb.models.bundle import (
@@ -96,6 +97,8 @@ def train(
     ------
     FileNotFoundError
         There is no such data, or nothing to start from.
+    ImportError
+        Event files are asked for, and TensorBoard is not installed.
     ValueError
         The folder holds another run, another process trains in it, there is nothing to resume, or the
         settings do not fit the data or the network to start from.
@@ -104,6 +107,8 @@ def train(
         pictures. The new one is kept in `model_refused/`.
     """
     out, recipe = Path(out), recipe_of(config)
+    if getattr(config.training, "tensorboard", False):
+        require("tensorboard", "tensorflow")
     if config.start_from is not None and not resume:
         recipe.network(config) if recipe.learn else first_network(
             config

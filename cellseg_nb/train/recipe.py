@@ -302,10 +302,18 @@ def all_recipes() -> list[Recipe]:
 def find_recipe(
     fields: dict,  # what a YAML file says
 ) -> Recipe:
-    """Find the recipe that a YAML file asks for; `maps` where it asks for none."""
-    known = all_recipes()
-    usual = next(one for one in known if one.name == "maps")
-    return next((one for one in known if one.claims(fields)), usual)
+    """Find the recipe that a YAML file asks for, by its task or its network; `maps` where it asks for none.
+
+    Raises
+    ------
+    ValueError
+        No recipe has the name in `task`.
+    """
+    known, task = all_recipes(), fields.get("task", "maps")
+    found = [one for one in known if one.claims(fields)] or [one for one in known if one.name == task]
+    if not found:
+        raise ValueError(f"task is {task!r}; it must be one of: {', '.join(sorted({one.name for one in known}))}")
+    return found[0]
 
 
 def recipe_of(

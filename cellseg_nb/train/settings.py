@@ -31,6 +31,9 @@ from cellseg_nb.models.bundle import (
     VoxelSize,
     read_specification,
 )
+from cellseg_nb.models.specification import (
+    architecture,
+)
 from cellseg_nb.settings import (
     Settings,
     setting,
@@ -239,7 +242,7 @@ def _inherited(fields: dict) -> dict:
     about = read_specification(start_from)
     parent = about.model_dump()
     recipe = find_recipe({"network": parent["network"]} | fields)
-    if parent.get("task") != fields.get("task"):
+    if find_recipe(parent) is not recipe:
         does = recipe.lacks or about.other or "is for another task"
         raise ValueError(f"start_from: the model {about.name!r} {does}; start from another one")
     return {key: parent[one] for key, one in recipe.inherited.items() if key not in fields}
@@ -259,7 +262,11 @@ def make_config(
         A key or value is wrong.
     """
     fields = fields | _inherited(fields)
-    kind = find_recipe(fields).config_for(fields)
+    recipe = find_recipe(fields)
+    kind, network = recipe.config_for(fields), architecture(fields)
+    if "task" not in kind.model_fields and fields.pop("task", None) and network:  # which says the same
+        if find_recipe(fields) is not recipe:
+            raise ValueError(f"{place}: the task {recipe.name!r} has no network {network!r}; leave one of them out")
     try:
         return kind(**fields)
     except ValidationError as error:
