@@ -478,23 +478,11 @@ FILE_KINDS = {
     "count": FileCountSpecification,
     "pairs": FilePairSpecification,
 }
-TOLD = (  # of a model, in every format, where its kind has it
-    "name",
-    "description",
-    "normalisation",
-    "scales",
-    "diameter_px",
-    "postprocessing",
-    "data",
-    "licence",
-    "citation",
-    "known_pictures",
-    "target",
-    "peaks",
-    "calibration",
-    "threshold",
-    "um_per_px",
-)
+# of a model, in every format, where its kind has it
+TOLD = (
+    "name description normalisation scales diameter_px postprocessing data licence citation known_pictures "
+    "target peaks calibration threshold um_per_px"
+).split()
 
 
 def our_channels(
@@ -505,7 +493,7 @@ def our_channels(
         return None
     return tuple("boundary" if one in ("edges", "inner_edges") else one for one in facts["outputs"])
 
-
+# %% ../../nbs/models/10_package_reader.ipynb #de47e134
 def describe_package(
     page: str | Path,  # bioimageio.yaml
     channels: Sequence[str] | None = None,  # what channels mean; None = by their names
