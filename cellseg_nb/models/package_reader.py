@@ -512,7 +512,8 @@ def describe_package(
     kind, weights = choose_weights(page.parent, fields["weights"])
     ours = (fields.get("config") or {}).get("cellseg_nb")
     known = None if channels else our_channels(ours)
-    network, threshold = network_settings(kind, fields, channels or known, activation)
+    counts = known if "density" in (known or ()) else None  # others are told by the names of the channels
+    network, threshold = network_settings(kind, fields, channels or counts, activation)
     deep, steps = network.n_axes == 3, preparation_steps(fields["inputs"][0].get("preprocessing") or [])
     if network.in_channels != 1 and not known:
         raise ValueError(
