@@ -97,7 +97,7 @@ def _bundle_elsewhere(model):
         return local(url)
     raise FileNotFoundError(f"no model {shown(url)}: there is no model.json in it")
 
-# %% ../../nbs/models/02_bundle.ipynb #f70d6530
+# %% ../../nbs/models/02_bundle.ipynb #78cca70a
 def find_bundle(
     model: str | Path,  # name of a bundle of the package, a folder, or the address of one
 ) -> Path:  # its folder

@@ -55,12 +55,12 @@ from cellseg_nb.models.package_writer import (
     maps_network,
     sample_tensors,
 )
+
+# %% ../../nbs/models/13_exchange.ipynb #857861f7
 from cellseg_nb.models.specification import (
     Bundle,
     save_bundle,
 )
-
-# %% ../../nbs/models/13_exchange.ipynb #857861f7
 from cellseg_nb.models.stars import (
     export_stardist,
     import_stardist,

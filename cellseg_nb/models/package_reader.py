@@ -478,10 +478,11 @@ FILE_KINDS = {
     "count": FileCountSpecification,
     "pairs": FilePairSpecification,
 }
-TOLD = tuple(  # of a model, in every format, where its kind has it
+# of a model, in every format, where its kind has it
+TOLD = (
     "name description normalisation scales diameter_px postprocessing data licence citation known_pictures "
-    "target peaks calibration threshold um_per_px".split()
-)
+    "target peaks calibration threshold um_per_px"
+).split()
 
 
 def our_channels(
@@ -492,7 +493,7 @@ def our_channels(
         return None
     return tuple("boundary" if one in ("edges", "inner_edges") else one for one in facts["outputs"])
 
-# %% ../../nbs/models/10_package_reader.ipynb #393760ac
+# %% ../../nbs/models/10_package_reader.ipynb #de47e134
 def describe_package(
     page: str | Path,  # bioimageio.yaml
     channels: Sequence[str] | None = None,  # what channels mean; None = by their names
@@ -511,7 +512,8 @@ def describe_package(
     kind, weights = choose_weights(page.parent, fields["weights"])
     ours = (fields.get("config") or {}).get("cellseg_nb")
     known = None if channels else our_channels(ours)
-    network, threshold = network_settings(kind, fields, channels or known, activation)
+    counts = known if "density" in (known or ()) else None  # others are told by the names of the channels
+    network, threshold = network_settings(kind, fields, channels or counts, activation)
     deep, steps = network.n_axes == 3, preparation_steps(fields["inputs"][0].get("preprocessing") or [])
     if network.in_channels != 1 and not known:
         raise ValueError(

@@ -111,7 +111,8 @@ def file_facts(
     deep = spatial_axes(about) == "zyx"
     if "target" in fields:  # the file gives the density itself
         fields["target"] |= {"factor": 1.0, "activation": "identity"}
-    return {name: fields[name] for name in (*TOLD, "outputs") if name in fields} | {
+    told = [name for name in (*TOLD, "outputs") if name in fields and name != "known_pictures"]  # which are long
+    return {name: fields[name] for name in told} | {
         "kind": fields.get("task") or ("stacks" if deep else "maps"),
         "axes": f"bc{spatial_axes(about)}",
         "in_channels": about.network.in_channels,
@@ -258,6 +259,7 @@ def description(
     }
     if steps := last_step(about):
         maps["postprocessing"] = steps
+    known = about.known_pictures.model_dump(mode="json") if about.known_pictures else None
     dims, tolerance = f"{len(spatial_axes(about))}d", min(1e-3, scale / 200)
     return {
         "type": "model",
@@ -280,7 +282,7 @@ def description(
             "bioimageio": {
                 "reproducibility_tolerance": [{"absolute_tolerance": tolerance, "relative_tolerance": 1e-3}]
             },
-            "cellseg_nb": facts,
+            "cellseg_nb": facts | {"known_pictures": known},
         },
     }
 

@@ -100,8 +100,8 @@ class EngineChoice(NamedTuple):
         return found | ({"because": self.because} if self.because else {})
 
 # %% ../../nbs/segment/23_engines.ipynb #bdf94c2d
-def _made(bundle: Bundle, engine: str, precision: str) -> EngineChoice:
-    """A network computed by an engine, compared with PyTorch."""
+def _made(bundle: Bundle, engine: str, precision: str, graph: Any = None) -> EngineChoice:
+    """A network computed by an engine, compared with PyTorch; of OpenVINO from its graph."""
     network, n_axes = bundle.network.cpu(), network_axes(bundle.network) or 2
     about = bundle.specification
     if engine == "onnx":
@@ -109,7 +109,7 @@ def _made(bundle: Bundle, engine: str, precision: str) -> EngineChoice:
     elif engine == INT8:
         compute = compiled(int8_graph(bundle.folder, about), int8_precision())
     else:
-        compute = compiled(openvino_graph(network, about.network.in_channels, n_axes), precision)
+        compute = compiled(graph, precision)
     fast = EngineNetwork(network, compute, engine, precision)
     try:
         difference = engine_difference(fast, trial_picture(bundle), about.activation)
@@ -141,9 +141,11 @@ def _allowed(choice: EngineChoice, n_axes: int) -> float:
 # %% ../../nbs/segment/23_engines.ipynb #9c3c1661
 def _asked_for(bundle: Bundle, engine: str, precision: str) -> EngineChoice:
     """The engine that somebody named; ValueError or ImportError where it cannot be."""
-    n_axes, tried = network_axes(bundle.network), []
+    n_axes, tried, graph = network_axes(bundle.network), [], None
     for one in _precision_of(engine, precision):
-        tried.append(choice := _made(bundle, engine, one))
+        if engine == "openvino" and graph is None:  # made once for all precisions
+            graph = openvino_graph(bundle.network.cpu(), bundle.specification.network.in_channels, n_axes or 2)
+        tried.append(choice := _made(bundle, engine, one, graph))
         if choice.difference <= _allowed(choice, n_axes):
             return choice
     if engine != INT8 and not tried[-1].difference <= MOST_DIFFERENCE:
