@@ -99,7 +99,7 @@ def python(code: str, tells: str = "") -> str:
 def folders() -> None:
     """Pictures, colours, stacks, points and a table of classes, where the wishes look for them."""
     rows = ["file,kind"]
-    for n in range(4):
+    for n in range(5):
         image, labels = simulate_nuclei((96, 112), n_nuclei=10, seed=n)
         write_image(Path("nuclei/images", f"n{n}.tif"), image, "YX")
         write_labels(Path("nuclei/masks", f"n{n}.tif"), labels)
