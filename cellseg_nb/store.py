@@ -113,6 +113,8 @@ def _reason(error: Exception, url: str) -> Exception:
         return ConnectionError(
             f"{where}: the server cannot be reached, or the connection broke off; try again ({type(error).__name__})"
         )
+    if status == 412 or isinstance(error, FileExistsError):
+        return FileExistsError(f"{where} is there already")
     if status == 404 or isinstance(error, FileNotFoundError):
         return FileNotFoundError(f"there is no file or folder {where}")
     if status is not None:
@@ -130,6 +132,8 @@ def explained_url(
     ------
     FileNotFoundError
         There is no such file, folder or bucket.
+    FileExistsError
+        There is a file that must not be there.
     PermissionError
         There are no credentials, or they were refused.
     ConnectionError

@@ -1,14 +1,20 @@
 """Servers for tests, started without a service manager and stopped afterwards: a Slurm cluster of one node, and an ssh server."""
 
 import getpass
+import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from cellseg_nb.core import claim
+from cellseg_nb.run.cluster import read_submission
+from cellseg_nb.run.records import record_path
 
 SLURM_TOOLS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel")
 
@@ -43,6 +49,27 @@ def stop(processes: list[subprocess.Popen]) -> None:
         except subprocess.TimeoutExpired:
             one.kill()
             one.wait()
+
+
+def state_of(out: Path, name: str) -> dict:
+    """How a piece of a submission stands."""
+    try:
+        submission = read_submission(out)
+        return submission.state(submission.names.index(name))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {"state": "none"}
+
+
+@contextmanager
+def held_in(out: Path, name: str):
+    """The worker that comes to a picture waits there; gives its process."""
+
+    def at_work() -> dict:
+        wait_for(lambda: state_of(out, name)["state"] == "running", 60, f"work on {name}")
+        return state_of(out, name)
+
+    with claim(record_path(out, name, ".lock", "segment"), out):
+        yield at_work
 
 
 SLURM_CONF = """

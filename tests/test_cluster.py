@@ -6,14 +6,25 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
-from cluster_servers import SlurmCluster, SshServer, start_slurm, start_ssh, stop, wait_for, why_no_slurm, why_no_ssh
+from cluster_servers import (
+    SlurmCluster,
+    SshServer,
+    held_in,
+    start_slurm,
+    start_ssh,
+    state_of,
+    stop,
+    wait_for,
+    why_no_slurm,
+    why_no_ssh,
+)
 from typer.testing import CliRunner
 
 from cellseg_nb.core import claim
@@ -107,26 +118,6 @@ def ended(process: subprocess.Popen, seconds: float = 90) -> tuple[int, str, str
         process.kill()
         raise AssertionError(f"it did not end: {process.communicate()}") from None
     return process.returncode, out, err
-
-
-def state_of(out: Path, name: str) -> dict:
-    try:
-        submission = read_submission(out)
-        return submission.state(submission.names.index(name))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {"state": "none"}
-
-
-@contextmanager
-def held_in(out: Path, name: str):
-    """The worker that comes to a picture waits there; gives its process."""
-
-    def at_work() -> dict:
-        wait_for(lambda: state_of(out, name)["state"] == "running", 60, f"work on {name}")
-        return state_of(out, name)
-
-    with claim(record_path(out, name, ".lock", "segment"), out):
-        yield at_work
 
 
 def check_tables(out: Path, alone: Path) -> None:
@@ -229,6 +220,8 @@ def test_slurm_without_waiting(slurm, pictures, alone, tmp_path):
     assert code == 0 and "4 images: 3 done, 1 failed" in said and "failed: bad: " in said
     check_ended(submit("merge", out, **slurm.variables), pictures)
     check_tables(out, alone)
+    code, _, err = ended(submit("slurm", *command(pictures, tmp_path / "out"), SLURM_CONF=str(tmp_path / "none")))
+    assert code == 2 and "error: Slurm does not answer here: " in err and "or with 'local'" in err
 
 
 def test_slurm_that_is_not_there(pictures, tmp_path):
@@ -305,6 +298,10 @@ def test_remote_goes_on_after_a_broken_line(lab, odd_pictures, alone, tmp_path):
 def test_remote_errors_are_one_line(lab, pictures, tmp_path):
     code, _, err = ended(remotely(lab, tmp_path / "out", pictures, host="stranger"))
     assert code == 2 and "error: no connection to stranger: " in err and "must work with a key" in err
+    code, _, err = ended(remotely(lab, tmp_path / "out", pictures, host="nowhere.invalid"))
+    assert code == 2 and err.count("\n") == 1 and "error: no connection to nowhere.invalid: " in err  # asked once
+    code, _, err = ended(submit("--remote", "lab"))
+    assert code == 2 and "error: --remote goes with local, slurm or dask" in err
     code, _, err = ended(remotely(lab, tmp_path / "out", pictures, python="/nowhere/python"))
     assert (
         code == 2

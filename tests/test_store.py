@@ -148,6 +148,10 @@ def test_two_runs_into_one_folder(lab):
     printed = cellseg("segment", "s3://lab/in/a.tif", "--out", "s3://lab/out", "--model", "otsu", code=2)
     assert "s3://lab/out is in use by another run (process" in printed and "on another computer" in printed
     assert names(lab, "out/") == [f"out/{working.HOLDER}"]
+    late = working.Holder("s3://lab/out")
+    late.found = dict  # it looked before the other one was there
+    with pytest.raises(ValueError, match="^s3://lab/out is in use by another run that has just begun"):
+        late.take()
     other.own["run"] = "old"
     other.system.pipe_file(other.key, json.dumps(other.own | {"renewed": 0}).encode())
     cellseg("segment", "s3://lab/in/a.tif", "--out", "s3://lab/out", "--model", "otsu")

@@ -222,7 +222,7 @@ class Line:
     ):
         if not host or host.startswith("-"):
             raise ValueError(f"--remote takes the name of a computer, not {host!r}")
-        self.host, self.python = host, python
+        self.host, self.python, self.reached = host, python, False
         self.ssh = [*shlex.split(ssh), *SSH_OPTIONS, host]
 
     def open(self, *words: str, **pipes: Any) -> subprocess.Popen:
@@ -238,6 +238,7 @@ class Line:
     def check(self, process: subprocess.Popen, said: bytes) -> None:
         """Raise what went wrong: NoConnection, or ValueError with what to do."""
         if process.returncode == 0:
+            self.reached = True
             return
         lines = [line for line in said.decode(errors="replace").splitlines() if line.strip()] or [
             f"exit code {process.returncode}"
@@ -358,15 +359,15 @@ def _without_out(words: Sequence[str]) -> list[str]:
 TRIES = 6  # of a broken line
 
 
-def _persist(work: Callable[[], Any], host: str) -> Any:
-    """Do what needs a line, again where it breaks."""
+def _persist(work: Callable[[], Any], line: Line) -> Any:
+    """Do what needs a line, again where it breaks; a computer that never answered is not asked again."""
     for attempt in range(TRIES):
         try:
             return work()
         except NoConnection as error:
-            if attempt == TRIES - 1 or attempt == 0 and "Permission denied" in str(error):
+            if attempt == TRIES - 1 or not line.reached:
                 raise ValueError(str(error)) from error
-            say(f"{host}: the connection is broken; trying again in {2**attempt} s")
+            say(f"{line.host}: the connection is broken; trying again in {2**attempt} s")
             time.sleep(2**attempt)
 
 
@@ -436,11 +437,11 @@ def submit_there(
     digest = facts_sha256([command, os.getcwd(), host, there])[:12]
     if not there:
         command, files, here, results = travelling(command)
-    _persist(lambda: bring_inputs(line, digest, files), host)
-    _persist(lambda: line.ask("start", digest, str(int(there)), *scheduler, "--", *command), host)
+    _persist(lambda: bring_inputs(line, digest, files), line)
+    _persist(lambda: line.ask("start", digest, str(int(there)), *scheduler, "--", *command), line)
     code = _watch(line, digest)
     if not there:
-        _persist(lambda: fetch_results(line, digest, results, here), host)
+        _persist(lambda: fetch_results(line, digest, results, here), line)
     return code
 
 # %% ../../nbs/run/26_remote.ipynb #80bef5ea

@@ -246,7 +246,10 @@ def _ask(self: Slurm, *words: str) -> str:
             f"there is no {words[0]} here; submit from a computer of a Slurm cluster, or with 'local'"
         ) from error
     except subprocess.CalledProcessError as error:
-        raise ValueError(f"{words[0]} says: {' '.join(error.stderr.split())}") from error
+        said = " ".join(error.stderr.split())
+        raise ValueError(
+            f"Slurm does not answer here: {said}; submit from a computer of a Slurm cluster, or with 'local'"
+        ) from error
 
 
 @patch

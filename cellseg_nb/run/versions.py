@@ -40,15 +40,14 @@ from cellseg_nb.run.releases import (
     version_text,
 )
 from cellseg_nb.store import (
-    explained_url,
     file_system,
     inside,
     listed,
-    plain_url,
     store_folder,
 )
 from cellseg_nb.working import (
     check_writable,
+    create_file,
     send_file,
 )
 
@@ -58,31 +57,6 @@ def _as_url(
 ) -> str:
     """The address of a place; a folder has one, too."""
     return (url_of(place) or f"file://{Path(place).resolve().as_posix()}").rstrip("/")
-
-
-def _create(url: str, content: bytes) -> None:
-    """Write a file that must not be there; FileExistsError where it is."""
-    system = file_system(url)
-    key = system._strip_protocol(url)
-    taken = FileExistsError(f"{plain_url(url)} is there already")
-    with explained_url(url):
-        there = system.exists(key)
-    if there:
-        raise taken
-    if url.startswith("file://"):
-        with open(key, "xb") as file:
-            file.write(content)
-        return
-    try:
-        with explained_url(url):
-            try:
-                system.pipe_file(key, content, mode="create")  # one step, where the store has it
-            except TypeError:
-                system.pipe_file(key, content)
-    except ValueError:
-        with explained_url(url):
-            if system.cat_file(key) != content:
-                raise taken from None
 
 # %% ../../nbs/run/22_versions.ipynb #c796ae18
 def list_versions(
@@ -169,7 +143,7 @@ def push_model(
     facts |= {"cellseg_nb": cellseg_nb.__version__, "published": datetime.now(UTC).isoformat(timespec="seconds")}
     _send_archive(archive, inside(inside(url, name), f"{name}-{version}.zip"))
     try:
-        _create(inside(inside(url, name), f"{version}.json"), (json.dumps(facts, indent=1) + "\n").encode())
+        create_file(inside(inside(url, name), f"{version}.json"), (json.dumps(facts, indent=1) + "\n").encode())
     except FileExistsError:
         raise ValueError(
             f"somebody else has just added a version {version} of {name} to {shown(url)}; push again"

@@ -41,7 +41,7 @@ class _Submit(TyperGroup):
 
         words = ctx.meta["cellseg.words"]
         tail = words[_options_end(words) :]
-        if tail[0] not in ("local", "slurm", "dask"):
+        if tail[:1] not in (["local"], ["slurm"], ["dask"]):
             raise ValueError("--remote goes with local, slurm or dask; to look at a submission there, use ssh")
         code = submit_there(
             ctx.params["remote"], tail, ctx.params["remote_python"], ctx.params["there"], ctx.params["ssh"]
