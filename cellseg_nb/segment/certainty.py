@@ -39,7 +39,7 @@ def _check_members(bundles: Sequence[Bundle]) -> None:
     if not bundles:
         raise ValueError("an ensemble needs at least one model")
     for bundle in bundles:
-        needs_maps(bundle.specification, "averaging models")
+        needs_maps(bundle.specification, "averaging models" if len(bundles) > 1 else "cutting objects")
     first = bundles[0].specification
     for other in (bundle.specification for bundle in bundles[1:]):
         if set(other.outputs) != set(first.outputs):
