@@ -212,7 +212,7 @@ def register_kind(
 def all_kinds() -> list[type[Specification]]:
     """All kinds: those that were made of others before these, the one for maps of objects last."""
     import_all("cellseg_nb.models.kinds")
-    return [*reversed(KINDS), Specification]
+    return [*sorted(KINDS, key=lambda kind: -len(kind.__mro__)), Specification]
 
 
 def specification_class(
