@@ -1,6 +1,6 @@
 """Seconds for many pictures with one process, with workers, through Slurm and through Dask; and what a task reads and writes.
 
-python tests/experiments/scaling.py [--pictures 64] [--edge 512] [--model nuclei]
+python tests/experiments/scaling.py [--pictures 64] [--edge 512] [--model nuclei] [--only local slurm dask]
 """
 
 import argparse
@@ -48,6 +48,9 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=64)
     parser.add_argument("--edge", type=int, default=512)
     parser.add_argument("--model", default="nuclei")
+    parser.add_argument(
+        "--only", nargs="+", default=["local", "slurm", "dask"], help="Which of them besides one process."
+    )
     asked = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder:
@@ -75,11 +78,12 @@ def main() -> None:
             ],
             "submit dask --workers 2": ["submit", "dask", "--workers", 2, "--"],
         }
+        if why := why_no_slurm():
+            print(why)
+        left_out = {"local", "slurm", "dask"} - set(asked.only) | ({"slurm"} if why else set())
+        runs = {name: words for name, words in runs.items() if not left_out & set(words)}
         try:
-            if why := why_no_slurm():
-                print(why)
-                runs = {name: words for name, words in runs.items() if "slurm" not in name}
-            else:
+            if "slurm" not in left_out:
                 cluster = start_slurm(work / "slurm")
                 os.environ |= cluster.variables
             alone = None
