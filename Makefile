@@ -17,6 +17,7 @@ ALONE := workflow dvc hardships
 test: export MPLBACKEND := Agg
 test: export OMP_NUM_THREADS := 1
 test: export TF_CPP_MIN_LOG_LEVEL := 3
+test: export PYTHONFAULTHANDLER := 1
 test: export CUDA_VISIBLE_DEVICES :=
 test: export CELLSEG_TESTS_STARTED := $(shell date +%s)
 
