@@ -27,6 +27,18 @@ from cellseg_nb.segment.predict import predict, predict_tiles
 from cellseg_nb.train.quantise import quantise
 
 ROOT = Path(__file__).resolve().parent.parent
+HEARD = """
+import os, signal, threading
+from cellseg_nb.models.bundle import load_bundle
+from cellseg_nb.models.engines import compiled, openvino_graph
+
+made = [compiled(openvino_graph(load_bundle("nuclei").network, 1))]
+last = threading.Thread(target=made.clear)
+last.start()
+last.join()
+signal.signal(signal.SIGUSR1, lambda *_: print("heard"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +74,11 @@ def without(monkeypatch):
 
     yield hide
     choosing._CHOICES.clear()
+
+
+def test_signals_are_heard_when_a_thread_lets_a_network_go():
+    done = subprocess.run([sys.executable, "-c", HEARD], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr[-1000:]
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnx"])

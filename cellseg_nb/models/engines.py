@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ENGINES', 'INT8', 'LIBRARIES', 'REPORTS', 'EXAMPLE_PX', 'INT8_FILES', 'ComputeSettings', 'unreported',
-           'quiet_library', 'is_installed', 'openvino_graph', 'compiled', 'onnx_runner', 'is_quantised', 'int8_graph',
-           'EngineNetwork']
+           'quiet_library', 'is_installed', 'openvino_graph', 'openvino_core', 'compiled', 'onnx_runner',
+           'is_quantised', 'int8_graph', 'EngineNetwork']
 
 # %% ../../nbs/models/10_engines.ipynb #399507e3
 import importlib
@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -139,6 +140,16 @@ def openvino_graph(
     return graph
 
 # %% ../../nbs/models/10_engines.ipynb #ce7191ed
+@cache
+def openvino_core() -> Any:  # `openvino.Core`
+    """The one core of OpenVINO in this process, which is never let go.
+
+    It gives the thread that begins a stack for signals. Let go in another thread, it frees that stack where it still is in use, and the
+    next signal ends the process.
+    """
+    return quiet_library("openvino", "fast").Core()
+
+
 def compiled(
     graph: Any,  # from `openvino_graph`, or read from a file
     precision: str = "float32",  # or "bfloat16"
@@ -147,14 +158,13 @@ def compiled(
     """Prepare a graph for the processor at hand."""
     import torch
 
-    openvino = quiet_library("openvino", "fast")
     how = {
         "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
         "PERFORMANCE_HINT": "LATENCY",
         "ENABLE_CPU_PINNING": False,
     }
-    request = openvino.Core().compile_model(graph, "CPU", how).create_infer_request()
+    request = openvino_core().compile_model(graph, "CPU", how).create_infer_request()
     one_at_a_time = threading.Lock()
 
     def compute(batch: np.ndarray) -> np.ndarray:
@@ -225,9 +235,9 @@ def int8_graph(
         if not path.is_file() or known.get(one) != file_sha256(path):
             what = "is missing" if not path.is_file() else "is damaged, or of another model"
             raise ValueError(f"{path} {what}; quantise the model again with 'cellseg model quantize'")
-    openvino = quiet_library("openvino", "fast")
+    core = openvino_core()
     try:
-        return openvino.Core().read_model(folder / INT8_FILES[0])
+        return core.read_model(folder / INT8_FILES[0])
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(f"{folder / INT8_FILES[0]} cannot be read by OpenVINO: {reason}") from error
