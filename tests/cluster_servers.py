@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -229,21 +229,23 @@ class SshServer:
         """How it is called: hosts are lab, and stranger, who has no right."""
         return f"ssh -F {self.folder}/ssh_config"
 
-    def break_lines(self) -> int:
-        """End all connections, not the server; how many there were."""
-        found = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(self.processes[0].pid)], capture_output=True, text=True
-        ).stdout.split()
-        for pid in found:
-            for one in [
-                *subprocess.run(["ps", "-o", "pid=", "--ppid", pid], capture_output=True, text=True).stdout.split(),
-                pid,
-            ]:
-                try:
-                    os.kill(int(one), signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
-        return len(found)
+    def break_lines(self, asking: str) -> int:
+        """End all connections on which something is asked, not the server; how many there were."""
+        found = 0
+        for line in _children(self.processes[0].pid):
+            if any(f" {asking} " in told for told in _children(line).values()):
+                found += 1
+                for pid in (*_children(line), line):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+        return found
+
+
+def _children(pid: int) -> dict[int, str]:
+    """Processes that another one started, and their words."""
+    asked = ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(pid)]
+    lines = subprocess.run(asked, capture_output=True, text=True).stdout.splitlines()
+    return {int(line.split()[0]): line for line in lines}
 
 
 def why_no_ssh() -> str:

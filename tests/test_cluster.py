@@ -220,7 +220,8 @@ def test_slurm_without_waiting(slurm, pictures, alone, tmp_path):
     assert code == 0 and "4 images: 3 done, 1 failed" in said and "failed: bad: " in said
     check_ended(submit("merge", out, **slurm.variables), pictures)
     check_tables(out, alone)
-    code, _, err = ended(submit("slurm", *command(pictures, tmp_path / "out"), SLURM_CONF=str(tmp_path / "none")))
+    (tmp_path / "empty.conf").touch()
+    code, _, err = ended(submit("slurm", *command(pictures, out), SLURM_CONF=str(tmp_path / "empty.conf")))
     assert code == 2 and "error: Slurm does not answer here: " in err and "or with 'local'" in err
 
 
@@ -277,9 +278,7 @@ def odd_pictures(pictures, tmp_path) -> Path:
 def test_remote_goes_on_after_a_broken_line(lab, odd_pictures, alone, tmp_path):
     out = tmp_path / "out here"
     process = remotely(lab, out, odd_pictures)
-    folders = lambda: [*(lab.home / ".cellseg/remote").glob("*/pid")]  # noqa: E731
-    wait_for(folders, 60, "the start of the submission there")
-    assert lab.break_lines() > 0
+    wait_for(lambda: lab.break_lines("follow"), 60, "that the submission there is followed")
     code, said, err = ended(process)
     assert code == 1 and "in 3 images" in said, err
     assert "the connection is broken; trying again" in err and "bad.tif: " in said

@@ -245,8 +245,9 @@ def _ask(self: Slurm, *words: str) -> str:
         raise ValueError(
             f"there is no {words[0]} here; submit from a computer of a Slurm cluster, or with 'local'"
         ) from error
-    except subprocess.CalledProcessError as error:
-        said = " ".join(error.stderr.split())
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        stated = getattr(error, "stderr", "") or str(error)
+        said = " ".join((stated.decode() if isinstance(stated, bytes) else stated).split())
         raise ValueError(
             f"Slurm does not answer here: {said}; submit from a computer of a Slurm cluster, or with 'local'"
         ) from error
@@ -261,7 +262,7 @@ def _alive(self: Slurm, submission: Submission) -> dict[str, list[int]]:
         return {}
     try:
         lines = self._ask("squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--format=%i").split()
-    except (ValueError, subprocess.TimeoutExpired):  # its controller starts anew; it is asked again
+    except ValueError:  # its controller starts anew; it is asked again
         return jobs
     return {job: numbers for job, numbers in jobs.items() if job in lines}
 
