@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Python keeps what it has compiled; without that, every start takes eight seconds longer (4.7 s become 13).
 unexport PYTHONDONTWRITEBYTECODE
 
-# Tests: no window opens, no GPU is used, and two notebooks at a time share the machine. Tests on the data sets run when
+# Tests: no window opens, no GPU is used, and two notebooks, then two files of tests at a time share the machine. Tests on the data sets run when
 # CELLSEG_DATA names their folder; those marked slow or gpu do not. Kedro and DVC set up logging anew, and with it close what TensorFlow
 # writes to, so their tests have processes of their own; those that kill and limit have one, too.
 ALONE := workflow dvc hardships
@@ -30,7 +30,7 @@ demo: $(READY) ## a real image: nuclei outlined, counted, measured and scored
 
 test: $(READY) ## every notebook, then every test
 	@$(BIN)/nbdev_test --n_workers 2 --timing --flags "$(if $(CELLSEG_DATA),data)"
-	@$(BIN)/python -m pytest tests $(foreach alone,$(ALONE),--ignore tests/test_$(alone).py)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile tests $(foreach alone,$(ALONE),--ignore tests/test_$(alone).py)
 	@for alone in $(ALONE); do $(BIN)/python -m pytest tests/test_$$alone.py || exit 1; done
 
 # As readers run them: all cells, the full schedule. Beside that, what the texts claim is checked.
