@@ -147,7 +147,7 @@ def test_none_takes_what_is_here_and_else_the_latest(stranger, monkeypatch):
 def test_none_without_anything_here_and_without_a_network(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("GITHUB_API_URL", "http://127.0.0.1:9")
-    with pytest.raises(ConnectionError, match="no release of .* is on this computer.*nuclei, stars"):
+    with pytest.raises(ConnectionError, match="no release of .* is on this computer.*nuclei, nuclei-stained, stars"):
         init_model(None, NAME, REPO)
 
 
@@ -460,4 +460,4 @@ def test_a_release_with_a_wrong_argument(github, tmp_path):
     assert not (tmp_path / "run").exists()
     config.write_text(TINY.replace("images: 4", "images: 4, split: val"))
     shown = cellseg(*line, "--evaluate", "val", "training.epochs=1", "training.crops_per_epoch=2", code=2).stderr
-    assert "was trained on the split 'val'; evaluate on another one" in shown
+    assert "the split 'val' is what is trained on; evaluate on another one" in shown

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -53,6 +54,7 @@ def trained_model(
     changes: Sequence[str] = (),  # such as "training.epochs=3"; of a training
     out: str | Path | None = None,  # folder of the training; None = runs/NAME-release
     split: str | None = None,  # part of the data that will be scored: must be there, and not be learned from
+    before: Callable[[], Any] | None = None,  # is called where a training has to begin
 ) -> tuple[Path, Any, dict]:  # folder of the model, all its settings, scores over the folds of an experiment
     """Train what a file asks for, or go on with it; an experiment is cross-validated first.
 
@@ -76,6 +78,8 @@ def trained_model(
         experiment = read_sweeps(source)
         (one,) = plan_trainings(experiment, None, place=source)
         unseen(one.config, split)
+        if before:
+            before()
         folder = run_sweep(experiment, None, "release", out or "runs", source)
         scores = summary_of(folder).iloc[0].drop(["training", "seconds"]).to_dict()
         return folder / "trainings" / one.label / "all" / "model", one.config, scores
@@ -83,6 +87,8 @@ def trained_model(
     unseen(config, split)
     out = Path(out or Path("runs") / f"{config.name}-release")
     begun = has_checkpoint(out) or (out / "config.yml").is_file()
+    if before and not begun:
+        before()
     return train(config, out, resume=begun), config, {}
 
 # %% ../../nbs/run/22_publish.ipynb #d5a60478
@@ -215,9 +221,9 @@ def _scores(config: Any, model: Path, split: str) -> dict[str, float]:
     return noted["scores"]
 
 
-def _trained_and_scored(source, changes, out, split, say) -> Path:
+def _trained_and_scored(source, changes, out, split, before, say) -> Path:
     """The steps train and evaluate."""
-    model, config, over_folds = trained_model(source, changes, out, split)
+    model, config, over_folds = trained_model(source, changes, out, split, before)
     say("train", model)
     if over_folds:
         add_scores(model, "cross-validation", over_folds)
@@ -282,9 +288,8 @@ def publish(
     version, model, at = version_text(version), source, find_repository(repo, api)
     notes = notes.read_text(encoding="utf-8") if isinstance(notes, Path) else notes
     if _is_yaml(source):
-        if not dry_run:
-            need_token(at)  # what is missing is said before the training
-        model = _trained_and_scored(source, changes, out, evaluate, say)
+        before = None if dry_run else partial(need_token, at)  # what is missing is said before the training
+        model = _trained_and_scored(source, changes, out, evaluate, before, say)
         notes = "\n\n".join(one for one in (notes.strip(), _scores_text(model)) if one)
     elif changes or out is not None or evaluate is not None:
         raise ValueError(f"changes, out and evaluate are for a YAML file; {source} is a model already")
