@@ -372,8 +372,7 @@ def mask_channels(
     if not prepared:
         by_channel = isinstance(how, PairNormalisation) or wanted == 1  # else all colours share one contrast
         image = how.prepare(image) if by_channel else how.prepare(image, channels_last=True)
-    seen = image
-    return [seen] if wanted == 1 else list(np.moveaxis(seen, 2, 0))
+    return [image] if wanted == 1 else list(np.moveaxis(image, 2, 0))
 
 # %% ../../nbs/segment/00_predict.ipynb #ec57fb37
 def predict(

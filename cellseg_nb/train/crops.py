@@ -6,7 +6,7 @@
 __all__ = ['SIMULATED_GERMLINES', 'MOST_VOXELS', 'StackSample', 'Picture', 'prepare', 'deal_keys', 'stack_samples',
            'chosen_samples', 'each_channel', 'read_pictures', 'held_out_samples', 'file_sums', 'median_diameter',
            'picture_probabilities', 'ObjectTable', 'object_table', 'vary', 'crop_around', 'make_targets', 'Crops',
-           'middle_part', 'WholePictures']
+           'middle_part', 'WholePictures', 'map_loaders']
 
 # %% ../../nbs/train/01_crops.ipynb #3f3e86e5
 from collections.abc import Sequence
@@ -60,6 +60,7 @@ from cellseg_nb.train.colours import (
     vary_colours,
 )
 from cellseg_nb.train.recipe import (
+    Parts,
     deal,
     recipe_of,
     split,
@@ -606,3 +607,16 @@ class WholePictures(torch.utils.data.Dataset):
 
     def __getitem__(self, number):
         return self.items[number]
+
+# %% ../../nbs/train/01_crops.ipynb #8f603619
+def map_loaders(
+    config: StartSettings,  # all settings
+    parts: Parts,  # pictures of training and validation
+    device: torch.device,  # where is trained; batches come from the processor
+) -> tuple:  # crops, and whole pictures; what `Learner` takes
+    """Make batches of crops for training, and of whole pictures for validation."""
+    from fastai.data.load import DataLoader
+
+    how, pictures = config.training, [middle_part(picture) for picture in parts.validation]
+    crops = DataLoader(Crops(parts.train, config), bs=how.batch_size, num_workers=how.workers)
+    return crops, DataLoader(WholePictures(pictures, config), bs=1, num_workers=0)

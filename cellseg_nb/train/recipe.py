@@ -232,10 +232,16 @@ class Recipe(_Steps, _Runs):
         return config.outputs
 
     def network(self, config: Settings) -> "torch.nn.Module":
-        """Build the network with random weights."""
+        """Build the network with random weights, its encoder with those from photographs where a setting asks for them."""
         from cellseg_nb.models.zoo import build_network
 
-        return build_network(**config.network.model_dump(), out_channels=len(self.outputs(config)))
+        how, start = config.network, getattr(config.training, "encoder_weights", "none")
+        network = build_network(**how.model_dump(), out_channels=len(self.outputs(config)))
+        if config.start_from is None and start != "none":
+            from cellseg_nb.models.encoders import load_encoder_weights
+
+            load_encoder_weights(network, how.encoder, how.in_channels, how.encoder_depth, start)
+        return network
 
     def read(self, config: Settings) -> Parts:
         """Read all samples."""

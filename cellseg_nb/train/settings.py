@@ -264,8 +264,9 @@ def make_config(
     fields = fields | _inherited(fields)
     recipe = find_recipe(fields)
     kind, network = recipe.config_for(fields), architecture(fields)
-    if "task" not in kind.model_fields and fields.pop("task", None) and network:  # which says the same
-        if find_recipe(fields) is not recipe:
+    if "task" not in kind.model_fields:
+        fields.pop("task", None)  # it was the name of the recipe; a network must say the same
+        if network and find_recipe(fields) is not recipe:
             raise ValueError(f"{place}: the task {recipe.name!r} has no network {network!r}; leave one of them out")
     try:
         return kind(**fields)

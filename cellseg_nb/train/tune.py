@@ -79,8 +79,7 @@ def predict_samples(
 # %% ../../nbs/train/05_tune.ipynb #89301165
 def data_to_tune(
     bundle: Bundle,  # trained model
-    dataset: str
-    | None,  # data set, folder, or for a model of stacks a CSV table; None = what the model was trained with
+    dataset: str | None,  # data set, folder, or of stacks a CSV table; None = what the model was trained with
     split: str | None = None,  # only samples of this split
     kind: str | None = None,  # only samples of this kind
     channel: int | str | None = None,  # of stacks; index from 0, or name

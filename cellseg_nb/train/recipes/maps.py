@@ -158,56 +158,30 @@ class LabelRecipe(Recipe):
         parent = parent_of_file(config, parts, out)
         return finish(config, out, parts.train, parts.validation, force, parent)
 
-# %% ../../../nbs/train/recipes/00_maps.ipynb #56eba118
-def _encoder_start(config: Settings) -> str:
-    """Which weights the encoder starts from; trainings on stacks have no such setting."""
-    return getattr(config.training, "encoder_weights", "none")
+# %% ../../../nbs/train/recipes/00_maps.ipynb #a92bfacf
+class MapsRecipe(LabelRecipe):
+    """What is learned from pictures with label images: maps of foreground, boundary and distance."""
 
+    name, config = "maps", TrainConfig
+    log, best, higher = ("valid_loss", "valid_ap50", "valid_mean_ap"), "valid_mean_ap", True
+    inherited = Recipe.inherited | {"targets": "outputs", "postprocessing": "postprocessing"}
+    loaders = later("train.crops:map_loaders")
 
-class _MapLoaders(LabelRecipe):
-    """Batches of crops, whole pictures for validation, and the loss of maps."""
-
-    def loaders(self, config: Settings, parts: Parts, device: Any) -> tuple:
-        from fastai.data.load import DataLoader
-
-        from cellseg_nb.train.crops import Crops, WholePictures, middle_part
-
-        how, pictures = config.training, [middle_part(picture) for picture in parts.validation]
-        crops = DataLoader(Crops(parts.train, config), bs=how.batch_size, num_workers=how.workers)
-        return crops, DataLoader(WholePictures(pictures, config), bs=1, num_workers=0)
+    def outputs(self, config: Settings) -> tuple[str, ...]:
+        return config.targets
 
     def loss(self, config: Settings) -> Any:
         from cellseg_nb.models.losses import BCEDiceLoss
 
         return BCEDiceLoss(smoothing=config.training.label_smoothing)
 
-# %% ../../../nbs/train/recipes/00_maps.ipynb #a92bfacf
-class MapsRecipe(_MapLoaders):
-    """What is learned from pictures with label images: maps of foreground, boundary and distance."""
-
-    name, config = "maps", TrainConfig
-    log, best, higher = ("valid_loss", "valid_ap50", "valid_mean_ap"), "valid_mean_ap", True
-    inherited = Recipe.inherited | {"targets": "outputs", "postprocessing": "postprocessing"}
-
-    def outputs(self, config: Settings) -> tuple[str, ...]:
-        return config.targets
-
     def about(self, config: Settings, parts: Parts) -> dict[str, Any]:
         about = super().about(config, parts) | {"outputs": config.targets}
-        if _encoder_start(config) != "none":
+        if getattr(config.training, "encoder_weights", "none") != "none":  # trainings on stacks have no such setting
             from cellseg_nb.train.pairs import encoder_start
 
             about["data"] += f"; the encoder started from {encoder_start(config)}"
         return about
-
-    def network(self, config: Settings) -> Any:
-        """Build the network, its encoder with weights from photographs where they are asked for."""
-        network, how, start = super().network(config), config.network, _encoder_start(config)
-        if config.start_from is None and start != "none":
-            from cellseg_nb.models.encoders import load_encoder_weights
-
-            load_encoder_weights(network, how.encoder, how.in_channels, how.encoder_depth, start)
-        return network
 
     def targets(self, labels, weights, pixel_size_um, config) -> tuple:
         """Maps that are learned from a label image, and weights of its pixels, if any."""
