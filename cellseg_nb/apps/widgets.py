@@ -331,9 +331,10 @@ def _load(self: Explorer) -> "Bundle":
 @patch
 def _predict(self: Explorer) -> None:
     """Run the network."""
-    from cellseg_nb.segment.predict import predict, takes_colours
+    from cellseg_nb.segment.predict import predict
 
-    maps = predict(self.picture.pixels if takes_colours(self.bundle) else self.picture.gray, self.bundle)
+    coloured = self.bundle.specification.sees_colours
+    maps = predict(self.picture.pixels if coloured else self.picture.gray, self.bundle)
     self.maps = dict(zip(self.bundle.specification.outputs, maps))
     shape = self.preview.pixels.shape[:2]
     self.preview_maps = {name: resized(one, shape) for name, one in self.maps.items()}
@@ -510,7 +511,7 @@ def _look(self: Explorer) -> None:
         self.bundle = with_brightness(self._loaded, chosen.percentiles, chosen.invert)
         normalisation = self.bundle.specification.normalisation
         self._predict()
-    coloured = method != OTSU and self.bundle.specification.network.in_channels == 3
+    coloured = method != OTSU and self.bundle.specification.sees_colours
     pixels = self.picture.pixels if coloured else self.picture.gray
     seen = normalisation.prepare(pixels, pixels.ndim == 3)
     self.seen[method] = seen if seen.ndim == 2 else seen.mean(axis=-1)

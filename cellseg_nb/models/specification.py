@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from fastcore.basics import patch
 from pydantic import Field, model_validator
 
 from cellseg_nb.core import (
@@ -196,6 +197,12 @@ class Specification(Settings):
         network = build_network(**self.network.model_dump(), out_channels=len(self.outputs))
         network.load_state_dict(load_file(path))
         return network.eval()
+
+# %% ../../nbs/models/05_specification.ipynb #c6a09f71
+@patch(as_prop=True)
+def sees_colours(self: Specification) -> bool:
+    """Whether pictures are wanted in red, green and blue."""
+    return self.network.in_channels == 3
 
 # %% ../../nbs/models/05_specification.ipynb #6f1549a1
 KINDS: list[type[Specification]] = []  # but for the one above, which is what no other is

@@ -359,7 +359,7 @@ def sees_colours(
     """Tell whether a model, or one of several, wants red, green and blue instead of the brightness."""
     if is_classical(model) or is_auto(model):
         return False
-    return any(_specification(one).network.in_channels == 3 for one in members(model))
+    return any(_specification(one).sees_colours for one in members(model))
 
 # %% ../../nbs/segment/12_image.ipynb #7b74e159
 def familiarity_of(

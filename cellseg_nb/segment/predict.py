@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'WINDOW_ZYX', 'choose_device', 'has_bfloat16', 'run_network', 'choose_precision', 'network_axes',
-           'orient', 'predict_parts', 'predict_tiles', 'bundle_parts', 'plan_scaled', 'takes_colours', 'mask_channels',
-           'predict', 'SeamDifference', 'seam_difference', 'fit_window', 'plan_windows', 'count_windows',
-           'seconds_per_window', 'stack_parts', 'predict_stack']
+           'orient', 'predict_parts', 'predict_tiles', 'bundle_parts', 'plan_scaled', 'mask_channels', 'predict',
+           'SeamDifference', 'seam_difference', 'fit_window', 'plan_windows', 'count_windows', 'seconds_per_window',
+           'stack_parts', 'predict_stack']
 
 # %% ../../nbs/segment/00_predict.ipynb #4c9cbe32
 import time
@@ -345,13 +345,6 @@ class _Channels:
         window = window[-len(self.shape) + 1 :]
         return np.stack([np.asarray(one[window], np.float32) for one in self.images])
 
-# %% ../../nbs/segment/00_predict.ipynb #6e8bb4fe
-def takes_colours(
-    bundle: Bundle,  # network of PyTorch
-) -> bool:
-    """Whether a model wants pictures in red, green and blue."""
-    return network_axes(bundle.network) == 2 and bundle.specification.network.in_channels == 3
-
 # %% ../../nbs/segment/00_predict.ipynb #f67602a5
 def mask_channels(
     image: np.ndarray,  # picture or tile; any number type; (Y, X), or (Y, X, 3) in colours
@@ -398,7 +391,7 @@ def predict(
     specification = bundle.specification
     if not isinstance(specification, PairSpecification):
         needs_maps(specification, "predicting maps")
-    if isinstance(specification, PairSpecification) or takes_colours(bundle):
+    if isinstance(specification, PairSpecification) or specification.sees_colours:
         n_axes, seen = 2, mask_channels(image, bundle, prepared)
     else:
         n_axes = network_axes(bundle.network) or image.ndim

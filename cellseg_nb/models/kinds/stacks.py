@@ -6,7 +6,7 @@
 __all__ = ['StackMethod', 'StackTarget', 'Three', 'StackNetworkSettings', 'StackPostprocessing', 'StackSpecification']
 
 # %% ../../../nbs/models/kinds/00_stacks.ipynb #632250f9
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -75,6 +75,7 @@ Three = tuple[Annotated[int, Field(ge=4)], Annotated[int, Field(ge=4)], Annotate
 class StackSpecification(Specification):
     """Everything about a model for stacks but its weights."""
 
+    sees_colours: ClassVar[bool] = False  # channels of stacks are stains
     outputs: tuple[StackTarget, ...] = setting(("edges",), "Painted channels, names in `data.targets`.")
     network: StackNetworkSettings = setting(StackNetworkSettings(), "Which network.")
     postprocessing: StackPostprocessing = setting(StackPostprocessing(), "How boundary maps become cells.")
