@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CAICEDO', 'KROMP', 'KROMP_CLASSES', 'SIMULATED_SPLITS', 'CONVERTERS', 'CELLPOSE_MASK', 'CELLPOSE_EXTRAS', 'LAYOUTS',
-           'Dataset', 'datasets', 'data_folder', 'cache_folder', 'locate', 'state', 'dsb2018_table', 'merge_masks',
-           'convert_dsb2018', 'get', 'Sample', 'index_table', 'folder_samples', 'samples']
+           'Dataset', 'datasets', 'data_folder', 'cache_folder', 'locate', 'state', 'get', 'Sample', 'index_table',
+           'folder_samples', 'samples']
 
 # %% ../../nbs/data/01_catalog.ipynb #8c6cecdf
 import csv
@@ -14,7 +14,6 @@ import re
 import shutil
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
@@ -31,15 +30,16 @@ from cellseg_nb.data.downloads import (
     download,
     unzip,
 )
+from cellseg_nb.data.dsb2018 import (
+    convert_dsb2018,
+    dsb2018_table,
+)
 from cellseg_nb.data.io import (
     IMAGE_SUFFIXES,
     find_images,
     image_stem,
-    read_image,
     read_labels,
     read_pixels,
-    write_image,
-    write_labels,
 )
 from cellseg_nb.data.sbsst265 import (
     convert_sbsst265,
@@ -136,6 +136,22 @@ def _kromp_sets():
         ),
     )
 
+# %% ../../nbs/data/01_catalog.ipynb #59d78f7f
+def _phase_cells():
+    """Adherent cells of the Usiigaci repository, whose index.csv says which of them are for testing."""
+    return Dataset(
+        name="phase-cells",
+        description="40 phase-contrast images of adherent cells (NIH 3T3), elongated, touching and faint; some "
+        "contacts and dying cells are unlabelled",
+        licence="MIT (the repository Usiigaci)",
+        citation="Tsai et al. (2019), Usiigaci: Instance-aware cell tracking in stain-free phase contrast microscopy "
+        "enabled by machine learning. SoftwareX 9, 230-237",
+        layout="{images,masks}/<name>.png, index.csv",
+        splits=("train", "test"),
+        kinds=("phase_contrast",),
+        n_images=40,
+    )
+
 # %% ../../nbs/data/01_catalog.ipynb #5c8e52c6
 def datasets() -> dict[str, Dataset]:  # by name
     """List the data sets."""
@@ -165,6 +181,7 @@ def datasets() -> dict[str, Dataset]:  # by name
             address="https://data.broadinstitute.org/bbbc/BBBC038/stage1_train.zip",
         ),
         *_kromp_sets(),
+        _phase_cells(),
         Dataset(
             name="simulated-nuclei",
             description="Simulated fluorescent nuclei with exact labels, computed from fixed seeds",
@@ -253,67 +270,6 @@ def state(
         return "computed"
     elsewhere = "will be downloaded" if _dataset(name).address else "not here"
     return "here" if locate(name) else elsewhere
-
-# %% ../../nbs/data/01_catalog.ipynb #346b622e
-@lru_cache(maxsize=1)
-def dsb2018_table() -> tuple[dict[str, str | int], ...]:  # file, split, kind, height, width, n_nuclei
-    """Read the table of all dsb2018 images that comes with this package."""
-    path = files("cellseg_nb").joinpath("data", "tables", "dsb2018.csv")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    numbers = ("height", "width", "n_nuclei")
-    return tuple(row | {key: int(row[key]) for key in numbers} for row in rows)
-
-
-def merge_masks(
-    paths: list[Path],  # one mask file per object; any value above 0 is the object
-    shape: tuple[int, int],  # (Y, X)
-) -> np.ndarray:  # label image; uint16; ids in the order of `paths`
-    """Merge one mask file per object into a label image; a later file covers an earlier one.
-
-    Raises
-    ------
-    ValueError
-        A mask does not have the shape.
-    """
-    labels = np.zeros(shape, np.uint16)
-    for number, path in enumerate(paths, start=1):
-        mask = read_image(path).pixels
-        mask = mask.any(axis=-1) if mask.ndim == 3 else mask > 0
-        if mask.shape != tuple(shape):
-            raise ValueError(f"{path} has the shape {mask.shape}, its image {tuple(shape)}")
-        labels[mask] = number
-    return labels
-
-# %% ../../nbs/data/01_catalog.ipynb #124e1f12
-def convert_dsb2018(
-    source: str | Path,  # the unpacked archive: one folder per image, images/*.png and masks/*.png
-    target: str | Path,  # becomes {train,test}/{images,masks}/<name>.png
-    table: tuple[dict, ...] | None = None,  # rows to convert; None = all of the package's table
-) -> Path:  # target
-    """Bring the public archive of dsb2018 into the layout used here.
-
-    Raises
-    ------
-    ValueError
-        An image of the table is missing in `source`, or has another shape.
-    """
-    source, target = Path(source), Path(target)
-    table = dsb2018_table() if table is None else table
-    folders = {one.parent.name[:16]: one.parent for one in source.glob("**/images")}
-    missing = [row["file"] for row in table if row["file"] not in folders]
-    if missing:
-        raise ValueError(f"{source} lacks {len(missing)} of {len(table)} images, such as {missing[0]}")
-    for row in table:
-        folder = folders[row["file"]]
-        pixels = read_pixels(next(folder.glob("images/*.png")))
-        if pixels.shape[:2] != (row["height"], row["width"]):
-            raise ValueError(f"{folder} has the shape {pixels.shape[:2]}, not that of the table")
-        labels = merge_masks(sorted(folder.glob("masks/*.png")), pixels.shape[:2])
-        name = f"{row['file']}.png"
-        write_image(target / row["split"] / "images" / name, pixels, "YXC"[: pixels.ndim])
-        write_labels(target / row["split"] / "masks" / name, labels)
-    return target
 
 # %% ../../nbs/data/01_catalog.ipynb #29224545
 CONVERTERS = {"dsb2018": convert_dsb2018, "sbsst265": convert_sbsst265}
@@ -486,15 +442,15 @@ def index_table(
 def _listed_samples(name):
     """The samples that the index.csv of a data set lists."""
     folder, dataset, found = get(name), _dataset(name), []
-    suffix = PurePosixPath(dataset.layout.split(",")[-2]).suffix
+    pattern = PurePosixPath(dataset.layout.split(", index.csv")[0])
     for row in index_table(folder):
-        split = row.get("split") or dataset.splits[0]
-        place = folder / row["split"] if "split" in row else folder
-        paths = [place / part / f"{row['file']}{suffix}" for part in ("images", "masks")]
+        split, stem = row.get("split") or dataset.splits[0], row["file"].removesuffix(pattern.suffix)
+        place = folder / split if dataset.layout.startswith("{train,test}") else folder
+        paths = [place / part / f"{stem}{pattern.suffix}" for part in ("images", "masks")]
         magnification = row.get("magnification")
         found.append(
             Sample(
-                row["file"],
+                stem,
                 split,
                 row.get("kind") or dataset.kinds[0],
                 name,
@@ -607,7 +563,9 @@ def _check_pairs(folder, pictures, masks, expected):
 def folder_samples(
     folder: str | Path,  # pictures and label images in the layout of StarDist or Cellpose, perhaps index.csv
 ) -> list["Sample"]:  # those of subfolders carry its name as split, the others "all"
-    """List the pictures of a folder that have label images; the columns file and kind of an index.csv name their kinds.
+    """List the pictures of a folder that have label images.
+
+    The columns file, kind and split of an index.csv name their kinds and, without subfolders, their splits.
 
     Raises
     ------
@@ -633,12 +591,12 @@ def folder_samples(
     if not found:
         raise ValueError(f"{folder} holds no pictures with label images; {LAYOUTS}")
     listed = index_table(folder) if (folder / "index.csv").is_file() else []
-    kinds = {PurePosixPath(row["file"]).stem: row.get("kind") for row in listed}
+    kinds, splits = ({PurePosixPath(row["file"]).stem: row.get(key) for row in listed} for key in ("kind", "split"))
     names = [stem for _, stem, *_ in found]
     return [
         Sample(
             stem if names.count(stem) == 1 else f"{split}-{stem}",
-            split,
+            (splits.get(stem) or split) if split == "all" else split,
             kinds.get(stem) or "unknown",
             str(folder),
             image_path=picture,

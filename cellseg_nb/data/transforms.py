@@ -34,6 +34,9 @@ from cellseg_nb.core import (
 from cellseg_nb.data.contrast import (
     normalised,
 )
+from cellseg_nb.data.paste import (
+    vary_objects,
+)
 from cellseg_nb.data.tiles import (
     neighbours,
 )
@@ -519,6 +522,11 @@ class Augmentation(_Checked):
         each axis, in px of the crop; at most .48 of the distance; 0 = off.
     illumination : float
         Largest brightening of one side and darkening of the other, as a share; 0 = off.
+    objects : float
+        Largest change of the contrast of each object by itself, as a share; 0 = off.
+    paste : float
+        Share of the crops into which objects of another crop of the same picture are laid, beside those that are
+        there (see `data.paste`); 0 = none.
     probability : Probabilities
         How often a crop gets each of them. `rotation: {p: 0.3, degrees: 30}` says both at once.
     """
@@ -535,6 +543,8 @@ class Augmentation(_Checked):
     elastic_grid_px: float = Field(32, ge=4)
     elastic_px: float = Field(0, ge=0)
     illumination: float = Field(0, ge=0, le=1)
+    objects: float = Field(0, ge=0, le=1)
+    paste: float = Field(0, ge=0, le=1)
     probability: Probabilities = Probabilities()
 
 # %% ../../nbs/data/04_transforms.ipynb #8fea2a35
@@ -626,6 +636,8 @@ def augment(
         image, labels = random_scaled_crop(image, labels, size_px, settings.scale, rng)
         if settings.flip_turn:
             image, labels = random_flip_turn(image, labels, rng)
+    if settings.objects:
+        image = vary_objects(image, labels, settings.objects, rng)
     image = random_brightness(image, settings.gamma, settings.brightness, settings.contrast, rng)
     if settings.illumination:
         image = random_illumination(image, settings.illumination, rng)

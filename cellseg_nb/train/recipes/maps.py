@@ -12,8 +12,12 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import model_validator
 
+from cellseg_nb.data.tiles import (
+    scaled_shape,
+)
 from cellseg_nb.data.transforms import (
     ColourAugmentation,
+    resize,
 )
 from cellseg_nb.models.bundle import (
     NetworkSettings,
@@ -65,7 +69,7 @@ class TrainConfig(StartSettings):
     training: MapTrainingSettings = setting(MapTrainingSettings(), "How long and how fast is learned.")
     border_weights: BorderWeights = setting(BorderWeights(), "What the loss looks at.")
     scales: Scales = setting(
-        (1.0,), "Enlargements at which the finished model predicts; 1 alone is used while it trains."
+        (1.0,), "Enlargements at which the finished model predicts; it is trained at the first of them."
     )
     postprocessing: dict[SegmentationSetting, float] = setting(
         {}, "Arguments of `segment.watershed.objects_from_probabilities`."
@@ -107,10 +111,11 @@ class MapScorer(Scorer):
         from cellseg_nb.measure.matching import match
         from cellseg_nb.train.finish import cut_maps
 
-        picture = self.pictures[number]
-        window = tuple(slice(size) for size in picture.labels.shape)
+        picture, scale = self.pictures[number], self.config.scales[0]
+        shape = picture.labels.shape
+        window = tuple(slice(size) for size in scaled_shape(shape, scale))
         maps = prediction.sigmoid()[0].cpu().numpy()
-        maps = {name: one[window] for name, one in zip(self.config.targets, maps)}
+        maps = {name: resize(one[window], shape) for name, one in zip(self.config.targets, maps)}
         found = cut_maps(maps, self.config.postprocessing, picture.pixel_size_um)
         self.matchings.append(match(picture.labels, found))
 
