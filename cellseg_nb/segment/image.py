@@ -37,8 +37,7 @@ from cellseg_nb.models.specification import (
 )
 from cellseg_nb.segment.choice import (
     AUTO,
-    FLUORESCENT,
-    STAINED,
+    MODELS,
     Choice,
     choose_model,
 )
@@ -455,7 +454,7 @@ def segment_image(
 
     Several models are asked one after the other. Objects are made of the mean of their
     probabilities, with the post-processing of the first. "auto" looks at the picture and takes
-    `nuclei` or `nuclei-stained` (`segment.choice`). A gray picture is three equal colours for a model of colours.
+    `nuclei`, `nuclei-stained` or `phase-cells` (`segment.choice`). A gray picture is three equal colours for a model of colours.
 
     Raises
     ------
@@ -526,7 +525,7 @@ def model_facts(
     if is_auto(model):
         from cellseg_nb.models.bundle import list_bundles
 
-        there = [one for one in (FLUORESCENT, STAINED) if one in list_bundles()]
+        there = [one for one in MODELS if one in list_bundles()]
         return {"name": AUTO, "members": [model_facts(one) for one in there]}
     if others:
         facts = [model_facts(one) for one in (first, *others)]

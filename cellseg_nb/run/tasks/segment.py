@@ -108,7 +108,7 @@ class Segment(Task):
     several_models = True
     model_help = (
         "Name of a model, its folder, 'otsu' for the method without network, or 'auto', which looks at each "
-        "image and takes 'nuclei' or 'nuclei-stained'; given several times, the mean of several networks."
+        "image and takes 'nuclei', 'nuclei-stained' or 'phase-cells'; given several times, the mean of several networks."
     )
     picture_file = "{name}_overlay.png"
     no_result = frozenset({"device", "exports"})
