@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SIMULATED_GERMLINES', 'MOST_PASTED', 'MOST_VOXELS', 'StackSample', 'Picture', 'prepare', 'deal_keys', 'stack_samples',
-           'chosen_samples', 'each_channel', 'read_pictures', 'held_out_samples', 'file_sums', 'median_diameter',
-           'picture_probabilities', 'ObjectTable', 'object_table', 'vary', 'crop_around', 'make_targets', 'at_scale',
-           'Crops', 'middle_part', 'WholePictures', 'map_loaders']
+           'chosen_samples', 'each_channel', 'read_pictures', 'held_out_samples', 'aside_samples', 'file_sums',
+           'median_diameter', 'picture_probabilities', 'ObjectTable', 'object_table', 'vary', 'crop_around',
+           'make_targets', 'at_scale', 'Crops', 'middle_part', 'WholePictures', 'map_loaders']
 
 # %% ../../nbs/train/01_crops.ipynb #3f3e86e5
 from collections.abc import Sequence
@@ -380,6 +380,14 @@ def held_out_samples(
     if isinstance(data, StackDataSettings):
         return [one.sample for sample in left_out for one in each_channel(sample.read())]
     return left_out
+
+
+def aside_samples(
+    data: DataSettings,  # of a training
+) -> list[Sample]:  # those it never learns from and chooses the best epoch by
+    """List the samples that a training sets aside for validation."""
+    pictures = [Picture(None, sample.labels(), sample) for sample in chosen_samples(data)]
+    return [picture.sample for picture in _parted(pictures, data)[1]]
 
 
 def file_sums(config: StartSettings, parts: tuple) -> dict[str, list]:

@@ -126,6 +126,9 @@ def tune(
     kind: option(str, None, "Only samples of this kind.") = None,
     channel: option(str, "N|NAME", "Channel of stacks: name, or number from 0.") = None,
     label_parts: LabelParts = None,
+    aside: flag(
+        "--aside", "Only images that the model's training set aside: a model is surer of those it learned from."
+    ) = False,
     out: option(Path, "DIR", "Write a copy of the model with the chosen settings.") = None,
     device: Device = "auto",
 ) -> None:
@@ -136,16 +139,23 @@ def tune(
     import yaml
 
     from cellseg_nb.models.bundle import load_bundle
-    from cellseg_nb.train.tune import check_free, data_to_tune, labelled_samples, predict_samples, save_tuned
+    from cellseg_nb.train.tune import (
+        check_free,
+        data_to_tune,
+        labelled_samples,
+        predict_samples,
+        save_tuned,
+        values_to_try,
+    )
     from cellseg_nb.train.tune import tune as choose
 
     check_free(out)
     bundle = load_bundle(model)
     data = data_to_tune(bundle, dataset, split, kind, channel, label_parts)
-    pictures = predict_samples(bundle, labelled_samples(bundle, data), device)
+    pictures = predict_samples(bundle, labelled_samples(bundle, data, aside), device)
     if len(pictures) == 1:
         print("one labelled picture or stack: it is cut in two, and either half checks the other")
-    tuned = choose(pictures, bundle.specification.postprocessing)
+    tuned = choose(pictures, bundle.specification.postprocessing, values_to_try(bundle.specification))
     print(tuned.scores.to_string())
     print(yaml.safe_dump({"postprocessing": tuned.settings}, sort_keys=False), end="")
     if out is not None:
