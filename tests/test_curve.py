@@ -65,7 +65,7 @@ def test_wrong_questions_are_refused(config, tmp_path):
     assert "needs at least 3 different numbers" in error_of(*line, "--curve", "5,10")
     assert "9 pictures are asked for, and 6 are left" in error_of(*line, "--curve", "1,2,9")
     assert "such as 5,10,20,40, or auto; it is 'few'" in error_of(*line, "--curve", "few")
-    assert "leave out --name and --mode" in error_of(*line, "--curve", "1,2,4", "--mode", "draft")
+    assert "leave out --name and --mode" in error_of(*line, "--curve", "1,2,4", "--mode", "crossval")
     assert "belong to --curve" in error_of(*line, "--predict", "20")
     assert "data.train_images is set by the curve" in error_of(*line, "data.train_images=3", "--curve", "1,2,4")
     assert "nowhere" in error_of(*line, "--curve", "1,2,4", "--rank", tmp_path / "nowhere")

@@ -6,10 +6,10 @@
 __all__ = ['FIRST', 'FEWEST', 'SLOWEST', 'FASTEST', 'LUCK', 'LUCK_WEIGHT', 'COMMITTEE', 'curve_numbers', 'PowerLaw',
            'fit_weights', 'fit_curve', 'resampled_scores', 'luck_draws', 'predict_curve', 'say_curve', 'Curve',
            'make_curve', 'sentence', 'plot_curves', 'curve_config', 'judged_scores', 'validation_rows', 'curve_scores',
-           'train_on', 'point_folder', 'run_curve', 'curves_of', 'write_curves', 'read_curve_config', 'picture_doubt',
-           'rank_pictures', 'committee', 'check_ranking']
+           'train_on', 'point_folder', 'run_curve', 'curves_from', 'curves_of', 'write_curves', 'read_curve_config',
+           'picture_doubt', 'rank_pictures', 'committee', 'check_ranking']
 
-# %% ../../nbs/train/19_curve.ipynb #6d62e02d
+# %% ../../nbs/train/19_curve.ipynb #fafa60fc
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -43,7 +43,7 @@ from cellseg_nb.models.bundle import (
     read_specification,
 )
 
-# %% ../../nbs/train/19_curve.ipynb #f253d764
+# %% ../../nbs/train/19_curve.ipynb #417cd8cf
 from cellseg_nb.segment.certainty import (
     Ensemble,
     predict_ensemble,
@@ -68,7 +68,7 @@ from cellseg_nb.train.sweeps import (
     training_seconds,
 )
 
-# %% ../../nbs/train/19_curve.ipynb #f2245bcc
+# %% ../../nbs/train/19_curve.ipynb #935ceba8
 FIRST, FEWEST = 5, 3  # smallest number of pictures of a curve by itself; numbers that a curve needs
 
 
@@ -101,7 +101,7 @@ def curve_numbers(
         raise ValueError(f"{numbers[-1]} pictures are asked for, and {available} are left for the training")
     return numbers
 
-# %% ../../nbs/train/19_curve.ipynb #7d1fb27a
+# %% ../../nbs/train/19_curve.ipynb #1a0c026e
 class PowerLaw(NamedTuple):
     """How a score depends on the number of pictures: `a - b * n**-c`."""
 
@@ -126,7 +126,7 @@ def fit_weights(numbers: np.ndarray) -> np.ndarray:
     """How much each point counts, from few pictures to many: 1/m, 2/m ... 1 of m points."""
     return np.arange(1, len(numbers) + 1) / len(numbers)
 
-# %% ../../nbs/train/19_curve.ipynb #bd487d1e
+# %% ../../nbs/train/19_curve.ipynb #66131046
 def fit_curve(
     numbers: Sequence[int],  # of pictures, from few to many
     scores: Sequence[float],  # one per number; where more is better at most 1, else at least 0
@@ -180,7 +180,7 @@ def _check_points(numbers: np.ndarray, scores: np.ndarray, higher: bool) -> None
         wanted = "between 0 and 1" if higher else "at least 0"
         raise ValueError(f"each score must be {wanted}; they are {scores.tolist()}")
 
-# %% ../../nbs/train/19_curve.ipynb #7a708d82
+# %% ../../nbs/train/19_curve.ipynb #eac2c92c
 def resampled_scores(
     tables: Mapping[int, pd.DataFrame],  # pictures that trained → a row per validation picture, the same for all
     score: Callable[[pd.DataFrame], dict],  # scores over the rows of a table
@@ -208,7 +208,7 @@ def resampled_scores(
     found = [[score(table.iloc[some]) for table in tables.values()] for some in rows]
     return {name: np.array([[one[name] for one in sizes] for sizes in found], float) for name in names}
 
-# %% ../../nbs/train/19_curve.ipynb #d24834e6
+# %% ../../nbs/train/19_curve.ipynb #6eb07ec9
 LUCK, LUCK_WEIGHT = 0.01, 2  # a training's luck that is assumed, as a share of the score; as if seen so often
 
 
@@ -258,7 +258,7 @@ def predict_curve(
     said = pd.DataFrame({"n": at.astype(int), "score": law.at(at)})
     return said.assign(low=np.minimum(ends[0], said["score"]), high=np.maximum(ends[1], said["score"]))
 
-# %% ../../nbs/train/19_curve.ipynb #b6d48037
+# %% ../../nbs/train/19_curve.ipynb #56f4bd1c
 def say_curve(
     name: str,  # of the score
     said: pd.DataFrame,  # from `predict_curve`; its first row is what is asked
@@ -278,7 +278,7 @@ def _short(value: float) -> str:
     """A score in text: two digits, no 0 before the point."""
     return f"{value:.2f}".removeprefix("0")
 
-# %% ../../nbs/train/19_curve.ipynb #3c97b15e
+# %% ../../nbs/train/19_curve.ipynb #a743c487
 class Curve(NamedTuple):
     """What is known of one score."""
 
@@ -316,7 +316,7 @@ def sentence(curve: Curve, asked: int) -> str:
     """Say what so many pictures would give."""
     return say_curve(curve.name, curve.band[curve.band["n"] == asked], int(curve.numbers[-1]), curve.law)
 
-# %% ../../nbs/train/19_curve.ipynb #8e375f3a
+# %% ../../nbs/train/19_curve.ipynb #92bd1d56
 def plot_curves(
     curves: Sequence[Curve],  # one panel each
     asked: int,  # pictures whose score is predicted
@@ -343,7 +343,7 @@ def plot_curves(
         ax.legend(frameon=False, fontsize=8, loc="best")
     return figure
 
-# %% ../../nbs/train/19_curve.ipynb #13fb0525
+# %% ../../nbs/train/19_curve.ipynb #fb8db635
 def curve_config(
     config: StartSettings,  # all settings
     number: int,  # pictures that train
@@ -380,7 +380,7 @@ def curve_scores(config: StartSettings, out: Path) -> dict[str, float]:
         raise ValueError(f"{out} has no score {missing[0]!r} of validation pictures, so there is no curve")
     return {name: round(float(found[name]), recipe.digits) for name in judged_scores(recipe)}
 
-# %% ../../nbs/train/19_curve.ipynb #d7c80e06
+# %% ../../nbs/train/19_curve.ipynb #6656cf8d
 def train_on(
     config: StartSettings,  # all settings
     number: int,  # pictures that train
@@ -409,7 +409,7 @@ def _available(config: StartSettings) -> int:
         raise ValueError("no picture is set aside to judge the trainings; set data.validation_fraction above 0")
     return len(parts.train)
 
-# %% ../../nbs/train/19_curve.ipynb #21de46bf
+# %% ../../nbs/train/19_curve.ipynb #60f38453
 def run_curve(
     config: StartSettings,  # all settings
     numbers: str,  # of pictures, as in `curve_numbers`
@@ -432,26 +432,48 @@ def run_curve(
             write_csv(out / "curve.csv", pd.DataFrame(rows))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/train/19_curve.ipynb #600a9fac
-def curves_of(
-    config: StartSettings,  # all settings
-    table: pd.DataFrame,  # from `run_curve`
-    out: str | Path,  # folder of the trainings
+# %% ../../nbs/train/19_curve.ipynb #71000010
+def curves_from(
+    tables: Mapping[int, pd.DataFrame],  # pictures that trained → a row per validation picture, the same for all
+    score: Callable[[pd.DataFrame], dict],  # scores over the rows of a table
+    judged: Mapping[str, bool],  # scores that are followed → more is better
     asked: int,  # pictures to predict the scores of
 ) -> list[Curve]:  # one per score
-    """Fit a curve to each score, with the validation pictures drawn anew where the trainings say how each did.
+    """Fit a curve to each score, with an interval that knows that other validation pictures might have been there.
 
     Raises
     ------
     ValueError
         As in `make_curve`, or the trainings were scored on different pictures.
     """
+    tables = dict(sorted(tables.items()))
+    points = [score(table) for table in tables.values()]
+    draws = resampled_scores(tables, score, list(judged)) if len(tables) >= FEWEST else {}
+    return [
+        make_curve(name, list(tables), [one[name] for one in points], asked, draws.get(name), higher)
+        for name, higher in judged.items()
+    ]
+
+
+def curves_of(
+    config: StartSettings,  # all settings
+    table: pd.DataFrame,  # from `run_curve`
+    out: str | Path,  # folder of the trainings
+    asked: int,  # pictures to predict the scores of
+) -> list[Curve]:  # one per score
+    """Fit a curve to each score of the trainings in a folder; where they say how each picture did, by `curves_from`.
+
+    Raises
+    ------
+    ValueError
+        As in `curves_from`.
+    """
     recipe, numbers = recipe_of(config), [int(number) for number in table["n"]]
     judged = judged_scores(recipe)
     rows = {number: validation_rows(point_folder(out, number)) for number in numbers}
-    known = all(one is not None for one in rows.values())
-    draws = resampled_scores(rows, recipe.fold_scores, list(judged)) if known else {}
-    return [make_curve(name, numbers, table[name], asked, draws.get(name), higher) for name, higher in judged.items()]
+    if all(one is not None for one in rows.values()):
+        return curves_from(rows, recipe.fold_scores, judged, asked)
+    return [make_curve(name, numbers, table[name], asked, None, higher) for name, higher in judged.items()]
 
 
 def write_curves(curves: Sequence[Curve], asked: int, out: str | Path) -> Path:  # the picture
@@ -461,7 +483,7 @@ def write_curves(curves: Sequence[Curve], asked: int, out: str | Path) -> Path: 
         plot_curves(curves, asked).savefig(temporary)
     return path
 
-# %% ../../nbs/train/19_curve.ipynb #8e297dc6
+# %% ../../nbs/train/19_curve.ipynb #4342043a
 def read_curve_config(
     file: str | Path,  # YAML file of a training or of sweeps, or the name of a configuration of the package
     changes: Sequence[str] = (),  # such as "training.epochs=3"; of a training
@@ -482,7 +504,7 @@ def read_curve_config(
         raise ValueError(f"{file} holds sweeps; change its defaults there, and leave {changes[0]} out")
     return plan_trainings(read_sweeps(file), None, place=file)[0].config
 
-# %% ../../nbs/train/19_curve.ipynb #73864ad9
+# %% ../../nbs/train/19_curve.ipynb #2d04aa51
 COMMITTEE = 3  # models that vote: those that saw the most pictures
 
 
@@ -528,7 +550,7 @@ def rank_pictures(
     table = table.sort_values("disagreement", ascending=False, kind="stable", ignore_index=True)
     return table.assign(rank=np.arange(1, len(table) + 1)), failed
 
-# %% ../../nbs/train/19_curve.ipynb #001f9f1b
+# %% ../../nbs/train/19_curve.ipynb #271eeca9
 def committee(
     table: pd.DataFrame,  # from `run_curve`
     out: str | Path,  # folder of the trainings

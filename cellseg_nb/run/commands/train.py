@@ -98,7 +98,7 @@ def experiment(
     ),
     changes: argument(Optional[list[str]], "[KEY=VALUE]...", "With --curve: changes, as training.epochs=3.") = None,
     name: option(str, "SWEEP", "Only this sweep.  [default: all of them; to release, the defaults]") = None,
-    mode: option(str, "MODE", "draft (short, one split), crossval or release.  [default: draft]") = None,
+    mode: option(str, "MODE", "draft (short, one split), crossval or release.") = "draft",
     curve: option(
         str,
         "N,N,...",
@@ -114,14 +114,13 @@ def experiment(
     stopped, and tries again what failed. Exit code 1 = some trainings failed, or pictures of --rank.
     """
     if curve is not None:
-        if name is not None or mode is not None:
+        if name is not None or mode != "draft":
             raise ValueError("--curve trains one configuration; leave out --name and --mode")
         return _learning_curve(file, changes or [], curve, predict, rank, out)
     if predict is not None or rank is not None or changes:
         raise ValueError("--predict, --rank and KEY=VALUE belong to --curve; a sweep names its values in its file")
     from cellseg_nb.train.sweeps import chosen_sweeps, failures_of, read_sweeps, run_sweep, summary_of
 
-    mode = mode or "draft"
     asked, failed = read_sweeps(file), {}
     for sweep in chosen_sweeps(asked, name, mode, file):
         folder = run_sweep(asked, sweep, mode, out, file)
