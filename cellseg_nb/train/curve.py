@@ -10,6 +10,7 @@ __all__ = ['FIRST', 'FEWEST', 'SLOWEST', 'FASTEST', 'LUCK', 'LUCK_WEIGHT', 'COMM
            'picture_doubt', 'rank_pictures', 'committee', 'check_ranking']
 
 # %% ../../nbs/train/19_curve.ipynb #fafa60fc
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.optimize import curve_fit
+from scipy.optimize import OptimizeWarning, curve_fit
 
 from cellseg_nb.core import (
     atomic_path,
@@ -126,6 +127,21 @@ def fit_weights(numbers: np.ndarray) -> np.ndarray:
     """How much each point counts, from few pictures to many: 1/m, 2/m ... 1 of m points."""
     return np.arange(1, len(numbers) + 1) / len(numbers)
 
+# %% ../../nbs/train/19_curve.ipynb #d0046240
+def _check_points(numbers: np.ndarray, scores: np.ndarray, higher: bool) -> None:
+    """Refuse what no curve goes through."""
+    if len(numbers) < FEWEST or len(numbers) != len(scores):
+        raise ValueError(
+            f"a curve needs at least {FEWEST} points; there are {len(numbers)} numbers of pictures and "
+            f"{len(scores)} scores"
+        )
+    if numbers[0] < 1 or (np.diff(numbers) <= 0).any():
+        raise ValueError(f"the numbers of pictures must rise, from 1; they are {numbers.tolist()}")
+    low, high = scores.min(), scores.max()
+    if not np.isfinite(scores).all() or low < 0 or (higher and high > 1):
+        wanted = "between 0 and 1" if higher else "at least 0"
+        raise ValueError(f"each score must be {wanted}; they are {scores.tolist()}")
+
 # %% ../../nbs/train/19_curve.ipynb #66131046
 def fit_curve(
     numbers: Sequence[int],  # of pictures, from few to many
@@ -160,25 +176,12 @@ def fit_curve(
     for one in starts:
         inside = np.clip(one, *bounds)
         how = {"p0": inside, "bounds": bounds, "sigma": fit_weights(n) ** -0.5, "jac": slopes, "max_nfev": 2000}
-        a, b, c = map(float, curve_fit(law, x, y, **how)[0])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", OptimizeWarning)  # of the covariance, which is not used
+            a, b, c = map(float, curve_fit(law, x, y, **how)[0])
         error = float((fit_weights(n) * (law(x, a, b, c) - y) ** 2).sum())
-        found.append((error, PowerLaw(a, b * n[0] ** c, c, higher)))
+        found.append((error, PowerLaw(a, float(b * n[0] ** c), c, higher)))
     return min(found, key=lambda one: one[0])[1]
-
-
-def _check_points(numbers: np.ndarray, scores: np.ndarray, higher: bool) -> None:
-    """Refuse what no curve goes through."""
-    if len(numbers) < FEWEST or len(numbers) != len(scores):
-        raise ValueError(
-            f"a curve needs at least {FEWEST} points; there are {len(numbers)} numbers of pictures and "
-            f"{len(scores)} scores"
-        )
-    if numbers[0] < 1 or (np.diff(numbers) <= 0).any():
-        raise ValueError(f"the numbers of pictures must rise, from 1; they are {numbers.tolist()}")
-    low, high = scores.min(), scores.max()
-    if not np.isfinite(scores).all() or low < 0 or (higher and high > 1):
-        wanted = "between 0 and 1" if higher else "at least 0"
-        raise ValueError(f"each score must be {wanted}; they are {scores.tolist()}")
 
 # %% ../../nbs/train/19_curve.ipynb #eac2c92c
 def resampled_scores(

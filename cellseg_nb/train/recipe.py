@@ -137,6 +137,11 @@ def later(place: str) -> Callable:
 class _Steps:
     """What a recipe does on the way; each has a usual way."""
 
+    def parts(self, config: Settings) -> Parts:
+        """Read the samples of a training: of those that could train, as many as the settings say."""
+        parts, number = self.read(config), getattr(config.data, "train_images", None)
+        return parts if number is None else parts._replace(train=some_of(parts.train, number, config.seed))
+
     def loaders(self, config: Settings, parts: Parts, device: "torch.device") -> tuple:
         """Batches for training and validation: input, targets and, where there are any, weights."""
         raise NotImplementedError
@@ -267,11 +272,6 @@ class Recipe(_Steps, _Runs):
     def read(self, config: Settings) -> Parts:
         """Read all samples."""
         raise NotImplementedError
-
-    def parts(self, config: Settings) -> Parts:
-        """Read the samples of a training: of those that could train, as many as the settings say."""
-        parts, number = self.read(config), getattr(config.data, "train_images", None)
-        return parts if number is None else parts._replace(train=some_of(parts.train, number, config.seed))
 
 # %% ../../nbs/train/09_recipe.ipynb #3388e8b0
 def arrays_sha256(sample: Any) -> str:
