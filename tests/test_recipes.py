@@ -60,4 +60,8 @@ def test_a_toy_recipe_is_trained_resumed_and_cross_validated(tmp_path):
     run("train", toy, "--folds", 2, "--out", out)
     scores = pd.read_csv(out / "cross_validation.csv")
     assert scores["pictures"].tolist() == [3, 3, 6, 6, 6] and scores["valid_loss"].notna().all()
+    shown = run("experiment", toy, "--curve", "1,2,4", "--predict", 5, "--out", out).stdout
+    assert "\n5 pictures: valid_loss about " in shown and "would lower it by " in shown
+    points = pd.read_csv(out / "toy" / "curve" / "curve.csv")
+    assert list(points) == ["n", "valid_loss", "seconds"] and points["n"].tolist() == [1, 2, 4]
     RECIPES[:] = [one for one in RECIPES if one.name != "toy"]

@@ -342,6 +342,8 @@ class ExperimentJob(Job):
         from cellseg_nb.train.sweeps import chosen_sweeps, read_sweeps
 
         asked = command_options(app, ["experiment", *words])
+        if any(asked[one] for one in ("curve", "predict", "rank", "changes")):
+            raise ValueError("a curve is trained in one place; leave 'submit' out, or --curve and what belongs to it")
         self.file, self.mode, self.out = Path(asked["file"]), asked["mode"], Path(asked["out"])
         self.asked = read_sweeps(self.file)
         self.sweeps = chosen_sweeps(self.asked, asked["name"], self.mode, self.file)

@@ -123,7 +123,7 @@ def _train(config: StartSettings, recipe: Any, out: Path, resume: bool, force: b
     check_run(config, out / recipe.checkpoint, resume)
     if not epochs_left(config.training, recipe.start(out)) and recipe.is_finished(out):
         return out / "model"
-    parts = recipe.read(config)
+    parts = recipe.parts(config)
     restore_refused(out)
     fit(config, out, parts)
     return recipe.finish(config, out, parts, force)
@@ -342,7 +342,7 @@ def score_left_out(
     model: Path,  # folder of a bundle
 ) -> pd.DataFrame:  # one row: fold, pictures, scores
     """Score a finished model on the fold that it never saw."""
-    parts = recipe_of(config).read(config)
+    parts = recipe_of(config).parts(config)
     scores = score_parts(config, model, Parts(parts.train, parts.held_out))
     return pd.DataFrame([{"fold": config.data.fold, "pictures": len(parts.held_out)} | scores])
 
@@ -433,7 +433,7 @@ def find_learning_rate(
         raise ValueError(f"the learning-rate finder needs at least 20 steps; steps is {steps}")
     batches = steps * config.training.accumulate
     with TemporaryDirectory() as folder:
-        learner = bare_learner(config, recipe_of(config).read(config), folder)
+        learner = bare_learner(config, recipe_of(config).parts(config), folder)
         finder = LRFinder(start_lr=1e-6, end_lr=1, num_it=batches)
         with learner.no_bar():
             run_loop(learner, batches // len(learner.dls.train) + 1, [finder])

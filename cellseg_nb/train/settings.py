@@ -64,6 +64,13 @@ class DataSettings(Settings):
         0.1, "Share of the pictures that is set aside to choose the best epoch.", gt=0, lt=1
     )
     images: int | None = setting(None, "Use only the first so many pictures, validation included.", usual="all", ge=2)
+    train_images: int | None = setting(
+        None,
+        "Train on so many of the pictures that are left for it, drawn by chance; fewer are always among more. What is "
+        "set aside or left out stays the same.",
+        usual="all",
+        ge=1,
+    )
     folds: int | None = setting(
         None, "Cut the pictures into so many parts; cross-validation sets it.", usual="none", ge=2
     )

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Values', 'MODES', 'SCORES', 'FAILURES', 'Sweep', 'SweepFile', 'read_sweeps', 'Training', 'with_changes',
-           'training_label', 'combinations', 'plan_trainings', 'run_one_fold', 'swept_keys', 'value_of',
-           'results_table', 'summarise', 'plot_setting', 'keys_of', 'write_plots', 'write_picture', 'experiment_folder',
-           'run_sweep', 'run_training', 'read_results', 'failures_of', 'summary_of', 'check_mode', 'chosen_sweeps',
-           'release_model']
+           'training_label', 'combinations', 'plan_trainings', 'run_one_fold', 'training_seconds', 'swept_keys',
+           'value_of', 'results_table', 'summarise', 'plot_setting', 'keys_of', 'write_plots', 'write_picture',
+           'experiment_folder', 'run_sweep', 'run_training', 'read_results', 'failures_of', 'summary_of', 'check_mode',
+           'chosen_sweeps', 'release_model']
 
 # %% ../../nbs/train/08_sweeps.ipynb #2227a048
 import copy
@@ -248,10 +248,10 @@ def run_one_fold(config: StartSettings, folds: int, fold: int, out: Path) -> tup
     """Train without one part of the pictures, and score that part."""
     rows, recipe = train_fold(config, folds, fold, out), recipe_of(config)
     scores = {name: round(one, recipe.digits) for name, one in recipe.fold_scores(rows).items()}
-    return rows, scores | {"seconds": _seconds(out)}
+    return rows, scores | {"seconds": training_seconds(out)}
 
 
-def _seconds(out: Path) -> float:
+def training_seconds(out: Path) -> float:
     """How long a training took: the sum of its epochs, over all interruptions."""
     log = out / "log.csv"
     found = pd.read_csv(log) if log.is_file() else pd.DataFrame()

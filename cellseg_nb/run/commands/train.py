@@ -93,16 +93,32 @@ def _cross_validate(config: Any, folds: int, out: Path) -> None:
 # %% ../../../nbs/run/commands/03_train.ipynb #3efe167a
 @app.command()
 def experiment(
-    file: argument(Path, "FILE", "YAML file: defaults, and sweeps by name."),
+    file: argument(
+        Path, "FILE", "YAML file: defaults, and sweeps by name; with --curve that of a training, or its name."
+    ),
+    changes: argument(Optional[list[str]], "[KEY=VALUE]...", "With --curve: changes, as training.epochs=3.") = None,
     name: option(str, "SWEEP", "Only this sweep.  [default: all of them; to release, the defaults]") = None,
     mode: option(str, "MODE", "draft (short, one split), crossval or release.") = "draft",
+    curve: option(
+        str,
+        "N,N,...",
+        "Train on so many pictures, as 5,10,20,40 (auto = as far as there are any): are more labels worth it?",
+    ) = None,
+    predict: option(int, "N", "With --curve: say the scores of so many.  [default: twice the most]", min=1) = None,
+    rank: option(Path, "FOLDER", "With --curve: which of these pictures without labels to label next.") = None,
     out: Out = Path("results"),
 ) -> None:
-    """Train once per value of a setting, and compare the scores.
+    """Train once per value of a setting, and compare the scores; or on few and many pictures, with --curve.
 
-    Everything goes into OUT/NAME/DATE-SWEEP-MODE. The same command goes on where it stopped, and
-    tries again what failed. Exit code 1 = some trainings failed.
+    Everything goes into OUT/NAME/DATE-SWEEP-MODE, or OUT/NAME/curve. The same command goes on where it
+    stopped, and tries again what failed. Exit code 1 = some trainings failed, or pictures of --rank.
     """
+    if curve is not None:
+        if name is not None or mode != "draft":
+            raise ValueError("--curve trains one configuration; leave out --name and --mode")
+        return _learning_curve(file, changes or [], curve, predict, rank, out)
+    if predict is not None or rank is not None or changes:
+        raise ValueError("--predict, --rank and KEY=VALUE belong to --curve; a sweep names its values in its file")
     from cellseg_nb.train.sweeps import chosen_sweeps, failures_of, read_sweeps, run_sweep, summary_of
 
     asked, failed = read_sweeps(file), {}
@@ -111,6 +127,38 @@ def experiment(
         failed |= failures_of(folder)
         print(f"\n{summary_of(folder).to_string(index=False)}")
         print(f"\nsd: standard deviation between the folds\nresults: {folder}")
+    report_failures(failed)
+
+# %% ../../../nbs/run/commands/03_train.ipynb #bcc164e9
+def _learning_curve(
+    file: Path, changes: list[str], numbers: str, predict: int | None, rank: Path | None, out: Path
+) -> None:
+    """Say what more labels would give, and perhaps which."""
+    from cellseg_nb.train.curve import check_ranking, curves_of, read_curve_config, run_curve, sentence, write_curves
+
+    config = read_curve_config(file, changes)
+    if rank is not None:
+        check_ranking(config, rank)
+    folder = out / config.name / "curve"
+    table = run_curve(config, numbers, folder)
+    asked = predict or 2 * int(table["n"].max())
+    curves = curves_of(config, table, folder, asked)
+    print(f"\n{table.to_string(index=False)}\n")
+    for one in curves:
+        print(sentence(one, asked))
+    print(f"picture: {write_curves(curves, asked, folder)}\ntable: {folder / 'curve.csv'}")
+    if rank is not None:
+        _rank_next(config, table, folder, rank)
+
+
+def _rank_next(config: Any, table: Any, folder: Path, pictures: Path) -> None:
+    """Write and say which pictures to label next."""
+    from cellseg_nb.core import write_csv
+    from cellseg_nb.train.curve import committee, rank_pictures
+
+    ranking, failed = rank_pictures(pictures, committee(table, folder), config.training.device)
+    path = write_csv(folder / "next.csv", ranking)
+    print(f"label next: {', '.join(Path(one).name for one in ranking['file'][:5])}\nranking: {path}")
     report_failures(failed)
 
 # %% ../../../nbs/run/commands/03_train.ipynb #285fc32b

@@ -196,6 +196,7 @@ class CountRecipe(Recipe):
     libraries = ("torch", "fastai", "segmentation-models-pytorch", "timm")
     log, best, digits = ("valid_mae", "valid_bias"), "valid_mae", 3
     checkpoint_seconds, float16, lacks = 30, False, "does not count"
+    judged_by = {"MAE": False, "RMSE": False}
     inherited = Recipe.inherited | {"outputs": "outputs", "target": "target", "peaks": "peaks"}
     read = later("train.count_pictures:read_count_pictures")
     loaders = later("train.count_crops:count_loaders")

@@ -129,6 +129,7 @@ class MapScorer(Scorer):
 class LabelRecipe(Recipe):
     """What is learned from pictures or stacks with label images, and scored by their objects."""
 
+    judged_by: ClassVar[dict[str, bool]] = {"AP@.5": True, "mean AP": True}
     is_finished = later("train.finish:is_finished")
     score_fold = later("train.finish:score_left_out")
     fold_scores = later("train.finish:pooled_scores")

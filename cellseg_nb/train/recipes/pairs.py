@@ -189,6 +189,7 @@ class PairRecipe(Recipe):
     libraries = ("torch", "fastai", "segmentation-models-pytorch", "timm")
     log, best, higher = ("valid_loss", "valid_dice"), "valid_dice", True
     lacks = "does not paint masks of pairs"
+    judged_by = {"Dice": True}
     inherited = {"network": "network", "normalisation": "normalisation", "threshold": "threshold"}
     read = later("train.pairs:read_pairs")
     network = later("train.pairs:pair_network")
