@@ -119,7 +119,7 @@ def _middle(picture: CountPicture, scale: float) -> CountPicture:
     points = picture.points - starts
     inside = ((points >= -0.5) & (points < edge - 0.5)).all(1)
     known = None if picture.known is None else picture.known[window]
-    return CountPicture(picture.name, picture.image[window], points[inside], known)
+    return picture._replace(image=picture.image[window], points=points[inside], known=known, mask=None)
 
 # %% ../../nbs/train/07_count.ipynb #2f90c116
 class CountScorer(Scorer):

@@ -36,6 +36,7 @@ from cellseg_nb.train.recipe import (
 )
 from cellseg_nb.train.settings import (
     DataSettings,
+    EncoderStart,
     LoopSettings,
     StartSettings,
     is_weights_file,
@@ -58,6 +59,17 @@ class CountDataSettings(DataSettings):
     )
     validation_fraction: float = setting(
         0.1, "Share of the pictures set aside to choose the best epoch; 0 = none, the last one is kept.", ge=0, lt=1
+    )
+    validation_least: int = setting(
+        0, "Of each kind of picture so many are set aside at least, or a third of those there are.", ge=0
+    )
+    point_classes: dict[str, tuple[str, ...]] = setting(
+        {}, "Name of a folder of pictures with points → classes of points that count there.", usual="all of them"
+    )
+    shares: dict[str, Annotated[float, Field(gt=0)]] = setting(
+        {},
+        "Kind of picture → how often crops come from it where `sampling` is kinds; 1 = as often as from others. "
+        "A kind is a data set, or data set/kind where it has several.",
     )
     simulated: int = setting(40, "How many pictures of each simulated set are made.", ge=2)
     fraction: float = setting(
@@ -112,8 +124,8 @@ class CountAugmentation(Settings):
 USUAL_LOSSES = ("mse", "bce", "mse+bce", "mesa")
 
 
-class CountTrainingSettings(LoopSettings):
-    """How long and how fast is learned, where, and from which crops."""
+class CountTrainingSettings(EncoderStart, LoopSettings):
+    """How long and how fast is learned, where, from which crops, and what the encoder starts from."""
 
     steps_per_epoch: int = setting(50, "A step sees `batch_size` crops.", ge=1)
     crop_px: int = setting(256, "Edge of a crop of the enlarged picture; a multiple of 2**encoder_depth.", ge=32)
@@ -131,8 +143,10 @@ class CountTrainingSettings(LoopSettings):
     average: float = setting(
         0.995, "Decay of the running average of weights, which is validated and saved.", ge=0, lt=1
     )
-    sampling: Literal["area", "pictures"] = setting(
-        "area", "Every place as often as any other, or every picture as often as any other."
+    sampling: Literal["area", "pictures", "kinds"] = setting(
+        "area",
+        "area: every place as often as any other; pictures: every picture; kinds: every kind of picture, "
+        "times its `data.shares`.",
     )
 
 # %% ../../../nbs/train/recipes/03_count.ipynb #ffc2f7d5
