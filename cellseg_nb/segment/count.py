@@ -460,7 +460,7 @@ def _interval_of(bundles, counts, spreads, level, calibration) -> tuple[float, f
 
 # %% ../../nbs/segment/11_count.ipynb #81d6c666
 def calibrate_kinds(
-    oof: pd.DataFrame,  # as for `calibrate`, with a column kind
+    oof: pd.DataFrame,  # as for `calibrate`; a column kind where there are several
     described: Mapping[str, Sequence[Mapping[str, float]]],  # kind → `count_statistics` of training pictures
     level: float = 0.9,  # nominal level of the intervals; 0..1
 ) -> dict[str, Any]:  # for `CountSpecification.calibration`; can be written as JSON
@@ -475,7 +475,7 @@ def calibrate_kinds(
         As in `calibrate`, for all pictures together.
     """
     whole, kinds = calibrate(oof, level), {}
-    if oof["kind"].nunique() < 2:
+    if "kind" not in oof or oof["kind"].nunique() < 2:
         return whole
     for kind, rows in oof.groupby("kind"):
         known = learn_pictures(described.get(kind, ()))
