@@ -161,8 +161,12 @@ def describe_model(config: StartSettings, parts: Parts) -> dict:
     """Say of a model that counts what is not in its configuration."""
     points = sum(len(one.points) for one in parts.train)
     data = data_text(config.data, parts).rpartition(",")[0]
-    how = measured_normalisation(parts.train, config)
-    return {"data": f"{data}, {points} points", "normalisation": how, "peaks": spot_peaks(config)}
+    how, start = measured_normalisation(parts.train, config), ""
+    if config.training.encoder_weights != "none":
+        from cellseg_nb.train.pairs import encoder_start
+
+        start = f"; the encoder started from {encoder_start(config)}"
+    return {"data": f"{data}, {points} points{start}", "normalisation": how, "peaks": spot_peaks(config)}
 
 # %% ../../nbs/train/07_count.ipynb #8f6c924d
 def fit_count(
