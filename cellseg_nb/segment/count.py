@@ -390,11 +390,9 @@ def count_image(
 ) -> CountResult:
     """Count and locate the cells of one picture, and say how sure the count is.
 
-    Of several models the means count. If they are those of all folds of one calibration, the
-    interval is CV+; else it lies around the mean count, with the errors of the first model. Where
-    the calibration is for eight orientations and `flips` is False, there is no interval. Where it
-    is by kinds of pictures, the errors are those of the kind that the picture resembles, and there is
-    no interval where it resembles none, or too few of that kind were counted; `why` says so.
+    Of several models the means count. If they are those of all folds of one calibration, the interval is CV+; else it
+    lies around the mean count, with the errors of the first model, of the kind that the picture resembles where it knows
+    kinds. `why` says why there is no interval.
 
     Raises
     ------
@@ -544,7 +542,7 @@ def count_statistics(
         "peaks": math.log((max(count, 0) + 1) / (n_peaks + 1)),
     }
 
-
+# %% ../../nbs/segment/11_count.ipynb #dd9b3d46
 def recognise(
     image: np.ndarray,  # picture; any number type; (Y, X), or (Y, X, 3) for colours
     bundle: Bundle,  # model that was trained to count

@@ -147,7 +147,7 @@ def picture_odds(
     ValueError
         A share is for a kind that no picture has.
     """
-    shares, crop_px = config.data.shares, config.training.crop_px
+    shares, crop_px = config.data.shares, config.training.crop_px  # settings allow shares for kinds alone
     unknown = [name for name in shares if name not in kinds]
     if unknown:
         known = ", ".join(sorted(set(kinds)))

@@ -48,10 +48,9 @@ class CountDataSettings(DataSettings):
 
     dataset: str | Annotated[tuple[str, ...], Field(min_length=1)] = setting(
         "simulated-phase-contrast",
-        "A folder of pictures with points (see `data.count_samples`); the name of such a folder in the "
-        'subfolder counting of `CELLSEG_DATA`; "simulated-phase-contrast", "simulated-nuclei", or '
-        "a data set of the catalog with labels, whose centres become points. Several are put "
-        "together.",
+        "A folder of pictures with points (see `data.count_samples`); the name of such a folder in the subfolder counting of "
+        '`CELLSEG_DATA`; "simulated-phase-contrast", "simulated-nuclei", or a data set of the catalog with labels, whose '
+        "centres become points. Several are put together.",
     )
     split: str | None = setting("train", "Only samples of this split; none = all but those of the split test.")
     channel: int | str | None = setting(
@@ -74,8 +73,7 @@ class CountDataSettings(DataSettings):
     simulated: int = setting(40, "How many pictures of each simulated set are made.", ge=2)
     fraction: float = setting(
         1.0,
-        "Share of the training pictures that is used, drawn by chance; what is left out for folds "
-        "and validation stays the same.",
+        "Share of the training pictures that is used, drawn by chance; what is left out for folds and validation stays.",
         gt=0,
         le=1,
     )
@@ -185,6 +183,8 @@ class CountTrainConfig(StartSettings):
             from cellseg_nb.models.losses import HeatmapLoss  # loads PyTorch
 
             HeatmapLoss(how.loss, activation=self.target.activation)  # says which there are
+        if self.data.shares and how.sampling != "kinds":
+            raise ValueError(f"data.shares needs training.sampling: kinds; it is {how.sampling}")
         if not self.data.validation_fraction and (how.early_stopping or how.schedule == "plateau"):
             raise ValueError("early_stopping and plateau need a data.validation_fraction above 0")
         _check_height(self.target)
