@@ -97,7 +97,8 @@ def test_task_panel_of_counts(tmp_path):
     bundle, known = load_bundle("count-cells"), []
     for picture in pictures:
         known.append(count_statistics(picture, bundle, count_image(picture, bundle).density))
-    about = bundle.specification.model_copy(update={"known_pictures": learn_pictures(known)})
+    changes = {"known_pictures": learn_pictures(known), "calibration": {}}  # it shall know these alone, and no kinds
+    about = bundle.specification.model_copy(update=changes)
     model = save_bundle(tmp_path, bundle.network, about)
     for picture in (pictures[4], np.random.default_rng(0).integers(0, 255, (128, 128)).astype(np.uint8)):
         panel = TaskPanel("count", picture, model=model)

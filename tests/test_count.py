@@ -15,7 +15,8 @@ from cellseg_nb.data.io import read_image, write_image
 from cellseg_nb.data.simulate import simulate_nuclei
 from cellseg_nb.models.bundle import Bundle, CountSpecification, load_bundle, save_bundle
 from cellseg_nb.models.zoo import build_network
-from cellseg_nb.segment.count import count_image, predict_density
+from cellseg_nb.segment.count import calibrate_kinds, count_image, count_statistics, predict_density
+from cellseg_nb.train.count_pictures import SIMULATED
 
 HALO_PX = 8  # how far the network of the first tests looks
 ABOUT = {"target": {"activation": "softplus", "factor": 300}}
@@ -162,7 +163,52 @@ def test_counts_and_outlines_do_not_overwrite_each_other(images, tmp_path, model
 
 
 def test_the_model_of_the_package_counts_in_eight_orientations():
-    image, bundle = simulate_nuclei((128, 128), 20, seed=1)[0], load_bundle("count-cells")
+    image, bundle = SIMULATED["simulated-phase-contrast"](77_000).image, load_bundle("count-cells")
     usual, eight, one = (count_image(image, bundle, flips=flips) for flips in (None, True, False))
     assert usual.low < usual.count < usual.high and usual[:3] == eight[:3]
     assert np.isnan(one.low) and one.count != usual.count
+
+
+# --- kinds of pictures ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_kinds(tmp_path, model):
+    """A model that knows dark and crowded pictures of nuclei; only the first were counted often enough for an interval."""
+    bundle, described = load_bundle(model), {}
+    for kind, n_nuclei in (("few", 6), ("many", 45)):
+        pictures = [simulate_nuclei((96, 112), n_nuclei=n_nuclei, seed=seed)[0] for seed in range(30)]
+        densities = [predict_density(one, bundle, device="cpu") for one in pictures]
+        described[kind] = [count_statistics(one, bundle, two) for one, two in zip(pictures, densities)]
+    rows = pd.DataFrame({"kind": ["few"] * 12 + ["many"] * 8, "fold": "aside", "truth": 20.0})
+    calibration = calibrate_kinds(rows.assign(predicted=[21.0] * 12 + [29.0] * 8), described)
+    about = bundle.specification.model_copy(update={"calibration": calibration})
+    return save_bundle(tmp_path / "kinds", bundle.network, about)
+
+
+def test_every_kind_of_picture_has_its_own_interval_or_none_and_says_why(tmp_path, out, two_kinds):
+    pictures = {"few": simulate_nuclei((96, 112), n_nuclei=6, seed=77)[0]}
+    pictures["many"] = simulate_nuclei((96, 112), n_nuclei=45, seed=77)[0]
+    pictures["noise"] = np.random.default_rng(0).poisson(20, (96, 112)).astype(np.uint16)
+    for name, picture in pictures.items():
+        write_image(tmp_path / "images" / f"{name}.tif", picture, "YX")
+    done = run("count", tmp_path / "images", "--out", out, "--model", two_kinds)
+    counts = pd.read_csv(out / "counts.csv", keep_default_na=False).set_index("image")
+    assert counts["kind"].to_dict() == {"few": "few", "many": "many", "noise": ""}
+    assert [low != "" for low in counts["low"]] == [True, False, False]
+    assert float(counts.loc["few", "high"]) - float(counts.loc["few", "count"]) == pytest.approx(1, abs=0.01)
+    reasons = counts["no_interval_because"].to_dict()
+    assert reasons["few"] == "" and "resembles no kind of picture" in reasons["noise"]
+    assert "of the kind many: an interval of 90% needs 9 counted pictures" in reasons["many"]
+    known = json.loads((out / "counts.json").read_text())
+    assert {name: one["no_interval_because"] for name, one in known.items()} == reasons
+    shown = {
+        line.split()[0]: line for line in done.stdout.splitlines() if line.split()[:1] in ([name] for name in pictures)
+    }
+    assert "no interval: too few of its kind" in shown["many"] and "unlike the training" in shown["noise"]
+    assert "1 image without an interval: of the kind many" in done.stderr + done.stdout
+
+
+def test_a_model_of_before_gives_the_interval_of_all_pictures(images, model):
+    found = count_image(read_image(images / "cell1.tif").pixels, load_bundle(model))
+    assert (found.kind, found.why, np.isnan(found.low)) == ("", "", False)

@@ -6,7 +6,8 @@
 __all__ = ['CountSample', 'counting_samples']
 
 # %% ../../nbs/data/20_count_samples.ipynb #8470e502
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,7 @@ def counting_samples(
     folder: str | Path,  # project folder, or one with images/, points.csv and perhaps index.csv
     split: str | None = None,  # part to read; None = all
     radius_px: float = 10,  # several annotators: largest distance of two clicks on a cell; px
+    classes: Sequence[str] | None = None,  # classes of points that count; None = all
 ) -> list[CountSample]:  # in the order of their table
     """List the images of a folder with their points, whether they may train or not.
 
@@ -100,12 +102,13 @@ def counting_samples(
     FileNotFoundError
         The folder, its images or its points are not there.
     ValueError
-        A table is damaged, names an image that is not there, or has no such split.
+        A table is damaged, names an image that is not there, or has no such split; or no point is of a
+        class that is wanted.
     """
     folder = Path(folder)
     if not (folder / "points.csv").is_file():
         raise FileNotFoundError(f"{folder} has no points.csv; make a project with import_points")
-    paths, annotations = named_images(folder / "images"), read_project(folder)
+    paths, annotations = named_images(folder / "images"), _of_classes(read_project(folder), classes, folder)
     quality = _quality_of(folder, annotations, paths)
     _check_names(
         folder,
@@ -139,6 +142,17 @@ def _quality_of(folder, annotations, paths):
     status = ["fully" if name in marked else "empty" for name in image]
     quality = pd.DataFrame({"image": image, "annotation_status": status, "fgmask_status": "unchecked"})
     return quality.assign(split=table["split"] if "split" in table else "")
+
+
+def _of_classes(annotations, classes, folder):
+    """Points of some classes only; an image without any of them was looked at all the same."""
+    if classes is None:
+        return annotations
+    there = sorted(set(annotations.points["class"]))
+    for name in classes:
+        if name not in there:
+            raise ValueError(f"{folder}: no point is of the class {name!r}; there is: {', '.join(there)}")
+    return replace(annotations, points=annotations.points[annotations.points["class"].isin(classes)])
 
 
 def _check_names(folder, tables, paths):

@@ -192,6 +192,7 @@ def complete_table(
         own["corner"] = CORNER
     elif any(name.startswith("centroid x") for name in lower):
         raise ValueError(f"{path} {IN_UM}")
+    lower = {"class": lower["kind"]} | lower if "kind" in lower else lower
     chosen = {lower[name]: name for name in WANTED if name in lower}
     missing = [name for name in ("x", "y") if name not in lower]
     if "image" not in lower and not missing and table.columns[0] == "":

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TILE_PX', 'OVERLAP_PX', 'SCALES', 'OUT_OF_FOLD', 'needs_density', 'prepare_picture', 'predict_density',
            'predict_views', 'locate_peaks', 'error_scale', 'conformal_rank', 'calibrate', 'count_interval',
-           'is_for_views', 'CountResult', 'count_image', 'store_calibration', 'count_statistics', 'unlike_training']
+           'is_for_views', 'CountResult', 'count_image', 'calibrate_kinds', 'store_calibration', 'count_statistics',
+           'recognise', 'unlike_training']
 
 # %% ../../nbs/segment/11_count.ipynb #0edf62ef
 import math
@@ -34,10 +35,14 @@ from cellseg_nb.models.bundle import (
     read_specification,
     write_specification,
 )
+from cellseg_nb.models.specification import (
+    KnownPictures,
+)
 from cellseg_nb.segment.familiarity import (
     Familiarity,
     busiest_window,
     compare,
+    learn_pictures,
     picture_statistics,
 )
 from cellseg_nb.segment.predict import (
@@ -365,6 +370,8 @@ class CountResult(NamedTuple):
     points: np.ndarray  # peaks (y, x); px; float64; (N, 2); their number may differ from the count
     density: np.ndarray  # cells per pixel; float32; (Y, X)
     unlike: Familiarity | None  # is the picture unlike the training? None = not known
+    kind: str = ""  # of the training pictures, which it resembles most; empty = none, or not known
+    why: str = ""  # there is no interval; empty = there is one
 
     def __repr__(self):
         interval = "" if math.isnan(self.low) else f" [{self.low:.1f}, {self.high:.1f}]"
@@ -383,9 +390,9 @@ def count_image(
 ) -> CountResult:
     """Count and locate the cells of one picture, and say how sure the count is.
 
-    Of several models the means count. If they are those of all folds of one calibration, the
-    interval is CV+; else it lies around the mean count, with the errors of the first model. Where
-    the calibration is for eight orientations and `flips` is False, there is no interval.
+    Of several models the means count. If they are those of all folds of one calibration, the interval is CV+; else it
+    lies around the mean count, with the errors of the first model, of the kind that the picture resembles where it knows
+    kinds. `why` says why there is no interval.
 
     Raises
     ------
@@ -405,12 +412,12 @@ def count_image(
     counts = [max(float(several.mean()), 0.0) for _, several in views]
     spreads = [float(several.std()) for _, several in views]
     level = calibration.get("level", 0.9) if level is None else level
-    holds = bool(calibration) and flips >= calibrated
-    low, high = _interval_of(bundles, counts, spreads, level) if holds else (math.nan,) * 2
+    kind, unlike = recognise(image, bundles[0], density)
+    used, why = _calibration_of(bundles[0].specification, kind, level, flips)
+    low, high = (math.nan,) * 2 if why else _interval_of(bundles, counts, spreads, level, used)
     peaks = bundles[0].specification.peaks
     points = locate_peaks(density, peaks.radius_px, peaks.threshold)
-    unlike = unlike_training(image, bundles[0], density)
-    return CountResult(float(np.mean(counts)), low, high, level, points, density, unlike)
+    return CountResult(float(np.mean(counts)), low, high, level, points, density, unlike, kind, why)
 
 # %% ../../nbs/segment/11_count.ipynb #6f6ef0a1
 def _views_of(image, bundle, flips, how) -> tuple[np.ndarray, np.ndarray]:
@@ -421,15 +428,61 @@ def _views_of(image, bundle, flips, how) -> tuple[np.ndarray, np.ndarray]:
     return density, density.sum(dtype=float, keepdims=True)
 
 
-def _interval_of(bundles, counts, spreads, level) -> tuple[float, float]:
+def _calibration_of(about: CountSpecification, kind: str, level: float, flips: bool) -> tuple[Mapping[str, Any], str]:
+    """The calibration for a kind of picture, and why there is none."""
+    calibration = about.calibration
+    if not calibration:
+        return {}, "the model has no calibration"
+    if is_for_views(calibration) and not flips:
+        return {}, "the intervals are for the mean over eight orientations"
+    if not calibration.get("kinds"):
+        return calibration, ""
+    if not kind:
+        return {}, "the picture resembles no kind of picture that the model was tried on"
+    used = calibration["kinds"][kind]
+    try:
+        conformal_rank(sum(map(len, used.get("residuals", {}).values())), level)
+    except ValueError as error:
+        return {}, f"of the kind {kind}: {error}"
+    return used, ""
+
+
+def _interval_of(bundles, counts, spreads, level, calibration) -> tuple[float, float]:
     """Low and high end of the interval: CV+ where the models are those of all folds."""
-    calibration = bundles[0].specification.calibration
     folds = [one.specification.calibration.get("fold") for one in bundles]
     if len(folds) == len(set(folds)) > 1 and set(folds) == set(calibration["residuals"]):
         by_fold = [dict(zip(folds, one)) for one in (counts, spreads)]
         return count_interval(by_fold[0], calibration, level, by_fold[1])
     mean, spread = float(np.mean(counts)), float(np.mean(spreads))
     return count_interval(mean, calibration, level, spread)
+
+# %% ../../nbs/segment/11_count.ipynb #81d6c666
+def calibrate_kinds(
+    oof: pd.DataFrame,  # as for `calibrate`; a column kind where there are several
+    described: Mapping[str, Sequence[Mapping[str, float]]],  # kind → `count_statistics` of training pictures
+    level: float = 0.9,  # nominal level of the intervals; 0..1
+) -> dict[str, Any]:  # for `CountSpecification.calibration`; can be written as JSON
+    """Learn how far counts are off, in all pictures and, where there are several kinds, in each kind of them.
+
+    A kind of which too few pictures were described cannot be recognised and is left out; one of
+    which too few were counted is recognised, and gives no interval.
+
+    Raises
+    ------
+    ValueError
+        As in `calibrate`, for all pictures together.
+    """
+    whole, kinds = calibrate(oof, level), {}
+    if "kind" not in oof or oof["kind"].nunique() < 2:
+        return whole
+    for kind, rows in oof.groupby("kind"):
+        known = learn_pictures(described.get(kind, ()))
+        if known is None:
+            continue
+        kinds[kind] = {"pictures": len(rows), "known_pictures": known.model_dump(mode="json")}
+        if math.ceil(level / (1 - level) - 1e-9) <= len(rows):
+            kinds[kind] |= calibrate(rows, level)
+    return whole | {"kinds": kinds}
 
 # %% ../../nbs/segment/11_count.ipynb #09c96c85
 def store_calibration(
@@ -489,21 +542,37 @@ def count_statistics(
         "peaks": math.log((max(count, 0) + 1) / (n_peaks + 1)),
     }
 
-
-def unlike_training(
+# %% ../../nbs/segment/11_count.ipynb #dd9b3d46
+def recognise(
     image: np.ndarray,  # picture; any number type; (Y, X), or (Y, X, 3) for colours
     bundle: Bundle,  # model that was trained to count
     density: np.ndarray,  # its prediction; cells per pixel; (Y, X)
-) -> Familiarity | None:  # None = the model does not know its training pictures
-    """Say whether a picture looks like those a counting model was trained on.
+) -> tuple[str, Familiarity | None]:  # kind, empty = none; None = the model does not know its training pictures
+    """Say which kind of training picture a picture resembles most, and whether it is unlike all of them.
 
     Raises
     ------
     ValueError
         As in `count_statistics`.
     """
-    known = bundle.specification.known_pictures
-    return known and compare(count_statistics(image, bundle, density), known, resizes=False)
+    about, kinds = bundle.specification, bundle.specification.calibration.get("kinds", {})
+    known = {name: KnownPictures(**one["known_pictures"]) for name, one in kinds.items()}
+    known = known or {"": about.known_pictures}
+    if None in known.values():
+        return "", None
+    statistics = count_statistics(image, bundle, density)
+    found = {name: compare(statistics, one, resizes=False) for name, one in known.items()}
+    best = min(found, key=lambda name: found[name].score)
+    return "" if found[best].unusual else best, found[best]
+
+
+def unlike_training(
+    image: np.ndarray,  # picture; any number type; (Y, X), or (Y, X, 3) for colours
+    bundle: Bundle,  # model that was trained to count
+    density: np.ndarray,  # its prediction; cells per pixel; (Y, X)
+) -> Familiarity | None:  # None = the model does not know its training pictures
+    """Say whether a picture looks like those a counting model was trained on. Raises like `recognise`."""
+    return recognise(image, bundle, density)[1]
 
 # %% ../../nbs/segment/11_count.ipynb #bb4375f0
 __getattr__ = moved(  # names of earlier versions

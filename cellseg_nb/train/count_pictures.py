@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['MOST_REMEMBERED', 'SIMULATED', 'CountPicture', 'label_centres', 'count_pictures', 'for_training', 'fold_of_each',
-           'read_count_pictures']
+           'aside_of_each', 'read_count_pictures']
 
 # %% ../../nbs/train/12_count_pictures.ipynb #c57bdd27
 import hashlib
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +33,7 @@ from cellseg_nb.settings import (
 from cellseg_nb.train.recipe import (
     Parts,
     deal,
+    set_aside,
 )
 from cellseg_nb.train.settings import (
     StartSettings,
@@ -47,6 +49,7 @@ class CountPicture(NamedTuple):
     known: np.ndarray | None = None  # what may train and is counted; bool; (Y, X); None = all
     mask: np.ndarray | None = None  # where cells are; bool; (Y, X); None = not used
     complete: bool = True  # False = some cells have no point; it trains, but is never scored
+    kind: str = ""  # of picture, such as its data set
 
 
 def label_centres(
@@ -79,7 +82,7 @@ def _simulated_nuclei(seed: int) -> CountPicture:
         min_visible_px=int(0.25 * diameter**2),
         seed=seed,
     )
-    return CountPicture(f"nuclei_{seed:04}", image, label_centres(labels))
+    return CountPicture(f"nuclei_{seed:04}", image, label_centres(labels), kind="simulated-nuclei")
 
 
 @lru_cache(MOST_REMEMBERED)
@@ -88,7 +91,7 @@ def _simulated_phase_contrast(seed: int) -> CountPicture:
     from cellseg_nb.data.phase import phase_settings, simulate_phase_contrast
 
     image, points, _ = simulate_phase_contrast(**phase_settings(seed, (256, 256)))
-    return CountPicture(f"phase_{seed:04}", image, points)
+    return CountPicture(f"phase_{seed:04}", image, points, kind="simulated-phase-contrast")
 
 
 SIMULATED: dict[str, Callable[[int], CountPicture]] = {
@@ -106,12 +109,12 @@ def _point_folder(name: str) -> Path | None:
     return None
 
 
-def _of_folder(folder: Path, data: Settings) -> list[CountPicture]:
+def _of_folder(folder: Path, data: Settings, classes: Sequence[str] | None) -> list[CountPicture]:
     """Pictures of a folder with points, as its table of quality allows."""
     from cellseg_nb.data.count_samples import counting_samples
 
     found = []
-    for sample in counting_samples(folder, radius_px=data.click_radius_px):
+    for sample in counting_samples(folder, radius_px=data.click_radius_px, classes=classes):
         wanted = sample.split != "test" if data.split is None else sample.split == data.split
         if not sample.trains or (sample.split and not wanted):
             continue
@@ -124,8 +127,18 @@ def _of_folder(folder: Path, data: Settings) -> list[CountPicture]:
                 f"{sample.mask_path} has {mask.shape} pixels (Y, X), and {sample.image_path} has "
                 f"{image.shape[:2]}; make the mask again"
             )
-        found.append(CountPicture(sample.name, image, points, known, mask, complete))
+        found.append(CountPicture(sample.name, image, points, known, mask, complete, folder.name))
     return found
+
+
+def _of_labels(name: str, data: Settings) -> list[CountPicture]:
+    """Pictures of a data set with labels; each kind of picture in it is a kind."""
+    found = [one for one in samples(name, data.split, data.kind, data.label_parts) if data.split or one.split != "test"]
+    several, name = len({one.kind for one in found}) > 1, Path(name).name
+    return [
+        CountPicture(one.name, one.image(), label_centres(one.labels()), kind=f"{name}/{one.kind}" if several else name)
+        for one in found
+    ]
 
 # %% ../../nbs/train/12_count_pictures.ipynb #f5f268ed
 def count_pictures(
@@ -139,7 +152,7 @@ def count_pictures(
     FileNotFoundError
         There is no such folder.
     ValueError
-        There is no such data set, or no picture of that split.
+        There is no such data set, or no picture of that split; or no point of a wanted class.
     """
     found = []
     for name in data.names:
@@ -147,14 +160,9 @@ def count_pictures(
             first = 1000 * seed
             found += [SIMULATED[name](first + number) for number in range(data.simulated)]
         elif (folder := _point_folder(name)) is not None:
-            found += _of_folder(folder, data)
+            found += _of_folder(folder, data, data.point_classes.get(name))
         else:
-            labelled = samples(name, data.split, data.kind, data.label_parts)
-            found += [
-                CountPicture(one.name, one.image(), label_centres(one.labels()))
-                for one in labelled
-                if data.split or one.split != "test"
-            ]
+            found += _of_labels(name, data)
     if not found:
         raise ValueError(f"no pictures of the split {data.split!r} in {', '.join(data.names)}")
     return found[: data.images]
@@ -180,15 +188,37 @@ def fold_of_each(
     pictures: Sequence[CountPicture],  # all
     folds: int,  # number of parts
 ) -> np.ndarray:  # 1..folds for each picture; int
-    """Deal pictures out into parts, in the order of their counts.
+    """Deal pictures out into parts, kind by kind in the order of their counts.
 
     Raises
     ------
     ValueError
         There are fewer pictures than parts.
     """
-    counts = [len(one.points) for one in pictures]
-    return deal(counts, folds, "pictures with a point on every cell")
+    keys = [(one.kind, len(one.points)) for one in pictures]
+    return deal(keys, folds, "pictures with a point on every cell")
+
+
+def aside_of_each(
+    pictures: Sequence[CountPicture],  # all
+    data: Settings,  # validation_fraction and validation_least
+) -> np.ndarray:  # True = set aside; bool
+    """Choose pictures for validation from every kind; those that are the only one of their kind are taken together."""
+    numbers = Counter(one.kind for one in pictures)
+    kinds = np.array([one.kind if numbers[one.kind] > 1 else "" for one in pictures])
+    chosen = np.zeros(len(pictures), bool)
+    for kind in sorted(set(kinds.tolist())):
+        places = np.flatnonzero(kinds == kind)
+        n, counts = len(places), [len(pictures[place].points) for place in places]
+        least = min(data.validation_least, n // 3)
+        if n < 2 or not data.validation_fraction:
+            continue
+        if least > data.validation_fraction * n:
+            chosen[places] = set_aside(counts, least / n)
+        else:
+            parts = max(2, min(n, round(1 / data.validation_fraction)))
+            chosen[places] = deal(counts, parts) == (parts + 1) // 2
+    return chosen
 
 # %% ../../nbs/train/12_count_pictures.ipynb #770c0994
 def read_count_pictures(
@@ -210,7 +240,7 @@ def read_count_pictures(
         Cells without a point train as background.
     """
     data, pictures = config.data, count_pictures(config.data, config.seed)
-    whole, left_out, aside = [one for one in pictures if one.complete], [], []
+    whole, left_out = [one for one in pictures if one.complete], []
     if data.folds is not None:
         numbers = fold_of_each(whole, data.folds)
         left_out = [one for one, number in zip(whole, numbers) if number == data.fold]
@@ -218,10 +248,7 @@ def read_count_pictures(
     if len(pictures) - len(left_out) < 2:
         number = len(pictures) - len(left_out)
         raise ValueError(f"training needs at least 2 pictures with points; there are {number}")
-    if data.validation_fraction and len(whole) > 1:
-        parts = max(2, min(len(whole), round(1 / data.validation_fraction)))
-        chosen = fold_of_each(whole, parts) == (parts + 1) // 2
-        aside = [one for one, out in zip(whole, chosen) if out]
+    aside = [one for one, out in zip(whole, aside_of_each(whole, data)) if out]
     scored = set(map(id, [*aside, *left_out]))
     train = [one for one in pictures if id(one) not in scored]
     return Parts(_training_part(train, config), aside, left_out)

@@ -8,6 +8,7 @@ __all__ = ['DEFAULT_MODEL', 'TILE_PX', 'OVERLAP_PX', 'PLOT_PX', 'CountSettings',
 
 # %% ../../../nbs/run/tasks/03_count.ipynb #010ecc25
 import json
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -182,10 +183,12 @@ def count_text(
     found: "Counted",  # from `segment.count.count_image`
 ) -> str:  # one line
     """Say a count, its interval, and whether to trust it."""
-    text = f"{found.count:.1f} cells"
+    text, unlike = f"{found.count:.1f} cells", found.unlike is not None and found.unlike.unusual
     if not np.isnan(found.low):
         text += f", {found.level:.0%} interval {found.low:.1f} to {found.high:.1f}"
-    if found.unlike is not None and found.unlike.unusual:
+    elif found.kind:
+        text += f", no interval {found.why}"
+    if unlike:
         text += "; the picture is unlike the training"
     return text
 
@@ -203,6 +206,8 @@ def count_row(
         "unlike": None if found.unlike is None else found.unlike.unusual,
         "level": found.level if known else None,
         "unlike_because": "" if found.unlike is None else "; ".join(found.unlike.reasons),
+        "kind": found.kind,
+        "no_interval_because": found.why,
     }
 
 # %% ../../../nbs/run/tasks/03_count.ipynb #d3c5096e
@@ -266,8 +271,8 @@ def process(self: Count, item: Item) -> Result:
         found = count_image(image.pixels, bundles, **self.settings.how)
     model = " + ".join(dict.fromkeys(bundle.specification.name for bundle in bundles))
     numbers, (height, width) = count_row(found), found.density.shape
-    because = numbers.pop("unlike_because")
-    level = numbers.pop("level")
+    because, level = numbers.pop("unlike_because"), numbers.pop("level")
+    recognised = {name: numbers.pop(name) for name in ("kind", "no_interval_because")}
     seconds = round(sum(item.watch.split().values()), 3)
     figure = draw_count(image.pixels, found, name, image.pixel_size_um)
     heatmap, plot = self.outputs(item)
@@ -276,7 +281,8 @@ def process(self: Count, item: Item) -> Result:
     return Result(
         row=numbers
         | {"seconds": seconds, "level": level, "model": model, "unlike_because": because}
-        | {"height_px": height, "width_px": width},
+        | {"height_px": height, "width_px": width}
+        | recognised,
         tables={"points": points},
         files={
             heatmap: partial(write_image, pixels=found.density, axes="YX", pixel_size_um=image.pixel_size_um),
@@ -363,6 +369,12 @@ def notes(self: Count, batch: Batch) -> list[str]:
             f"the intervals of the model {about.name!r} are for the mean over eight orientations; "
             "counts of one orientation (--no-flips) come without an interval"
         )
+    elif about.calibration.get("kinds"):
+        reasons = [one["row"].get("no_interval_because") for one in batch.records.values()]
+        notes += [
+            f"{counted(number, 'image')} without an interval: {reason}"
+            for reason, number in Counter(filter(None, reasons)).items()
+        ]
     return notes
 
 # %% ../../../nbs/run/tasks/03_count.ipynb #3dbb78bb
@@ -384,7 +396,9 @@ def text(self: Count, summary: Summary) -> str:
         share = f"{counts['level'].dropna().iloc[0]:.0%} interval"
         shown[share] = ["" if low != low else f"{low:.1f} to {high:.1f}" for low, high in bounds]
     shown["peaks"] = counts["n_points"]
-    if counts["unlike"].any():
-        shown["note"] = counts["unlike"].map({True: "unlike the training"}).fillna("")
+    few = counts["low"].isna() & (counts.reindex(columns=["kind"])["kind"].fillna("") != "")
+    if counts["unlike"].any() or few.any():
+        notes = counts["unlike"].map({True: "unlike the training"}).fillna("")
+        shown["note"] = notes.mask(few, "no interval: too few of its kind")
     before = f", {len(summary.resumed)} finished before" if summary.resumed else ""
     return f"{shown.to_string(index=False)}\n\nresults{before}: {summary.out}"

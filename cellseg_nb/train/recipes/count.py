@@ -36,6 +36,7 @@ from cellseg_nb.train.recipe import (
 )
 from cellseg_nb.train.settings import (
     DataSettings,
+    EncoderStart,
     LoopSettings,
     StartSettings,
     is_weights_file,
@@ -47,10 +48,9 @@ class CountDataSettings(DataSettings):
 
     dataset: str | Annotated[tuple[str, ...], Field(min_length=1)] = setting(
         "simulated-phase-contrast",
-        "A folder of pictures with points (see `data.count_samples`); the name of such a folder in the "
-        'subfolder counting of `CELLSEG_DATA`; "simulated-phase-contrast", "simulated-nuclei", or '
-        "a data set of the catalog with labels, whose centres become points. Several are put "
-        "together.",
+        "A folder of pictures with points (see `data.count_samples`); the name of such a folder in the subfolder counting of "
+        '`CELLSEG_DATA`; "simulated-phase-contrast", "simulated-nuclei", or a data set of the catalog with labels, whose '
+        "centres become points. Several are put together.",
     )
     split: str | None = setting("train", "Only samples of this split; none = all but those of the split test.")
     channel: int | str | None = setting(
@@ -59,11 +59,21 @@ class CountDataSettings(DataSettings):
     validation_fraction: float = setting(
         0.1, "Share of the pictures set aside to choose the best epoch; 0 = none, the last one is kept.", ge=0, lt=1
     )
+    validation_least: int = setting(
+        0, "Of each kind of picture so many are set aside at least, or a third of those there are.", ge=0
+    )
+    point_classes: dict[str, tuple[str, ...]] = setting(
+        {}, "Name of a folder of pictures with points → classes of points that count there.", usual="all of them"
+    )
+    shares: dict[str, Annotated[float, Field(gt=0)]] = setting(
+        {},
+        "Kind of picture → how often crops come from it where `sampling` is kinds; 1 = as often as from others. "
+        "A kind is a data set, or data set/kind where it has several.",
+    )
     simulated: int = setting(40, "How many pictures of each simulated set are made.", ge=2)
     fraction: float = setting(
         1.0,
-        "Share of the training pictures that is used, drawn by chance; what is left out for folds "
-        "and validation stays the same.",
+        "Share of the training pictures that is used, drawn by chance; what is left out for folds and validation stays.",
         gt=0,
         le=1,
     )
@@ -112,8 +122,8 @@ class CountAugmentation(Settings):
 USUAL_LOSSES = ("mse", "bce", "mse+bce", "mesa")
 
 
-class CountTrainingSettings(LoopSettings):
-    """How long and how fast is learned, where, and from which crops."""
+class CountTrainingSettings(EncoderStart, LoopSettings):
+    """How long and how fast is learned, where, from which crops, and what the encoder starts from."""
 
     steps_per_epoch: int = setting(50, "A step sees `batch_size` crops.", ge=1)
     crop_px: int = setting(256, "Edge of a crop of the enlarged picture; a multiple of 2**encoder_depth.", ge=32)
@@ -131,8 +141,10 @@ class CountTrainingSettings(LoopSettings):
     average: float = setting(
         0.995, "Decay of the running average of weights, which is validated and saved.", ge=0, lt=1
     )
-    sampling: Literal["area", "pictures"] = setting(
-        "area", "Every place as often as any other, or every picture as often as any other."
+    sampling: Literal["area", "pictures", "kinds"] = setting(
+        "area",
+        "area: every place as often as any other; pictures: every picture; kinds: every kind of picture, "
+        "times its `data.shares`.",
     )
 
 # %% ../../../nbs/train/recipes/03_count.ipynb #ffc2f7d5
@@ -171,6 +183,8 @@ class CountTrainConfig(StartSettings):
             from cellseg_nb.models.losses import HeatmapLoss  # loads PyTorch
 
             HeatmapLoss(how.loss, activation=self.target.activation)  # says which there are
+        if self.data.shares and how.sampling != "kinds":
+            raise ValueError(f"data.shares needs training.sampling: kinds; it is {how.sampling}")
         if not self.data.validation_fraction and (how.early_stopping or how.schedule == "plateau"):
             raise ValueError("early_stopping and plateau need a data.validation_fraction above 0")
         _check_height(self.target)

@@ -7,7 +7,7 @@ __all__ = ['MapTrainingSettings', 'TrainConfig', 'MapScorer', 'LabelRecipe', 'Ma
 
 # %% ../../../nbs/train/recipes/00_maps.ipynb #60f261d5
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import model_validator
@@ -41,19 +41,15 @@ from cellseg_nb.train.recipe import (
 from cellseg_nb.train.settings import (
     BorderWeights,
     DataSettings,
+    EncoderStart,
     StartSettings,
     TrainingSettings,
     is_weights_file,
 )
 
 # %% ../../../nbs/train/recipes/00_maps.ipynb #c1d5ae04
-class MapTrainingSettings(TrainingSettings):
+class MapTrainingSettings(EncoderStart, TrainingSettings):
     """How long and how fast is learned, where, from which crops, and what the encoder starts from."""
-
-    encoder_weights: Literal["none", "auto", "download"] = setting(
-        "none",
-        "Weights from photographs for the encoder: none; auto = if they are on this computer; download = fetch them.",
-    )
 
 # %% ../../../nbs/train/recipes/00_maps.ipynb #c97b18b6
 class TrainConfig(StartSettings):
