@@ -1,8 +1,8 @@
 """How well the model for stacks finds the cells of stacks that it never saw, beside other models and a plain watershed.
 
     python tests/experiments/membranes3d.py
-    python tests/experiments/membranes3d.py membranes3d runs/membranes3d-germline/model
-    python tests/experiments/membranes3d.py runs/membranes3d/model --tune
+    python tests/experiments/membranes3d.py membranes3d runs/membranes3d-walls/model
+    python tests/experiments/membranes3d.py runs/membranes3d-walls/model --tune
 
 Scores are of the test stacks, germlines and walls of many kinds, and of the real cell walls of `volumes/ovule` where
 CELLSEG_DATA names a folder that holds them; nothing was ever chosen on those. With --tune, the settings that turn the maps
