@@ -135,7 +135,7 @@ class StackSettings(ComputeSettings, BrightnessSettings, VolumeSettings):
     max_axis: Positive | None = setting(None, "Longest cell kept, by its major axis, in µm, or pixels.", metavar="L")
     min_foreground: Annotated[float, Field(ge=0, le=1)] | None = setting(
         None,
-        "Leave out cells with a smaller mean in the model's foreground map, 0 to 1; 0 = none.",
+        "Leave out cells with a smaller mean in the model's foreground map, where it is sure of others, 0 to 1; 0 = none.",
         metavar="P",
         usual="as the model has it",
     )
@@ -424,6 +424,7 @@ def _cells_kept(
 ) -> tuple[np.ndarray, np.ndarray]:
     """New number of object 0, 1, 2 …, 0 = left out; voxels of each new object."""
     from cellseg_nb.segment.cleanup import (
+        foreground_limit,
         fragment_owners,
         major_axes,
         merge_moments,
@@ -450,7 +451,8 @@ def _cells_kept(
         kept &= _within(lengths, settings.min_axis, settings.max_axis)
     if foreground is not None:
         light = np.bincount(owner, light, len(count))
-        kept &= light >= least * count
+        means = light / np.maximum(count, 1)
+        kept &= means >= foreground_limit(means[1:], count[1:], least)
     kept[0] = False
     return (np.cumsum(kept) * kept).astype(np.uint32)[owner], count[kept]
 

@@ -64,7 +64,10 @@ class StackPostprocessing(Settings):
         None, "Where the model paints foreground, only voxels above this belong to cells; none or 0 = all.", ge=0, le=1
     )
     min_foreground: float | None = setting(
-        0.3, "Where the model paints foreground, cells with a smaller mean are left out; none or 0 = none.", ge=0, le=1
+        0.1,
+        "Where the model paints foreground and is sure of cells, those with a smaller mean are left out; none or 0 = none.",
+        ge=0,
+        le=1,
     )
 
 # %% ../../../nbs/models/kinds/00_stacks.ipynb #556096ea
