@@ -565,7 +565,7 @@ def make_targets(
         return (torch.from_numpy(targets),)
     return torch.from_numpy(targets), torch.from_numpy(weights)[None]
 
-# %% ../../nbs/train/01_crops.ipynb #a38d2be8
+# %% ../../nbs/train/01_crops.ipynb #aedf6220
 MOST_PASTED = 12  # objects that are laid into a crop
 
 
@@ -591,7 +591,7 @@ def _at_first_scale(config: StartSettings) -> StartSettings:
     changed = config.augmentation.model_copy(update={"scale": scale})
     return config.model_copy(update={"augmentation": changed})
 
-
+# %% ../../nbs/train/01_crops.ipynb #a38d2be8
 class Crops(torch.utils.data.Dataset):
     """Random training crops with their targets; `epoch` decides which."""
 
