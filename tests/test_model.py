@@ -13,6 +13,7 @@ from cellseg_nb.run.stacks import segment_stack
 from cellseg_nb.segment.watershed import otsu_watershed
 from cellseg_nb.train.crops import stack_samples
 from cellseg_nb.train.settings import StackDataSettings
+from cellseg_nb.train.tune import labelled_samples
 
 OTSU_SETTINGS = [{"sigma_px": sigma, "seed_height_px": height} for sigma, height in product((1, 2), (0.5, 0.75, 1.0))]
 
@@ -36,11 +37,15 @@ def bundle():
     return load_bundle("nuclei")
 
 
-@pytest.mark.parametrize("name", ["nuclei", "membranes3d"])
+LICENCES = {"phase-cells": "MIT"}  # of the others CC0
+
+
+@pytest.mark.parametrize("name", ["nuclei", "nuclei-fast", "phase-cells", "membranes3d"])
 def test_model_states_where_it_comes_from(name):
     specification = read_specification(name)
-    assert specification.licence == "CC0-1.0"
+    assert specification.licence == LICENCES.get(name, "CC0-1.0")
     assert specification.training["seed"] == specification.training["config"]["seed"]
+    assert specification.training["config"]["name"] == specification.name == name
     assert "test" in specification.scores
     weights = find_bundle(name) / "weights.safetensors"
     assert weights.stat().st_size <= 10e6
@@ -73,9 +78,20 @@ def test_simulated_nuclei_are_hard_for_otsu(bundle):
 
 
 @pytest.mark.needs_data("dsb2018")
-def test_model_on_real_images(bundle):
+@pytest.mark.parametrize("name", ["nuclei", "nuclei-fast"])
+def test_model_on_real_images(name):
     """On a few test images of each size it keeps well above the classical method."""
     pictures = read(samples("dsb2018", split="test", kind="fluorescence")[::10])
     classical = score(pictures, otsu_watershed)
-    model = score(pictures, lambda image: segment_image(image, bundle).labels)
+    model = score(pictures, lambda image: segment_image(image, name).labels)
     assert model.mean_ap > classical.mean_ap + 0.05
+
+
+@pytest.mark.needs_data("phase_cells")
+def test_model_outlines_cells_in_phase_contrast_that_it_never_saw():
+    """Two of the pictures set aside in its training; their number of cells is right within a quarter."""
+    bundle = load_bundle("phase-cells")
+    pictures = read(labelled_samples(bundle, aside=True)[:2])
+    found = score(pictures, lambda image: segment_image(image, bundle).labels)
+    assert found.ap[0] >= 0.55
+    assert abs(found.n_pred - found.n_truth) <= 0.25 * found.n_truth

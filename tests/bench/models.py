@@ -29,14 +29,15 @@ N_TUNING = 60
 OTSU = "Otsu + watershed"
 STAINED = ("purple_on_purple", "purple_on_white", "brightfield_gray")
 SETS = {  # what it is called: data set, kinds of picture, methods
-    "simulated-nuclei": ("simulated-nuclei", ("fluorescence",), (OTSU, "nuclei", "stars")),
-    "dsb2018 fluorescence": ("dsb2018", ("fluorescence",), (OTSU, "nuclei", "nuclei-stained", "stars")),
+    "simulated-nuclei": ("simulated-nuclei", ("fluorescence",), (OTSU, "nuclei", "nuclei-fast", "stars")),
+    "dsb2018 fluorescence": ("dsb2018", ("fluorescence",), (OTSU, "nuclei", "nuclei-fast", "nuclei-stained", "stars")),
     "dsb2018 stained": ("dsb2018", STAINED, ("nuclei", "nuclei-stained")),
     "phase-cells": ("phase-cells", ("phase_contrast",), ("phase-cells",)),
 }
 COLOURS = {
     OTSU: "#999999",
     "nuclei": "#0072b2",
+    "nuclei-fast": "#56b4e9",
     "nuclei-stained": "#cc79a7",
     "phase-cells": "#009e73",
     "stars": "#e69f00",
