@@ -13,12 +13,14 @@ reported. The same call again goes on. `--out` gets tables only: choice.csv (err
 test picture: truth, mean, interval, count and spread of each model), sparse.csv, scores.csv; `--runs` gets the models.
 `--tables DIR` names the tables of an earlier call: its recipes compete, too. Without `--recipes`, nothing is trained then, and the
 intervals are made anew. The tables that the documentation reports are in `tests/experiments/counting`.
+`--bundle` trains the default model count-cells instead (5 folds for its intervals, and one on all pictures).
 """
 
 import argparse
 import copy
 import multiprocessing
 import os
+import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -295,6 +297,48 @@ def experiment(chosen: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
         print(table.to_string(index=False), flush=True)
 
 
+def train_bundle_fold(fold: int | None, runs: Path, changes: list[str]) -> object:
+    """Train count-cells without one fold, or on all pictures."""
+    from cellseg_nb.train.count import train_count, train_fold
+    from cellseg_nb.train.settings import read_config
+
+    config = read_config("count-cells", changes)
+    if fold is not None:
+        return train_fold(config, FOLDS, fold, runs / f"fold_{fold}")
+    done = (runs / "all" / "config.yml").is_file()
+    return train_count(config, runs / "all", resume=done)
+
+
+def bundle(chosen: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
+    """Train the default model with its intervals."""
+    runs = chosen.runs / "count-cells"
+    small = ["training.epochs=1", "training.steps_per_epoch=2", "training.batch_size=2"]
+    small += ["data.simulated=6", "data.dataset=[simulated-nuclei,simulated-phase-contrast]"]
+    changes = small if chosen.quick else []
+    tasks = {fold or "all": (train_bundle_fold, fold, runs, changes) for fold in (None, *range(1, FOLDS + 1))}
+    results = finished(pool, tasks, time.monotonic() + chosen.seconds, chosen.jobs)
+    model = results.pop("all", None)
+    if results:
+        oof = pd.concat(results.values(), ignore_index=True)
+        oof.to_csv(chosen.out / "count-cells_oof.csv", index=False)
+        print(f"count-cells: out-of-fold MAE {mean_absolute(oof):.2f} over {len(oof)} pictures", flush=True)
+        print(
+            oof.assign(kind=oof["image"].str.extract(r"^(phase|nuclei)_")[0].fillna("dsb2018"))
+            .assign(error=lambda one: (one["predicted"] - one["truth"]).abs())
+            .groupby("kind")["error"]
+            .mean()
+            .round(2)
+        )
+    if model is not None:
+        if len(results) == FOLDS:
+            from cellseg_nb.segment.count import calibrate, store_calibration
+
+            store_calibration(model, calibrate(oof))
+        shutil.copytree(model, chosen.out / "count-cells", dirs_exist_ok=True)
+        shutil.copy(model.parent / "log.csv", chosen.out / "count-cells")
+        print(f"model: {chosen.out / 'count-cells'}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/counting"), help="folder of the tables")
@@ -309,19 +353,20 @@ def main() -> None:
     parser.add_argument(
         "--tables", type=Path, metavar="DIR", help="tables of an earlier call; its recipes compete, too"
     )
+    parser.add_argument("--bundle", action="store_true", help="train count-cells instead")
     parser.add_argument("--quick", action="store_true", help="a few pictures and steps, to see that all works")
     chosen = parser.parse_args()
     chosen.recipes = chosen.recipes or ([] if chosen.tables else ["mse", "mse-count"])
     chosen.runs = (chosen.runs or chosen.out / "runs") / ("quick" if chosen.quick else "whole")
     data = os.environ.get("CELLSEG_DATA", "")
-    needed = Path(data, "counting")
+    needed = Path(data, "dsb2018") if chosen.bundle else Path(data, "counting")
     if chosen.recipes and (not data or not needed.is_dir()):
         raise SystemExit(f"left out: the data are not here; CELLSEG_DATA must name a folder with {needed.name}/")
     chosen.out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(chosen.jobs, mp_context=context, initializer=start_worker) as pool:
-        experiment(chosen, pool)
+        (bundle if chosen.bundle else experiment)(chosen, pool)
     print(f"{time.monotonic() - started:.0f} s")
 
 

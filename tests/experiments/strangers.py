@@ -6,8 +6,8 @@ that are inverted, blank, overexposed, out of focus, or whose objects are three 
 20 px (for networks that want a size). Nothing is chosen here: limits come from
 the training pictures, and others of the same kind that are simulated, alone, and the pictures named here are those of the splits for testing.
 
-`count-cells` learned from several kinds of pictures, in colours, too, and sees them as they are; its home is all of them. Stained tissue
-with cells in crowds, fat and the two pictures of another phase contrast are strangers.
+`count-cells` learned from simulated phase contrast, too, and counts far too many cells in real phase contrast. So its home is
+fluorescence alone: phase contrast, simulated or real, must be named.
 
 `--learn` describes the training pictures again and writes what is learned into the shipped models; `--split train` looks at
 other parts of the training sets instead, which is where the method was chosen.
@@ -35,7 +35,7 @@ from cellseg_nb.segment.count import count_image
 from cellseg_nb.segment.familiarity import OTSU_PICTURES, USUAL_PX, describe, learn_pictures
 from cellseg_nb.segment.image import segment_image
 from cellseg_nb.segment.stack import segment_stack
-from cellseg_nb.train.count import calibrate_aside, describe_training
+from cellseg_nb.train.count import describe_training
 from cellseg_nb.train.count_pictures import SIMULATED, read_count_pictures
 from cellseg_nb.train.crops import stack_samples
 from cellseg_nb.train.finish import describe_pictures
@@ -53,8 +53,8 @@ def learn(model: str) -> None:
         return
     folder, bundle = list_bundles()[model], load_bundle(model)
     if model == "count-cells":
-        parts = read_count_pictures(read_config("count-cells"))
-        calibrate_aside(folder, parts.validation, describe_training(folder, parts.train))
+        pictures = read_count_pictures(read_config("count-cells")).train
+        describe_training(folder, [one for one in pictures if not one.name.startswith("phase")])
         return
     if model == "membranes3d":
         known = describe_pictures(bundle, stack_samples(StackDataSettings(split="train")))
@@ -111,16 +111,15 @@ def resized(sample: Sample) -> dict[str, np.ndarray]:
     return {"3 x larger": rescale(image[:edge, :edge], larger), "3 x smaller": rescale(image, smaller)}
 
 
-def folder_pictures(folder: Path, split: str, as_they_are: bool = False) -> list[np.ndarray]:
-    """Pictures of a data set, of one split if it has splits; gray unless they shall stay as they are."""
+def folder_pictures(folder: Path, split: str) -> list[np.ndarray]:
+    """Pictures of a data set, of one split if it has splits."""
     with (folder / "index.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     name = "image" if "image" in rows[0] else "file"
     wanted = [row[name] for row in rows if row.get("split", split) == split]
     paths = sorted(folder.rglob("images/*"))
     paths = {path.stem: path for path in paths} | {path.name: path for path in paths}
-    read = [read_image(paths[Path(one).name]).pixels for one in wanted]
-    return read if as_they_are else [gray(one) for one in read]
+    return [gray(read_image(paths[Path(one).name]).pixels) for one in wanted]
 
 
 def pictures_for(model: str, split: str, most: int) -> dict[str, list[np.ndarray]]:
@@ -133,13 +132,12 @@ def pictures_for(model: str, split: str, most: int) -> dict[str, list[np.ndarray
     own = [gray(one.image()) for one in chosen]
     sets = {"dsb2018 fluorescence *": own}
     if model == "count-cells":
-        simulate = SIMULATED["simulated-phase-contrast"]
-        sets["simulated phase contrast *"] = [simulate(number).image for number in range(77_000, 77_000 + most)]
-        for name in ("chula_rbc *", "bccd *", "mbm", "adi", "phase_contrast"):
-            sets[name] = folder_pictures(root / "counting" / name.removesuffix(" *"), split, as_they_are=True)[:most]
-        sets["phase_cells *"] = folder_pictures(root / "phase_cells", split)[:most]
-        for kind in ("purple_on_white", "purple_on_purple"):
-            sets[f"{kind} *"] = [one.image() for one in samples("dsb2018", split=split, kind=kind)][:most]
+        for name, simulate in SIMULATED.items():
+            mark = "" if "phase" in name else " *"
+            sets[name + mark] = [simulate(number).image for number in range(77_000, 77_000 + most)]
+        for name in ("mbm", "adi", "chula_rbc", "bccd", "phase_contrast"):
+            sets[name] = folder_pictures(root / "counting" / name, split)[:most]
+        sets["phase_cells"] = folder_pictures(root / "phase_cells", split)[:most]
     else:
         sets["simulated nuclei *"] = [SIMULATED["simulated-nuclei"](77_000 + n).image for n in range(most)]
         sets["simulated small *"] = [simulate_nuclei((128, 160), 20, seed=77_000 + n)[0] for n in range(most)]
