@@ -49,6 +49,8 @@ from cellseg_nb.data.transforms import (
 from cellseg_nb.data.transforms3d import (
     augment3d,
 )
+
+# %% ../../nbs/train/01_crops.ipynb #bf2164ff
 from cellseg_nb.data.volumes import (
     Row,
     choose_channels,
@@ -62,8 +64,6 @@ from cellseg_nb.data.walls import (
 from cellseg_nb.models.bundle import (
     Normalisation,
 )
-
-# %% ../../nbs/train/01_crops.ipynb #bf2164ff
 from cellseg_nb.train.colours import (
     vary_colours,
 )
