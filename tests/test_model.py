@@ -9,7 +9,7 @@ from cellseg_nb.data.io import luminance
 from cellseg_nb.measure.matching import Matching, match, pool
 from cellseg_nb.models.bundle import find_bundle, load_bundle, read_specification
 from cellseg_nb.run.analyse import segment_image
-from cellseg_nb.run.stacks import segment_stack
+from cellseg_nb.segment.stack import segment_stack
 from cellseg_nb.segment.watershed import otsu_watershed
 from cellseg_nb.train.crops import stack_samples
 from cellseg_nb.train.settings import StackDataSettings

@@ -148,7 +148,8 @@ def test_none_without_anything_here_and_without_a_network(tmp_path, monkeypatch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("GITHUB_API_URL", "http://127.0.0.1:9")
     with pytest.raises(
-        ConnectionError, match="no release of .* is on this computer.*nuclei, nuclei-stained, phase-cells, stars"
+        ConnectionError,
+        match="no release of .* is on this computer.*nuclei, nuclei-fast, nuclei-stained, phase-cells, stars",
     ):
         init_model(None, NAME, REPO)
 
