@@ -1,7 +1,7 @@
-"""All models of the package side by side on the test pictures of each data set at hand: the scoreboard.
+"""The models that outline nuclei and cells side by side on the test pictures of each data set at hand: the scoreboard.
 
     python tests/bench/models.py                    prints it
-    python tests/bench/models.py --write            also keeps the tables and a plot for the site (`make scoreboard`)
+    python tests/bench/models.py --write            also keeps the table and a plot for the site (`make scoreboard`)
     python tests/bench/models.py --before REVISION  also measures the models as they were in that revision of the repository
 
 Models are used as they come; the settings of Otsu's threshold with watershed are the best of a grid on training pictures of the same
