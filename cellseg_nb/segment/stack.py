@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Voxels', 'Window', 'VoxelEdges', 'VolumeSettings', 'StackSettings', 'stack_settings', 'check_stack_axes',
            'boundary_output', 'refuse_unused', 'choose_postprocessing', 'check_settings', 'refuse_in_pieces',
-           'StackSegmentation', 'stack_familiarity', 'cells_from_maps', 'segment_stack', 'window_arguments']
+           'StackSegmentation', 'stack_familiarity', 'cells_from_maps', 'cells_of_stack', 'segment_stack',
+           'window_arguments']
 
 # %% ../../nbs/segment/13_stack.ipynb #73d98e1c
 from collections.abc import Callable
@@ -138,6 +139,11 @@ class StackSettings(ComputeSettings, BrightnessSettings, VolumeSettings):
         "Leave out cells with a smaller mean in the model's foreground map, where it is sure of others, 0 to 1; 0 = none.",
         metavar="P",
         usual="as the model has it",
+    )
+    plain_walls: bool = setting(
+        True,
+        "Where walls are plainly brighter than the cells and the network finds others, take the cells of a watershed on "
+        "the brightness; not where the cut was chosen.",
     )
     foreground_threshold: Annotated[float, Field(ge=0, le=1)] | None = setting(
         None,
@@ -309,6 +315,7 @@ class StackSegmentation(NamedTuple):
     boundaries: np.ndarray  # how likely each voxel is a wall; 0..1; float32; (Z, Y, X)
     maps: dict[str, np.ndarray]  # all maps that the model paints, by name; (Z, Y, X) each
     familiarity: "Familiarity | None" = None  # is the stack like those of the training?
+    note: str = ""  # what was not as usual
 
 
 def stack_familiarity(
@@ -338,7 +345,6 @@ def cells_from_maps(
     ValueError
         A setting makes no sense for this model.
     """
-    from cellseg_nb.segment.cleanup import filter_objects, merge_fragments
     from cellseg_nb.segment.graph import segment_boundaries, walls_and_mask
 
     check_settings(specification, settings)
@@ -352,15 +358,61 @@ def cells_from_maps(
         pixel_size_um=pixel_size_um,
         **how,
     )
+    return _tidy(labels, settings, pixel_size_um, maps.get("foreground") if least else None, least or 0.0)
+
+
+def _tidy(
+    labels: np.ndarray,
+    settings: StackSettings,
+    pixel_size_um: PixelSize,
+    foreground: np.ndarray | None = None,
+    min_foreground: float = 0.0,
+) -> np.ndarray:
+    """Merge fragments, and leave out what is no cell."""
+    from cellseg_nb.segment.cleanup import filter_objects, merge_fragments
+
     if settings.merge_below_px:
         labels = merge_fragments(labels, settings.merge_below_px)
     return filter_objects(
         labels,
         volume=(settings.min_volume, settings.max_volume),
         axis=(settings.min_axis, settings.max_axis),
-        foreground=maps.get("foreground") if least else None,
-        min_foreground=least or 0.0,
+        foreground=foreground,
+        min_foreground=min_foreground,
         pixel_size_um=pixel_size_um,
+    )
+
+# %% ../../nbs/segment/13_stack.ipynb #6d261058
+def cells_of_stack(
+    image: np.ndarray,  # stack that the maps were painted from; any number type; (Z, Y, X), or (C, Z, Y, X)
+    maps: dict[str, np.ndarray],  # of a model, by name; 0..1; (Z, Y, X) each
+    specification: "StackSpecification",  # of the model
+    settings: StackSettings = StackSettings(),  # how
+    pixel_size_um: PixelSize = None,  # voxel edges (z, y, x); µm; None = unknown
+    edge_model: "EdgeModel | None" = None,  # learned edges
+) -> tuple[np.ndarray, str]:  # label volume, ids 1..N, integer, (Z, Y, X); what was not as usual, empty = nothing
+    """Cells of a stack: as in `cells_from_maps`, or along walls that are plain and that the network missed.
+
+    Raises
+    ------
+    ValueError
+        A setting makes no sense for this model.
+    """
+    from cellseg_nb.segment.plain import compare_with_watershed, plain_cells, walls_are_plain
+
+    labels = cells_from_maps(maps, specification, settings, pixel_size_um, edge_model)
+    if image.ndim != 3:  # of several channels nobody knows which shows walls
+        return labels, ""
+    invert = specification.normalisation.invert
+    note = walls_are_plain(image, labels, pixel_size_um, invert)
+    if not note:
+        return labels, ""
+    if not settings.plain_walls or settings.changes or edge_model is not None:
+        return labels, f"{note}: {compare_with_watershed(invert)}"
+    cells = _tidy(plain_cells(image, pixel_size_um, invert)[1], settings, pixel_size_um)
+    return (
+        cells,
+        f"{note}, so the cells are those of a watershed on the brightness (--no-plain-walls keeps the network's)",
     )
 
 # %% ../../nbs/segment/13_stack.ipynb #010e582b
@@ -394,9 +446,9 @@ def segment_stack(
     edges = pixel_edges(pixel_size_um or settings.pixel_size_um, 3)
     predicted = predict_stack(image, bundle, **window_arguments(settings), report=report)
     maps = dict(zip(specification.outputs, predicted))
-    labels = cells_from_maps(maps, specification, settings, edges, edge_model)
+    labels, note = cells_of_stack(np.asarray(image), maps, specification, settings, edges, edge_model)
     known = stack_familiarity(np.asarray(image), labels, specification)
-    return StackSegmentation(labels, maps[walls], maps, known)
+    return StackSegmentation(labels, maps[walls], maps, known, note)
 
 
 def window_arguments(

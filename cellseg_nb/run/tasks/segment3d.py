@@ -70,7 +70,7 @@ from cellseg_nb.segment.image import (
 from cellseg_nb.segment.stack import (
     StackSettings,
     boundary_output,
-    cells_from_maps,
+    cells_of_stack,
     check_settings,
     check_stack_axes,
     choose_postprocessing,
@@ -277,7 +277,7 @@ def _process_array(task: Segment3D, item: Item) -> Result:
     stack_axes_only(image)
     with item.watch("network"):
         found = segment_stack(image.pixels, task.bundle, task.settings, edges, task.edge_model)
-    unlike = stack_doubts(task.bundle.specification, image.pixels, found.labels, edges)
+    unlike = stack_doubts(task.bundle.specification, image.pixels, found.labels, edges, found.note)
     return whole_stack_result(item.name, image.pixels, found.labels, edges, unlike=unlike)
 
 
@@ -286,16 +286,18 @@ def stack_doubts(
     pixels: np.ndarray,  # (Z, Y, X), or (C, Z, Y, X)
     labels: np.ndarray,  # cells that were found; integer; (Z, Y, X)
     edges: Any,  # voxel edges (z, y, x); µm; None = unknown
+    note: str | None = None,  # what `cells_of_stack` said; None = it was not asked
 ) -> list[str]:  # empty = nothing
     """What is unlike the stacks of the training; of several channels nobody knows which shows walls."""
-    from cellseg_nb.segment.plain import walls_are_plain
+    from cellseg_nb.segment.plain import compare_with_watershed, walls_are_plain
     from cellseg_nb.segment.stack import stack_familiarity
 
-    plain = ""
     known = stack_familiarity(pixels, labels, specification)
-    if pixels.ndim == 3:
-        plain = walls_are_plain(pixels, labels, edges, specification.normalisation.invert)
-    return [plain] * bool(plain) + (known.reasons if known else [])
+    if note is None:
+        invert = specification.normalisation.invert
+        found = walls_are_plain(pixels, labels, edges, invert) if pixels.ndim == 3 else ""
+        note = found and f"{found}: {compare_with_watershed(invert)}"
+    return [note] * bool(note) + (known.reasons if known else [])
 
 
 def stack_axes_only(
@@ -329,8 +331,8 @@ def _cut_whole(task: Segment3D, item: Item, files: Volumes, edges: Any, file: "S
             write_image(files.maps[name], values, "ZYX", edges)
     item.note(maps_from=task.map_fingerprint)
     with item.watch("cells"):
-        labels = cells_from_maps(maps, task.specification, settings, edges, task.edge_model)
-    unlike = stack_doubts(task.bundle.specification, stack.pixels, labels, edges)
+        labels, note = cells_of_stack(stack.pixels, maps, task.specification, settings, edges, task.edge_model)
+    unlike = stack_doubts(task.bundle.specification, stack.pixels, labels, edges, note)
     pixels = stack.pixels if stack.pixels.ndim == 3 else np.moveaxis(stack.pixels, 0, -1)
     return whole_stack_result(item.name, pixels, labels, edges, files.labels.name, unlike)
 
