@@ -74,7 +74,7 @@ bench: $(READY) ## speed and memory beside other packages
 
 # On dsb2018 where CELLSEG_DATA names its folder. The training takes about three hours on one core; killed, it goes on where
 # it was. Its model, when it is at most 10 MB, replaces the one in the package.
-scoreboard: $(READY) ## models that outline nuclei and cells side by side: accuracy, speed, memory; table and plot for the site
+scoreboard: $(READY) ## models side by side: accuracy of outlines, counts and stacks, speed, memory; tables and plot for the site
 	@$(BIN)/python tests/bench/models.py --write
 
 scoreboard-train: $(READY) ## the StarDist model of the scoreboard, on the pictures that the model nuclei saw

@@ -1,7 +1,8 @@
-"""The models that outline nuclei and cells side by side on the test pictures of each data set at hand: the scoreboard.
+"""The models side by side on the test pictures of each data set at hand: the scoreboard.
 
-    python tests/bench/models.py                    prints it
-    python tests/bench/models.py --write            also keeps the table and a plot for the site (`make scoreboard`)
+    python tests/bench/models.py                    prints its three tables: outlines, counts, stacks
+    python tests/bench/models.py --only counts      prints one of them
+    python tests/bench/models.py --write            also keeps the tables and a plot for the site (`make scoreboard`)
     python tests/bench/models.py --before REVISION  also measures the models as they were in that revision of the repository
 
 Models are used as they come; the settings of Otsu's threshold with watershed are the best of a grid on training pictures of the same
@@ -14,6 +15,7 @@ import argparse
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -23,9 +25,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).parents[2]
+EXPERIMENTS = ROOT / "tests" / "experiments"
 IMAGES = ROOT / "nbs" / "images"
 GRID = {"sigma_px": (1, 2), "seed_height_px": (0.5, 0.75, 1.0, 1.5), "min_area_px": (15, 30)}
 N_TUNING = 60
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1")
+ONE_THREAD["TF_CPP_MIN_LOG_LEVEL"] = "3"
 OTSU = "Otsu + watershed"
 STAINED = ("purple_on_purple", "purple_on_white", "brightfield_gray")
 SETS = {  # what it is called: data set, kinds of picture, methods
@@ -152,9 +157,7 @@ def row(name, method, folder):
 def in_own_process(name, method, folder, label):
     """Run `row` in a fresh process."""
     command = [sys.executable, __file__, "--one", name, method, str(folder)]
-    one = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1")
-    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | one | quiet)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | ONE_THREAD)
     return json.loads(done.stdout.splitlines()[-1]) | {"method": label}
 
 
@@ -170,7 +173,8 @@ def bundles_before(revision, folder):
     with tarfile.open(archive) as tar:
         tar.extractall(folder, filter="data")
     names = {Path(one).parent.name for one in changed.splitlines() if one.endswith("weights.safetensors")}
-    return {one.name: one for one in sorted((folder / place).iterdir()) if one.name in names}
+    kept = {one.name: one for one in sorted((folder / place).iterdir()) if one.name in names}
+    return {name: one.rename(one.with_name(f"{name}, before")) for name, one in kept.items()}
 
 
 def rows_of(name, before):
@@ -182,6 +186,25 @@ def rows_of(name, before):
             yield name, method, before[method], f"{method}, before"
         if method == OTSU or method in list_bundles():
             yield name, method, method, method
+
+
+def experiment(script, before, names, options):
+    """The table of a script of `experiments` on the test part, one thread."""
+    models = [*names, *(str(before[name]) for name in names if name in before)]
+    command = [sys.executable, str(EXPERIMENTS / script), *models, *map(str, options)]
+    subprocess.run(command, check=True, env=os.environ | ONE_THREAD)
+
+
+def counts(before, folder):
+    """Models that count."""
+    experiment("count_real.py", before, ("count-cells", "count-any"), ("--part", "test", "--out", folder))
+    return folder / "test_scores.csv"
+
+
+def stacks(before, folder):
+    """Models for stacks, beside a plain watershed."""
+    experiment("membranes3d.py", before, ("membranes3d",), ("--out", folder / "stacks.csv"))
+    return folder / "stacks.csv"
 
 
 def write(rows):
@@ -229,17 +252,26 @@ def measured(before):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="keep table and plot for the site")
+    parser.add_argument("--write", action="store_true", help="keep tables and plot for the site")
+    parser.add_argument("--only", choices=["outlines", "counts", "stacks"], help="one of the tables")
     parser.add_argument("--before", metavar="REVISION", help="measure the models of that revision, too")
     parser.add_argument("--one", nargs=3, metavar=("SET", "METHOD", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(row(*arguments.one)))
         return
-    with TemporaryDirectory() as folder:
-        rows = measured(bundles_before(arguments.before, Path(folder)) if arguments.before else {})
-    if arguments.write:
-        write(rows)
+    with TemporaryDirectory() as place:
+        folder = Path(place)
+        before = bundles_before(arguments.before, folder) if arguments.before else {}
+        if arguments.only in (None, "outlines"):
+            rows = measured(before)
+            if arguments.write:
+                write(rows)
+        for name, table in (("counts", counts), ("stacks", stacks)):
+            if arguments.only in (None, name):
+                found = table(before, folder)
+                if arguments.write:
+                    shutil.copy(found, IMAGES / f"scoreboard_{name}.csv")
 
 
 if __name__ == "__main__":

@@ -66,7 +66,9 @@ def count_all(pictures: list[CountPicture], model: str, kept: Path) -> pd.DataFr
         return pd.read_csv(kept, dtype={"image": str})
     bundle, rows = load_bundle(model), []
     for one in pictures:
+        began = time.process_time()
         found = count_image(one.image, bundle)
+        seconds = time.process_time() - began
         hits = match_points(one.points, found.points, diameter_px(one) / 2).tp
         rows.append(
             {"model": Path(model).name, "kind": one.kind, "image": one.name, "truth": len(one.points)}
@@ -76,6 +78,8 @@ def count_all(pictures: list[CountPicture], model: str, kept: Path) -> pd.DataFr
                 "high": found.high,
                 "n_points": len(found.points),
                 "hits": hits,
+                "seconds": seconds,
+                "megapixels": one.image.shape[0] * one.image.shape[1] / 1e6,
             }
             | {"unlike": bool(found.unlike and found.unlike.unusual), "taken_for": found.kind, "why": found.why}
         )
@@ -99,6 +103,7 @@ def scores(rows: pd.DataFrame, means: dict[str, float]) -> pd.DataFrame:
         row |= {
             "F1": 2 * each["hits"].sum() / (each["truth"] + each["n_points"]).sum(),
             "with interval": len(known) / len(each),
+            "s/Mpx": each["seconds"].sum() / each["megapixels"].sum(),
         }
         if len(known):
             held = interval_scores(known["truth"], known["low"], known["high"])

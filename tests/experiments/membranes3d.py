@@ -16,8 +16,10 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from cellseg_nb.data.catalog import data_folder
 from cellseg_nb.data.io import read_image, read_labels
@@ -116,8 +118,8 @@ def compared(name: str, find: Callable[[Picture], np.ndarray], most: int | None)
             started = time.perf_counter()
             matchings.append(match(picture.labels, find(picture)))
             seconds += time.perf_counter() - started
-        scores[kind] = summary(matchings)
-        print(f"  {kind:9} {scores[kind]}, {seconds / len(matchings):.1f} s a stack", flush=True)
+        scores[kind] = summary(matchings) | {"s a stack": seconds / len(matchings)}
+        print(f"  {kind:9} {scores[kind]}", flush=True)
     ovule = real_walls()
     if ovule is not None:
         started = time.perf_counter()
@@ -125,10 +127,12 @@ def compared(name: str, find: Callable[[Picture], np.ndarray], most: int | None)
         seconds = time.perf_counter() - started
         split, merge = variation_of_information(ovule.labels, found, ignore_labels=(0,))
         error = adapted_rand(ovule.labels, found)[0]
-        scores["ovule"] = {"VI split": split, "VI merge": merge, "adapted Rand error": error}
+        numbers = {"stacks": 1, "cells": len(np.unique(ovule.labels)) - 1, "found": int(found.max())}
+        scores["ovule"] = numbers | {"VI": split + merge, "VI split": split, "VI merge": merge, "adapted Rand": error}
+        scores["ovule"]["s a stack"] = seconds
         print(
             f"  ovule     VI {split + merge:.3f} (split {split:.3f}, merge {merge:.3f}), adapted Rand error {error:.3f}, "
-            f"{len(np.unique(found)) - 1} cells ({len(np.unique(ovule.labels[ovule.labels > 0]))} true), {seconds:.1f} s",
+            f"{numbers['found']} cells ({numbers['cells']} true), {seconds:.1f} s",
             flush=True,
         )
     return scores
@@ -139,10 +143,12 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=["membranes3d"], help="names or folders")
     parser.add_argument("--tune", action="store_true", help="choose settings, and write them down")
     parser.add_argument("--only-validation", action="store_true", help="ask for no test stack")
+    parser.add_argument("--out", type=Path, help="CSV file of the test scores; none when left out")
     parser.add_argument("--stacks", type=int, help="so many of each kind and split; all when left out")
     arguments = parser.parse_args()
+    tests = {}
     if not arguments.only_validation:
-        compared("plain watershed", plain, arguments.stacks)
+        tests["plain watershed"] = compared("plain watershed", plain, arguments.stacks)
     for model in arguments.models:
         bundle = load_bundle(model)
         specification, scores = bundle.specification, dict(bundle.specification.scores)
@@ -154,9 +160,13 @@ def main() -> None:
             bundle = replace(bundle, specification=specification)
         if not arguments.only_validation:
             found = compared(str(model), by_model(bundle), arguments.stacks)
+            tests[Path(model).name] = found
             scores |= {"test": found["germline"], "test, walls": found["walls"]}
         if arguments.tune:
             write_specification(bundle.folder, specification.model_copy(update={"scores": scores}))
+    if arguments.out:
+        rows = [{"kind": kind, "method": name} | one for name, each in tests.items() for kind, one in each.items()]
+        pd.DataFrame(rows).round(3).to_csv(arguments.out, index=False)
 
 
 if __name__ == "__main__":
