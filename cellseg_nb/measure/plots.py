@@ -201,7 +201,10 @@ def scale_bar(
 
 # %% ../../nbs/measure/03_plots.ipynb #3b14735e
 class StandaloneFigure(Figure):
-    """A figure that shows itself in a notebook and that pyplot does not keep."""
+    """A figure that shows itself in a notebook and that pyplot does not keep; 110 px per inch where nothing is said."""
+
+    def __init__(self, *args, dpi: float = 110, **kwargs):
+        super().__init__(*args, dpi=dpi, **kwargs)
 
     def _repr_png_(self) -> bytes:
         picture = BytesIO()
@@ -212,7 +215,7 @@ class StandaloneFigure(Figure):
 def _axes(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
     """Return the axes that were given, or those of a new figure that shows itself."""
     if ax is None:
-        figure = StandaloneFigure(figsize=figsize, dpi=80, layout="constrained")
+        figure = StandaloneFigure(figsize=figsize, layout="constrained")
         ax = figure.subplots()
         ax._repr_png_ = figure._repr_png_
     return ax
@@ -309,9 +312,11 @@ def truth_against_prediction(
     found = errors(truth, pred, threshold, ignore)
     score = match(truth, pred, threshold, ignore)
     canvas = _painted_errors(image, truth, pred, found)
-    figure = StandaloneFigure(figsize=(10, 5.6), dpi=80, layout="constrained")
+    figure = StandaloneFigure(figsize=(10, 5.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _show(left, overlay(image, truth), f"truth: {score.n_truth} objects", pixel_size_um)
+    plain = _stretched(image, 1.0, 99.8)
+    plain[find_boundaries(truth, mode="inner")] = 255  # white, for every colour says something on the right
+    _show(left, plain, f"truth: {score.n_truth} objects", pixel_size_um)
     title = f"prediction: {score.n_pred} objects, AP@{score.thresholds[0]:g} = {score.ap[0]:.2f}"
     _show(right, canvas, title, pixel_size_um)
     _kinds_legend(figure, {kind: len(getattr(found, kind)) for kind in KINDS})
@@ -351,7 +356,7 @@ def worst_and_best(
     n_worst = min(n, (len(ranked) + 1) // 2)
     rows = [ranked[:n_worst], ranked[n_worst:][-n:][::-1]]
     rows = [row for row in rows if row]
-    figure = StandaloneFigure(figsize=(2.9 * n_worst, 3.3 * len(rows)), dpi=80, layout="constrained")
+    figure = StandaloneFigure(figsize=(2.9 * n_worst, 3.3 * len(rows)), layout="constrained")
     panels = figure.subplots(len(rows), n_worst, squeeze=False)
     for row, names, word in zip(panels, rows, ("worst", "best")):
         for ax in row:

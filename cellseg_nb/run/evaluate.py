@@ -515,7 +515,7 @@ def plot_evaluation(
     if not evaluation.volumes:
         raise ValueError("no image is a stack (Z, Y, X), so there is nothing to draw")
     width = 9 if evaluation.classes else 5
-    figure = StandaloneFigure(figsize=(width, 3.4), dpi=80, layout="constrained")
+    figure = StandaloneFigure(figsize=(width, 3.4), layout="constrained")
     axes = figure.subplots(1, 2 if evaluation.classes else 1, squeeze=False)[0]
     curves = {name: one.matching for name, one in list(evaluation.volumes.items())[:6]}
     pooled = pool_volumes(evaluation.volumes.values()).matching

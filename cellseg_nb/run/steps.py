@@ -367,7 +367,7 @@ def draw_augmentations(
     """Draw three training images, and seven variations of each."""
     settings = Augmentation(**read_json(augmentations))
     chosen = samples(prepared / "train", label_parts=False)[:3]
-    figure = StandaloneFigure(figsize=(12, 1.6 * len(chosen) + 0.3), dpi=80, layout="constrained")
+    figure = StandaloneFigure(figsize=(12, 1.6 * len(chosen) + 0.3), layout="constrained")
     axes = figure.subplots(len(chosen), 8, squeeze=False)
     rng = np.random.default_rng(model.get("seed", 0))
     for sample, row in zip(chosen, axes):
@@ -513,7 +513,7 @@ def draw_scores(
         if threshold is not None:
             chosen.setdefault(metric, {})[column] = threshold
     width = 1 + len(chosen)
-    figure = StandaloneFigure(figsize=(6 if width == 1 else 4 * width, 3.6), dpi=80, layout="constrained")
+    figure = StandaloneFigure(figsize=(6 if width == 1 else 4 * width, 3.6), layout="constrained")
     axes = figure.subplots(1, width, squeeze=False)[0]
     matchings = {name: pool([match(*pair) for pair in some]) for name, some in pairs.items()}
     f1_against_iou(matchings, axes[0])

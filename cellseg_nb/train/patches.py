@@ -305,7 +305,7 @@ def show_batch(
     rows = {key: shown[key] for key in keys or shown}
     rows = {key: value[None] if value.ndim == 4 else value for key, value in rows.items()}
     n = min(most, *(len(value) for value in rows.values()))
-    figure = StandaloneFigure(figsize=(1.9 * n + 0.4, 1.95 * len(rows)), dpi=80, layout="constrained")
+    figure = StandaloneFigure(figsize=(1.9 * n + 0.4, 1.95 * len(rows)), layout="constrained")
     axes = np.array(figure.subplots(len(rows), n, squeeze=False))
     for line, (key, value) in zip(axes, rows.items()):
         for ax, one in zip(line, value):
