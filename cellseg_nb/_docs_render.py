@@ -59,9 +59,11 @@ def raises_section(symbol) -> str:
 
 
 def plain_text(text: str) -> str:
-    """Keep asterisks and angle brackets outside `code` from being read as Markdown."""
+    """Keep asterisks and angle brackets outside `code` from being read as Markdown, and show bars inside it as they are."""
     parts = re.split(r"(`[^`]*`)", text)
-    return "".join(part if part.startswith("`") else re.sub(r"(?<!\\)([*<])", r"\\\1", part) for part in parts)
+    return "".join(
+        part.replace(r"\|", "|") if part.startswith("`") else re.sub(r"(?<!\\)([*<])", r"\\\1", part) for part in parts
+    )
 
 
 def table_row(*cells: str) -> str:
@@ -113,7 +115,11 @@ def class_fields(
             if isinstance(node, ast.AnnAssign) and not node.target.id.startswith("_"):
                 comments = [line.partition("  # ")[2] for line in lines[node.lineno - 1 : node.end_lineno]]
                 default = ast.unparse(node.value) if node.value else ""
-                rows[node.target.id] = (ast.unparse(node.annotation), default, " ".join(filter(None, comments)))
+                rows[node.target.id] = (
+                    ast.unparse(node.annotation).strip("'\""),
+                    default,
+                    " ".join(filter(None, comments)),
+                )
     return [(name, *row) for name, row in rows.items()]
 
 
