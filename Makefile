@@ -58,14 +58,18 @@ format: $(READY) ## lay out and check the code; clean the notebooks; write the m
 	@$(BIN)/nbdev_clean
 	@$(BIN)/python -m cellseg_nb._docs_render
 
-# Pictures of real cells are not stored in the notebooks; the site shows them as this computer draws them.
+# Pictures of real cells are not stored in the notebooks; the site shows them as this computer draws them, those of data sets
+# where CELLSEG_DATA names their folder. Whatever fails, ends it with an error; the notebooks are cleaned all the same.
 docs: format ## the documentation site in _docs (needs Quarto)
-	@if quarto --version > /dev/null 2>&1; then \
-	  grep -lr --include='*.ipynb' "Shown live only" nbs | xargs $(BIN)/jupyter nbconvert --to notebook --execute --inplace && \
+	@set -e; \
+	if quarto --version > /dev/null 2>&1; then \
+	  trap '$(BIN)/nbdev_clean; $(BIN)/python -m cellseg_nb._docs_render' EXIT; \
+	  live=$$($(BIN)/python -m cellseg_nb._docs_render --live); \
+	  $(BIN)/jupyter nbconvert --to notebook --execute --inplace $$live; \
 	  $(BIN)/nbdev_docs --n_workers 2; \
-	  $(BIN)/nbdev_clean; $(BIN)/python -m cellseg_nb._docs_render; \
+	  $(BIN)/python -m cellseg_nb._docs_render --finish; \
 	else \
-	  $(BIN)/python -m cellseg_nb._docs_render --pages && \
+	  $(BIN)/python -m cellseg_nb._docs_render --pages; \
 	  echo "The pages are prepared in _proc. Quarto, which renders them, is missing: https://quarto.org/docs/get-started"; \
 	fi
 

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -59,7 +60,7 @@ def site_settings() -> dict:
 def test_every_notebook_becomes_a_page(pages):
     made = {path.relative_to(pages).as_posix() for path in pages.rglob("*.ipynb")}
     assert made == {notebook_id(path) for path in notebooks()}
-    assert {"_quarto.yml", "nbdev.yml", "styles.css"} <= {path.name for path in pages.iterdir()}
+    assert {"_quarto.yml", "nbdev.yml", "styles.css", "site.scss"} <= {path.name for path in pages.iterdir()}
     stub = yaml.safe_load((pages / "_quarto.yml").read_text(encoding="utf-8"))
     for name in stub["metadata-files"]:
         assert (pages / name).resolve().is_file(), name
@@ -270,3 +271,201 @@ def test_glossary_is_in_order_and_its_links_resolve():
         links = re.findall(r"glossary\.ipynb#([\w.-]+)", "\n".join(texts(path)))
         wanted |= {(link, notebook_id(path)) for link in links}
     assert not (dead := {(link, page) for link, page in wanted if link not in anchors}), dead
+
+
+def make_docs(house: Path, fails: str = "") -> tuple[int, list[str]]:
+    """Run `make docs` where every program only writes down how it was called, and one of them fails."""
+    programs, log = house / ".venv" / "bin", house / "log"
+    programs.mkdir(parents=True)
+    for name in ("quarto", "ruff", "nbdev_export", "nbdev_clean", "nbdev_docs", "jupyter", "python"):
+        fail = f'fails="^({fails})"; [[ "{name} $*" =~ $fails ]] && exit 1' if fails else ""
+        text = f'#!/bin/bash\necho "{name} $*" >> {log}\n{fail}\n[[ "$*" == *--live ]] && echo nbs/live.ipynb\nexit 0\n'
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    for name in ("Makefile", "settings.ini", "setup.py"):
+        shutil.copy(ROOT / name, house)
+    (house / ".venv" / ".installed").touch()
+    done = subprocess.run(["make", "docs"], cwd=house, capture_output=True, text=True)
+    return done.returncode, log.read_text().splitlines()
+
+
+@pytest.mark.parametrize("fails", ["jupyter", "nbdev_docs", "python -m cellseg_nb._docs_render --live"])
+def test_docs_that_fail_say_so_and_leave_clean_notebooks(tmp_path, fails):
+    code, log = make_docs(tmp_path, fails)
+    assert code != 0
+    assert log[-3].startswith(fails) and log[-2:] == ["nbdev_clean ", "python -m cellseg_nb._docs_render"]
+
+
+def test_docs_show_what_lives_and_are_finished(tmp_path):
+    code, log = make_docs(tmp_path)
+    assert code == 0
+    assert log[-5].startswith("jupyter nbconvert") and log[-5].endswith(" nbs/live.ipynb")
+    assert log[-3] == "python -m cellseg_nb._docs_render --finish"
+
+
+@pytest.mark.parametrize(("fails", "fine"), [("quarto", True), ("quarto|python.*--pages", False)])
+def test_pages_without_quarto_are_prepared_or_say_so(tmp_path, fails, fine):
+    code, log = make_docs(tmp_path, fails)
+    assert (code == 0) == fine
+    assert log[-1] == "python -m cellseg_nb._docs_render --pages"
+
+
+def test_live_notebooks_without_and_with_data_sets(monkeypatch):
+    from cellseg_nb._docs_render import live_notebooks
+
+    monkeypatch.delenv("CELLSEG_DATA", raising=False)
+    without = {path.name for path in live_notebooks()}
+    monkeypatch.setenv("CELLSEG_DATA", "somewhere")
+    assert {path.name for path in live_notebooks()} - without >= {"13_phase.ipynb", "14_foreground.ipynb"}
+    assert "02_simulate.ipynb" in without
+
+
+def test_command_line_page_holds_every_option(pages):
+    from typer.main import get_command
+
+    from cellseg_nb._docs_render import command_contexts
+    from cellseg_nb.run.cli import app
+
+    text = page_text(pages / "run" / "01_cli.ipynb")
+    contexts = list(command_contexts(get_command(app), "cellseg"))
+    assert len(contexts) > 50
+    for context in contexts:
+        assert f"### {context.command_path}\n" in text
+        section = text.split(f"### {context.command_path}\n")[1].split("\n### ")[0]
+        for one in context.command.params:
+            for name in (*one.opts, *one.secondary_opts) if one.param_type_name == "option" else ():
+                assert name in section, f"{context.command_path} {name}"
+    assert "| `--tile PX` | 1024 | Edge of a tile, in pixels. |" in text
+    assert "| `--model NAME|DIR` | nuclei |" in text
+    assert "| `INPUT` | required | Image files, or folders of them. |" in text
+
+
+def test_classes_are_classes_with_their_fields(pages):
+    text = page_text(pages / "segment" / "12_image.ipynb")
+    assert "```python\nclass Segmentation(NamedTuple)\n```" in text
+    assert "| labels | np.ndarray |  | label image; integer; (Y, X); 0 = background |" in text
+    for page in pages.rglob("*.ipynb"):
+        for block in re.findall(r"```python\n(def .*?|class .*?)\n```", page_text(page), flags=re.DOTALL):
+            assert not re.match(r"def (?!UneXt101)[A-Z]", block), f"{page.name}: {block}"  # that one is a function
+            assert "](http" not in block, f"{page.name}: {block}"
+            assert not re.match(r"\w+ \w+\(\s*\*args, \*\*kwargs\s*\)$", block), f"{page.name}: {block}"
+
+
+def test_asterisks_and_bars_survive_in_tables():
+    from cellseg_nb._docs_render import plain_text, table_row
+
+    assert plain_text("2 * 3 < `a * b` * 4") == r"2 \* 3 \< `a * b` \* 4"
+    assert plain_text(r"a \* b") == r"a \* b"
+    assert plain_text(r"`A\|B` \| c") == r"`A|B` \| c"
+    assert table_row("x", "int | None", "*.tif") == r"| x | int \| None | \*.tif |"
+
+
+def cell_pictures(cell: dict) -> bool:
+    return any(kind.startswith("image/") for out in cell.get("outputs", []) for kind in out.get("data", {}))
+
+
+def test_every_picture_has_an_alternative_text(pages):
+    pictures = 0
+    for page in pages.rglob("*.ipynb"):
+        for cell in json.loads(page.read_text(encoding="utf-8"))["cells"]:
+            text = "".join(cell["source"])
+            if cell_pictures(cell):
+                pictures += 1
+                assert re.search(r'^#\| fig-alt: "[^"]{4,250}"$', text, re.MULTILINE), f"{page.name}: {text[:200]}"
+            assert cell["cell_type"] != "markdown" or not re.search(r"!\[\s*\]\(", text), f"{page.name}: {text[:200]}"
+    assert pictures > 100
+
+
+def test_alternative_text_says_what_stands_before_or_in_the_picture():
+    from cellseg_nb._docs_render import alternative_text
+
+    assert alternative_text("## A *score*", "First. Then [this](x.ipynb):") == "A score: Then this"
+    code = 'ax.set_title("Truth")\nother.set(title="It\'s found")\nax.set_title(f"{n} cells")'
+    assert alternative_text("## A score", "Then this.", code) == "A score: Truth; It’s found"
+    assert alternative_text("## A score", "") == "A score"
+
+
+def test_rendered_pages_fetch_no_loader_and_describe_pictures(tmp_path):
+    from cellseg_nb._docs_render import finish_site
+
+    page = tmp_path / "apps" / "points.html"
+    page.parent.mkdir()
+    page.write_text(
+        '<script src="https://cdnjs.cloudflare.com/ajax/libs/require.js/2.3.6/require.min.js" crossorigin="anonymous"></script>'
+        '<script src="https://unpkg.com/@jupyter-widgets/html-manager@*/dist/embed-amd.js"></script>'
+        '<h2 id="a">Points <code>here</code></h2><img src="a.png"><img alt="" src="b.png"><img alt="c" src="c.png">'
+    )
+    finish_site(tmp_path)
+    text = page.read_text()
+    assert "cdnjs" not in text and "html-manager@1.0.14/dist" in text and "@*" not in text
+    for name in ("require.min.js", "anywidget.js"):
+        assert (tmp_path / "site_libs" / "own" / name).stat().st_size > 10_000
+    assert 'src="../site_libs/own/require.min.js"' in text
+    assert re.findall(r"<img [^>]*>", text) == [
+        '<img alt="Points here" src="a.png">',
+        '<img alt="Points here" src="b.png">',
+        '<img alt="c" src="c.png">',
+    ]
+    finish_site(tmp_path)
+    assert page.read_text() == text
+
+
+def test_site_calls_no_foreign_server():
+    text = (ROOT / "nbs" / "site.scss").read_text() + (ROOT / "nbs" / "styles.css").read_text()
+    assert "$web-font-path: false;" in text
+    assert not re.search(r"@import|url\(|https?:", text)
+    html = site_settings()["format"]["html"]
+    assert html["html-math-method"] == "mathml"
+    assert all(theme[-1] == "site.scss" for theme in html["theme"].values())
+
+
+def test_sidebar_is_in_the_order_of_use():
+    contents = site_settings()["website"]["sidebar"]["contents"]
+    sections = {item["section"]: item["contents"] for item in contents}
+    assert list(sections) == ["Start", "Lessons", "How-tos", "Apps", "Models", "Reference"]
+    assert sections["Start"][:2] == ["index.ipynb", "run/00_analyse.ipynb"]
+    assert all(re.fullmatch(r"apps/[a-z].*", page) for page in sections["Apps"])
+    assert site_settings()["website"]["page-navigation"] is True
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "nbs" / "lessons").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_lesson_can_be_started_from_its_page(pages, path):
+    place = path.relative_to(ROOT).as_posix()
+    cells = json.loads((pages / path.relative_to(ROOT / "nbs")).read_text(encoding="utf-8"))["cells"]
+    text = "".join(cells[2]["source"])
+    assert f"(https://raw.githubusercontent.com/cellseg-nb/cellseg_nb/main/{place})" in text
+    assert f"(https://colab.research.google.com/github/cellseg-nb/cellseg_nb/blob/main/{place})" in text
+    assert f"(https://mybinder.org/v2/gh/cellseg-nb/cellseg_nb/main?urlpath=lab/tree/{place})" in text
+    assert "`make lab`" in text
+    assert (ROOT / ".binder" / "requirements.txt").read_text().splitlines()[0] == "."
+    for cell in cells:
+        lines = [line for line in "".join(cell["source"]).splitlines() if line and not line.startswith("#|")]
+        if cell["cell_type"] == "code" and len(lines) > 3 and all(re.match(r"(from|import) ", line) for line in lines):
+            assert "#| code-fold: true" in "".join(cell["source"])
+
+
+def test_search_finds_what_newcomers_ask_for(pages):
+    found = [page.stem for page in pages.rglob("*.ipynb") if "count cells from points" in page_text(page)]
+    assert "04_counting" in found
+
+
+def test_outputs_hold_no_warnings_and_no_empty_boxes(notebook):
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        for output in cell.get("outputs", []):
+            if output["output_type"] == "stream":
+                text = "".join(output["text"])
+                assert text.strip(), "".join(cell["source"])[:200]
+                if output["name"] == "stderr":  # a command may show the one line of an error
+                    assert all(line.startswith("error: ") for line in text.strip().splitlines()), text[:200]
+
+
+def test_gray_has_one_spelling(notebook):
+    texts = [cell.text for cell in read_cells(notebook)]
+    found = [word for text in texts for word in re.findall(r"\bgrey\w*", text, re.IGNORECASE)]
+    assert set(found) <= {"grey_dilation", "grey_erosion"}  # names of SciPy
+
+
+def test_scoreboard_shows_whole_numbers_as_such(pages):
+    cells = json.loads((pages / "scoreboard.ipynb").read_text(encoding="utf-8"))["cells"]
+    tables = "".join("".join(out.get("data", {}).get("text/html", "")) for c in cells for out in c.get("outputs", []))
+    assert "<td>3715</td>" in tables and "3715.0" not in tables

@@ -258,7 +258,7 @@ def _check_phase_settings(shape, n_cells, diameter_px, kinds, parts):
 
 # %% ../../nbs/data/13_phase.ipynb #9de15658
 def _camera_image(rng, light, lamp, blur_px, level, noise):
-    """Grey values of a camera that sees the light through blurred optics; uint8; (Y, X)."""
+    """Gray values of a camera that sees the light through blurred optics; uint8; (Y, X)."""
     seen = ndimage.gaussian_filter(light, blur_px) * lamp * np.float32(level)
     seen += np.float32(noise) * rng.standard_normal(light.shape, dtype=np.float32)
     return np.clip(np.rint(seen), 0, 255).astype(np.uint8)

@@ -405,7 +405,7 @@ def training_page(
 <title>Training of {name}</title><style>{PAGE_STYLE}</style></head><body><main>
 <h1>Training of {name}</h1><p class="soft">{html.escape(subtitle)}</p>{box}<div class="tiles">{shown}</div>
 <h2>Curves</h2><p class="soft">The curves come from a quick validation after every epoch, all scores below from
-the finished model; the grey line marks the epoch that is kept. AP@t = TP/(TP+FP+FN) at IoU t; mean AP over t = .5 to .95; objects are pooled.</p>
+the finished model; the gray line marks the epoch that is kept. AP@t = TP/(TP+FP+FN) at IoU t; mean AP over t = .5 to .95; objects are pooled.</p>
 <figure class="card">{_svg(plot_log(rows))}</figure>
 {_galleries(ranked)}
 <h2>All validation pictures</h2><p class="soft">Worst first.</p>{_table(ranked)}
