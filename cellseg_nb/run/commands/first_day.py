@@ -52,13 +52,13 @@ def _with_napari(files: list[Path], only_print: bool) -> None:
     """Start napari with files."""
     import subprocess
     import sys
-
-    from cellseg_nb.core import require
+    from importlib.util import find_spec
 
     if only_print:
         print("napari", *files)
         return
-    require("napari", "napari")
+    if find_spec("napari") is None:
+        raise ImportError("napari is not installed here; 'pip install \"napari[all]\"' brings it")
     subprocess.run([sys.executable, "-m", "napari", *map(str, files)], check=True)
 
 # %% ../../../nbs/run/commands/15_first_day.ipynb #19bd1e49
