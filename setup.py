@@ -35,6 +35,7 @@ setup(
         "cellseg_nb": [
             "bundles/*/*",
             "data/tables/*",
+            "napari.yaml",
             "configs/*",
             "configs/project/*",
             "apps/static/*",
@@ -47,6 +48,7 @@ setup(
     extras_require=EXTRAS,
     entry_points={
         "console_scripts": SETTINGS["console_scripts"].split("\n"),
+        "napari.manifest": [f"{SETTINGS['lib_name']}={SETTINGS['lib_path']}:napari.yaml"],
         "nbdev": [f"{SETTINGS['lib_name']}={SETTINGS['lib_path']}._modidx:d"],
     },
     zip_safe=False,

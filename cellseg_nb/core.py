@@ -226,6 +226,8 @@ def write_csv(
     table = table.copy(deep=False)
     for column in table.columns[[kind.kind not in "biufcmM" for kind in table.dtypes]]:
         table[column] = table[column].map(cell_text)
+    for column in table.columns[[kind.kind == "f" and kind.itemsize == 8 for kind in table.dtypes]]:
+        table[column] = table[column].map(lambda value: float(f"{value:.15g}"))  # not 12365.000000000002
     with atomic_path(path) as temporary:
         table.to_csv(temporary, index=False, float_format=float_format)
     return path if url_of(path) else Path(path)

@@ -6,6 +6,7 @@
 __all__ = ['FORMAT_VERSION', 'BUNDLES', 'list_bundles', 'find_bundle', 'read_specification', 'load_bundle']
 
 # %% ../../nbs/models/02_bundle.ipynb #7636d9fd
+from difflib import get_close_matches
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -132,7 +133,12 @@ def find_bundle(
         raise FileNotFoundError(
             f"{model} is a file and no model folder; 'cellseg model import' makes one of ONNX and TorchScript files and of checkpoints"
         )
-    raise FileNotFoundError(f"no model {str(model)!r}: neither a folder with model.json nor one of: {', '.join(known)}")
+    near = get_close_matches(str(model), [*known, *PRETRAINED, "otsu"], n=2)
+    guess = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    raise FileNotFoundError(
+        f"no model {str(model)!r}: neither a folder with model.json nor one of: {', '.join(known)}, "
+        f"or, to segment without a network, otsu{guess}"
+    )
 
 # %% ../../nbs/models/02_bundle.ipynb #6eff348f
 def read_specification(

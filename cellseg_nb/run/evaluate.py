@@ -417,7 +417,8 @@ def evaluate_folders(
         preds = dict(zip(truths, preds.values()))
     missing = [name for name in truths if name not in preds]
     if missing and (not allow_missing or len(missing) == len(truths)):
-        raise ValueError(f"{pred} has no prediction for {_listed(missing)}")
+        way_out = "" if len(missing) == len(truths) else "; allow_missing=True counts such images as nothing found"
+        raise ValueError(f"{pred} has no prediction for {_listed(missing)}{way_out}")
     groups = {} if by is None else _groups(index, by, list(truths))
     how = {"size_edges_px": size_edges_px, "ignore": ignore, "label_parts": label_parts}
     how["thresholds"] = sorted({*THRESHOLDS, *(one for _, one in columns.values() if one)})

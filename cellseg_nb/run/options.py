@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['BY_THEMSELVES', 'ONLY_HERE', 'Out', 'Device', 'Channel', 'StackAxes', 'LabelParts', 'VoxelEdges', 'HEADINGS',
-           'AT_IOU', 'PIXEL_HEADINGS', 'POOLED', 'commands', 'option', 'argument', 'flag', 'given', 'upper', 'say',
-           'error_line', 'report_failures', 'heading', 'print_scores']
+           'AT_IOU', 'PIXEL_HEADINGS', 'POOLED', 'speaking', 'commands', 'option', 'argument', 'flag', 'given',
+           'complete_model', 'upper', 'say', 'as_options', 'error_line', 'report_failures', 'heading', 'print_scores']
 
 # %% ../../nbs/run/16_options.ipynb #1c6e6c6f
 import inspect
+import re
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Optional, get_args
@@ -57,6 +58,32 @@ def _place_of(function: Callable, name: str, value: Any, at_end: ExitStack) -> A
     return at_end.enter_context(sent_path(url))
 
 
+def _option_names(function: Callable) -> dict[str, str]:
+    """The options of a command by the name of their parameter."""
+    names = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        for about in getattr(parameter.annotation, "__metadata__", ()):
+            written = [
+                one for one in (about.default, *(getattr(about, "param_decls", None) or ())) if isinstance(one, str)
+            ]
+            if not isinstance(about, typer.models.ArgumentInfo):
+                long = [one.split("/")[0] for one in written if one.startswith("--")]
+                names[name] = long[0] if long else f"--{name.replace('_', '-')}"
+    return names
+
+
+@contextmanager
+def speaking(
+    options: Mapping[str, str],  # name in Python → option
+):
+    """Let errors of a command name its options, see `as_options`."""
+    try:
+        yield
+    except Exception as error:
+        error.options = options
+        raise
+
+
 def _with_addresses(function: Callable) -> Callable:
     """Let a command take addresses where it takes paths."""
 
@@ -64,6 +91,7 @@ def _with_addresses(function: Callable) -> Callable:
     def command(*arguments, **named):
         bound = inspect.signature(function).bind(*arguments, **named)
         with ExitStack() as at_end:
+            at_end.enter_context(speaking(_option_names(function)))
             for name, value in bound.arguments.items():
                 if isinstance(value, (Path, list)):
                     bound.arguments[name] = _place_of(function, name, value, at_end)
@@ -134,6 +162,15 @@ def given(
     return {name: value for name, value in options.items() if value is not None}
 
 # %% ../../nbs/run/16_options.ipynb #51578a01
+def complete_model(
+    incomplete: str,  # what is typed so far
+) -> list[str]:  # names that begin so
+    """Names of models for the Tab key."""
+    from cellseg_nb.models.bundle import list_bundles
+
+    return [name for name in [*list_bundles(), "auto", "otsu"] if name.startswith(incomplete)]
+
+
 def upper(text: Optional[str]) -> Optional[str]:
     """Axes are written in capitals."""
     return text and text.upper()
@@ -167,11 +204,29 @@ def say(
     print(plain, file=sys.stderr, flush=True)
 
 # %% ../../nbs/run/16_options.ipynb #05df360b
+def as_options(
+    text: str,  # a message of a function
+    options: Mapping[str, str],  # name in Python → option
+) -> str:  # the message, as a command says it
+    """Name options as they are typed: "--axes ZYX" in the place of "axes='ZYX'"."""
+    for name, option in options.items():
+
+        def typed(found, option=option):
+            value = found[1] or found[2] or ""
+            return option if value in ("", "True") else f"{option} {value}"
+
+        text = re.sub(rf"(?<![\w/.\\=-]){name}=(?:'([^']*)'|([\w.-]*))", typed, text)
+        again = rf"{option}(?: \S+)?"
+        text = re.sub(rf"({again}) \((?:on the command line )?{again}\)", r"\1", text)
+        text = re.sub(rf"\({option}, or {option}\)", f"({option})", text)
+    return text
+
+
 def error_line(
     error: Exception,  # what went wrong
 ) -> str:  # for a person
     """One line; an error that no function here raises on purpose is called a bug."""
-    text = shown(" ".join(str(error).split()))
+    text = as_options(shown(" ".join(str(error).split())), getattr(error, "options", {}))
     if hasattr(error, "said_by_store"):
         return f"error: {text}"
     if isinstance(error, OSError) and (error.strerror or not isinstance(error, FileNotFoundError)):

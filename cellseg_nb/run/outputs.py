@@ -4,16 +4,20 @@
 
 # %% auto #0
 __all__ = ['EXPORTS', 'FEW', 'write_overlay', 'export_paths', 'write_exports', 'fitting_labels', 'write_text', 'refuse_foreign',
-           'refuse_namesake', 'table_makers', 'check_out', 'collect_inputs', 'counted', 'rough_duration']
+           'refuse_namesake', 'table_makers', 'check_out', 'collect_inputs', 'counted', 'rough_duration', 'Progress']
 
 # %% ../../nbs/run/04_outputs.ipynb #3478fc0d
 import shutil
+import sys
+import time
 import warnings
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm import tqdm
 
 from cellseg_nb.core import (
     PixelSize,
@@ -300,3 +304,35 @@ def rough_duration(
         return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+# %% ../../nbs/run/04_outputs.ipynb #6847b613
+class Progress(tqdm):
+    """A bar in a terminal; elsewhere a line on the error stream every `every_s` seconds."""
+
+    def __init__(
+        self,
+        total: int,  # how much there is to do
+        desc: str,  # what is done
+        unit: str,  # what is counted
+        every_s: float = 30,  # time between two lines, where there is no terminal; s
+    ):
+        self.lines, self.every_s, self.said = not sys.stderr.isatty(), every_s, time.monotonic()
+        super().__init__(total=total, desc=desc, unit=unit, disable=self.lines)
+        self.n, self.total, self.began, self.what, self.counts = 0, total, self.said, desc, unit
+
+    def update(self, n: float = 1) -> None:
+        """Note that more is done."""
+        if not self.lines:
+            super().update(n)
+            return
+        self.n += n
+        now = time.monotonic()
+        if n and now - self.said >= self.every_s and self.n < self.total:
+            self.said, left = now, (now - self.began) * (self.total - self.n) / self.n
+            rest = rough_duration(left)
+            clock = f"{datetime.now():%H:%M:%S}"
+            print(
+                f"{clock} {self.what}: {self.n} of {counted(self.total, self.counts)}, {rest} left",
+                file=sys.stderr,
+                flush=True,
+            )

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastcore.basics import patch
-from tqdm import tqdm
 
 # %% ../../nbs/run/14_runner.ipynb #5f2d951d
 from cellseg_nb.core import (
@@ -45,6 +44,7 @@ from cellseg_nb.places import (
 )
 from cellseg_nb.run.outputs import (
     FEW,
+    Progress,
     check_out,
     collect_inputs,
     counted,
@@ -331,7 +331,7 @@ def _work(task: Task, item: Item) -> Callable[[Item], Result]:
 def _compute(batch: Batch, plan: dict[str, int], fingerprint: str, unit: str) -> None:
     """Work on one item after the other; one that fails is noted and passed over."""
     task = batch.task
-    with tqdm(total=sum(plan.values()), desc=task.name, unit=unit, disable=None) as bar:
+    with Progress(sum(plan.values()), task.name, unit) as bar:
         for name, amount in plan.items():
             item, until = batch.items[name], bar.n + amount
             item.watch, item.advance = Stopwatch(), bar.update

@@ -22,7 +22,10 @@ from cellseg_nb.places import (
     placed,
 )
 from cellseg_nb.run.options import (
+    as_options,
+    complete_model,
     report_failures,
+    speaking,
 )
 from cellseg_nb.run.runner import (
     Task,
@@ -88,7 +91,7 @@ def _parameters(task: type[Task]) -> dict[str, tuple[Any, Any]]:
         kind, default = (str, task.default_model)
         if task.several_models:
             kind, default = list[str], [task.default_model]
-        about = typer.Option("--model", metavar="NAME|DIR", help=task.model_help)
+        about = typer.Option("--model", metavar="NAME|DIR", help=task.model_help, autocompletion=complete_model)
         found["model"] = (Annotated[kind, about], default)
     for one in facts_of(task.Settings):
         if one.option or one.flags:
@@ -120,14 +123,17 @@ def task_command(
     """Make the command of a task; its help is the docstring of the task."""
 
     def command(context, inputs, out, overwrite, **options):
-        made = chosen_task(task, options)
-        summary = made.start(inputs, out, overwrite, print)
+        names = {one.name: one.option for one in facts_of(task.Settings) if one.option} | {"overwrite": "--overwrite"}
+        with speaking(names):
+            made = chosen_task(task, options)
+            summary = made.start(inputs, out, overwrite, print)
         if summary is None:
             return
         if summary.n_done:
             print(made.text(summary))
         debug = context.find_root().params.get("debug")
-        report_failures(summary.failures, summary.n_done, summary.tracebacks if debug else None)
+        failures = {name: as_options(reason, names) for name, reason in summary.failures.items()}
+        report_failures(failures, summary.n_done, summary.tracebacks if debug else None)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     command.__signature__ = inspect.Signature(
