@@ -834,7 +834,10 @@ def test_evaluate_refuses(images, out, tmp_path):
     # a missing prediction
     write_labels(tmp_path / "pred" / "cell1_labels.tif", labels)
     line = error_of("evaluate", "--truth", truth, "--pred", tmp_path / "pred")
-    assert line == f"error: {tmp_path / 'pred'} has no prediction for 1 image: cell2; --allow-missing counts such images as nothing found"
+    assert (
+        line
+        == f"error: {tmp_path / 'pred'} has no prediction for 1 image: cell2; --allow-missing counts such images as nothing found"
+    )
     shown = run("evaluate", "--truth", truth, "--pred", tmp_path / "pred", "--allow-missing")
     assert "warning: 1 without prediction, counted as nothing found" in shown.stderr
     # missing folder, missing column

@@ -384,6 +384,14 @@ def _tables(
     ]
     return pd.DataFrame(rows), pd.DataFrame(images).drop(columns="images")
 
+# %% ../../nbs/run/03_evaluate.ipynb #6692e1b0
+def _refuse_missing(pred, missing: list[str], n_truths: int, allowed: bool) -> None:
+    """ValueError where predictions are missing and may not, or all of them are."""
+    none = len(missing) == n_truths
+    if missing and (none or not allowed):
+        way_out = "" if none else "; allow_missing=True counts such images as nothing found"
+        raise ValueError(f"{pred} has no prediction for {_listed(missing)}{way_out}")
+
 # %% ../../nbs/run/03_evaluate.ipynb #d6d534a3
 @takes_urls()
 def evaluate_folders(
@@ -416,9 +424,7 @@ def evaluate_folders(
     if Path(truth).is_file() and Path(pred).is_file():
         preds = dict(zip(truths, preds.values()))
     missing = [name for name in truths if name not in preds]
-    if missing and (not allow_missing or len(missing) == len(truths)):
-        way_out = "" if len(missing) == len(truths) else "; allow_missing=True counts such images as nothing found"
-        raise ValueError(f"{pred} has no prediction for {_listed(missing)}{way_out}")
+    _refuse_missing(pred, missing, len(truths), allow_missing)
     groups = {} if by is None else _groups(index, by, list(truths))
     how = {"size_edges_px": size_edges_px, "ignore": ignore, "label_parts": label_parts}
     how["thresholds"] = sorted({*THRESHOLDS, *(one for _, one in columns.values() if one)})

@@ -26,6 +26,32 @@ from cellseg_nb.places import (
     url_of,
 )
 
+# %% ../../nbs/run/16_options.ipynb #a210cfbf
+def _option_names(function: Callable) -> dict[str, str]:
+    """The options of a command by the name of their parameter."""
+    names = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        for about in getattr(parameter.annotation, "__metadata__", ()):
+            written = [
+                one for one in (about.default, *(getattr(about, "param_decls", None) or ())) if isinstance(one, str)
+            ]
+            if not isinstance(about, typer.models.ArgumentInfo):
+                long = [one.split("/")[0] for one in written if one.startswith("--")]
+                names[name] = long[0] if long else f"--{name.replace('_', '-')}"
+    return names
+
+
+@contextmanager
+def speaking(
+    options: Mapping[str, str],  # name in Python → option
+):
+    """Let errors of a command name its options, see `as_options`."""
+    try:
+        yield
+    except Exception as error:
+        error.options = options
+        raise
+
 # %% ../../nbs/run/16_options.ipynb #9277dda1
 BY_THEMSELVES = ("slides", "inputs", "model", "url", "words")  # parameters whose functions take addresses
 ONLY_HERE = ("project", "dataset", "run")  # folders in which commands read and write
@@ -56,32 +82,6 @@ def _place_of(function: Callable, name: str, value: Any, at_end: ExitStack) -> A
             place.rmdir()
         return place
     return at_end.enter_context(sent_path(url))
-
-
-def _option_names(function: Callable) -> dict[str, str]:
-    """The options of a command by the name of their parameter."""
-    names = {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        for about in getattr(parameter.annotation, "__metadata__", ()):
-            written = [
-                one for one in (about.default, *(getattr(about, "param_decls", None) or ())) if isinstance(one, str)
-            ]
-            if not isinstance(about, typer.models.ArgumentInfo):
-                long = [one.split("/")[0] for one in written if one.startswith("--")]
-                names[name] = long[0] if long else f"--{name.replace('_', '-')}"
-    return names
-
-
-@contextmanager
-def speaking(
-    options: Mapping[str, str],  # name in Python → option
-):
-    """Let errors of a command name its options, see `as_options`."""
-    try:
-        yield
-    except Exception as error:
-        error.options = options
-        raise
 
 
 def _with_addresses(function: Callable) -> Callable:
