@@ -85,6 +85,17 @@ def test_without_a_command_the_first_three_are_shown():
     assert all(f"cellseg {verb}" in shown for verb in ("demo", "segment", "doctor")) and shown.count("\n") < 20
 
 
+def test_doctor_ends_with_1_where_something_is_to_do(monkeypatch, tmp_path):
+    from cellseg_nb.run import doctor
+
+    monkeypatch.setattr(doctor, "CHECKS", (doctor._versions, doctor._disk, doctor._models))
+    assert "TO DO" not in run("doctor", "--out", tmp_path).stdout
+    monkeypatch.setattr(doctor, "LEAST_DISK_GB", 1e9)
+    shown = run("doctor", "--out", tmp_path, code=1).stdout
+    assert "TO DO  free disk" in shown and "make room, or name another folder with --out" in shown
+    assert shown.count("free disk") == 2 and shown.rstrip().endswith("```")  # as it comes, and to paste
+
+
 # --- segment -------------------------------------------------------------------------------------
 
 
